@@ -1,0 +1,49 @@
+# The two that matter:  make demo   make test
+# Needs Python >= 3.11 with venv, and pip. Everything goes into .venv; nothing else on this machine is changed.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+SHELL  := bash
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/restow-setup
+PYTEST := $(PY) -m pytest -p no:cacheprovider -q
+DEMO   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check rewrite clean
+
+help:      ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)   ## make .venv and install everything, pinned; instant when nothing changed
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "setup: no Python >= 3.11 found; install one or say make PYTHON=/path/to/python"; exit 1; }
+	@echo "setup 1/3: $(VENV) with $$($(PYTHON) --version)"
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) \
+		|| { echo "setup: python -m venv failed; on Debian and Ubuntu: apt install python3-venv"; rm -rf $(VENV); exit 1; }
+	@echo "setup 2/3: installing restow and its packages at the versions of constraints.txt (minutes the first time; torch and ray are big)"
+	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,lab,demo]'
+	@echo "setup 3/3: trying it"
+	@$(PY) -c 'import torch, ray, sys; print(f"setup done: Python {sys.version.split()[0]}, torch {torch.__version__}, ray {ray.__version__}")'
+	@touch $@
+
+demo: setup   ## the demo, under two minutes (make demo DEMO="--picture demo.png")
+	@$(VENV)/bin/restow demo $(DEMO)
+
+test: setup   ## fast and live tests
+	@$(PYTEST) -m "not slow"
+
+test-all: setup   ## everything, also what is slow
+	@$(PYTEST)
+
+check: setup   ## ruff and mypy
+	@$(PY) -m ruff check src tests examples bench
+	@$(PY) -m mypy
+
+rewrite: setup   ## renew the transcripts in tests/scenarios; read the diff
+	@REWRITE=1 $(PYTEST) tests/scenarios
+
+clean:     ## remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info src/*.egg-info

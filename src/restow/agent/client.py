@@ -1,0 +1,203 @@
+"""The agent's line to the nursery: starts it where none lives, asks, and hears who exited."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import restow
+from restow.agent.birth import Birth
+from restow.agent.folders import Folders
+from restow.errors import RestowError, SetupError, Unreachable
+
+log = logging.getLogger(__name__)
+
+START_S = 120.0  # importing torch from a cold network disk takes its time
+ANSWER_S = 60.0
+LINE_BYTES_MAX = 64 << 20
+_CODE = """import sys
+sys.path.remove("")
+where, *about = sys.argv[1:]
+if where not in sys.path:
+    sys.path.append(where)
+del sys.argv[1:]
+from restow.agent.nursery import main
+main(*about)
+"""
+
+
+class NurseryRefused(RestowError):
+    """The nursery could not do it; the line is its reason."""
+
+
+class NurseryClient:
+    """`start` connects, `on_list(children)` is told what lives there at each (re)connect, `on_exit(child)` what ends.
+
+    A nursery that was killed is replaced at once; its successor watches the children that it left.
+    """
+
+    def __init__(
+        self, folders: Folders, *, python: str, environment: Mapping[str, str], warm: bool,
+        on_list: Callable[[list[dict[str, Any]]], None], on_exit: Callable[[dict[str, Any]], None],
+    ):  # fmt: skip
+        self._folders = folders
+        self._python = python
+        self._environment = {**environment, "OMP_NUM_THREADS": "1"}  # read at import; each rank sets its own afterwards
+        self._warm = warm
+        self._on_list, self._on_exit = on_list, on_exit
+        self._reader: asyncio.StreamReader
+        self._writer: asyncio.StreamWriter | None = None
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._number = 0
+        self._connected = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Raises SetupError when no nursery can be started."""
+        await self._connect()
+        self._task = asyncio.create_task(self._run())
+        self._on_list(await self._ask("list"))
+
+    async def close(self) -> None:
+        """Let go of it; it lives on."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._writer:
+            self._writer.close()
+
+    async def quit(self) -> None:
+        """End it, and with it every child at once."""
+        try:
+            await asyncio.wait_for(self._ask("quit"), 10.0)
+        except (RestowError, TimeoutError) as error:
+            log.warning("nursery: %s", error)
+        await self.close()
+
+    # ------------------------------------------------------------ requests
+
+    async def bear(self, birth: Birth) -> int:
+        """Start a process; its pid. Raises NurseryRefused with the reason why it cannot be started."""
+        return int((await self._ask("start", birth=birth.to_wire()))["pid"])
+
+    async def open_store(self, address: str, label: Mapping[str, Any]) -> dict[str, Any]:
+        """{"pid", "host", "port", "socket"} of a new store. Raises NurseryRefused."""
+        return await self._ask("store", address=address, label=dict(label))
+
+    async def label(self, pid: int, label: Mapping[str, Any]) -> None:
+        await self._ask("label", pid=pid, label=dict(label))
+
+    async def end(self, pid: int, grace_s: float) -> None:
+        """SIGTERM now and SIGKILL after the grace (0: SIGKILL now), to the process and all that it started."""
+        await self._ask("end", pid=pid, grace_s=grace_s)
+
+    async def taken(self, pid: int) -> None:
+        """Its exit has been told on; it may be forgotten."""
+        await self._ask("taken", pid=pid)
+
+    async def _ask(self, do: str, **arguments: Any) -> Any:
+        try:
+            await asyncio.wait_for(self._connected.wait(), START_S)
+        except TimeoutError:
+            raise Unreachable(f"the nursery cannot be started; see {self._folders.nursery_log}") from None
+        assert self._writer
+        self._number += 1
+        number, answer = self._number, asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        self._writer.write(json.dumps({"id": number, "do": do, **arguments}).encode() + b"\n")
+        try:
+            return await asyncio.wait_for(answer, ANSWER_S)
+        except TimeoutError:
+            raise Unreachable(f"the nursery does not answer {do}; see {self._folders.nursery_log}") from None
+        finally:
+            self._waiting.pop(number, None)
+
+    # ------------------------------------------------------------ the line
+
+    async def _run(self) -> None:
+        while True:
+            await self._receive()
+            self._connected.clear()
+            for answer in self._waiting.values():
+                if not answer.done():
+                    answer.set_exception(Unreachable("the nursery was killed while it was asked"))
+            log.warning("the nursery is gone; starting another one")
+            while True:
+                try:
+                    await self._connect()
+                    break
+                except SetupError as error:
+                    log.error("%s", error)
+                    await asyncio.sleep(1.0)
+            greeting = asyncio.create_task(self._greet())
+            greeting.add_done_callback(_complain)
+
+    async def _greet(self) -> None:
+        self._on_list(await self._ask("list"))
+
+    async def _receive(self) -> None:
+        while line := await self._reader.readline():
+            message = json.loads(line)
+            if "exited" in message:
+                self._on_exit(message["exited"])
+                continue
+            answer = self._waiting.get(message["id"])
+            if answer is None or answer.done():
+                continue
+            if "error" in message:
+                answer.set_exception(NurseryRefused(message["error"]))
+            else:
+                answer.set_result(message["value"])
+
+    async def _connect(self) -> None:
+        """To the living nursery, or to a new one. Raises SetupError."""
+        if not await self._open():
+            await self._start_process()
+            if not await self._open():
+                raise SetupError(f"the nursery was started but does not listen; see {self._folders.nursery_log}")
+        self._connected.set()
+
+    async def _open(self) -> bool:
+        try:
+            self._reader, self._writer = await asyncio.open_unix_connection(
+                str(self._folders.nursery_socket), limit=LINE_BYTES_MAX
+            )
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+    async def _start_process(self) -> None:
+        where = str(Path(restow.__file__).resolve().parents[1])
+        with self._folders.nursery_log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                self._python, "-c", _CODE, where, str(self._folders.node), str(self._folders.shm), "warm" if self._warm else "cold",
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=output,
+                env=self._environment, cwd="/", start_new_session=True,
+            )  # fmt: skip
+        assert process.stdout
+        try:
+            said = (await asyncio.wait_for(process.stdout.readline(), START_S)).decode().strip()
+        except TimeoutError:
+            said = f"nothing within {START_S:.0f} s"
+        await process.wait()
+        if said not in ("ready", "another nursery lives here"):
+            raise SetupError(f"the nursery did not start: {said or 'it ended at once'}; see {self._folders.nursery_log}")
+
+
+def _complain(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        log.error("%s", error)
+
+
+def strip_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of the agent's environment the user's programs get: not what Ray says to its own workers, its token among it."""
+    return {name: value for name, value in environment.items() if not name.startswith("RAY_")}
+
+
+def own_environment() -> dict[str, str]:
+    return strip_environment(os.environ)

@@ -1,0 +1,102 @@
+"""Where one node keeps its sockets, logs and shared memory. Makes, checks and sweeps these folders; knows no process."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from restow.errors import SetupError
+
+SOCKET_PATH_MAX = 107  # bytes in sockaddr_un less the closing zero
+_SHARED = re.compile(r"(?P<job>.+)\.g(?P<generation>\d+)\.r(?P<rank>\d+)\.\w+")
+JOB_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}")  # becomes part of file names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folders:
+    """The paths of one node; see docs/design/001-processes.md."""
+
+    node: Path
+    shm: Path
+
+    @property
+    def agent_socket(self) -> Path:
+        return self.node / "agent.sock"
+
+    @property
+    def agent_lock(self) -> Path:
+        return self.node / "agent.lock"
+
+    @property
+    def nursery_socket(self) -> Path:
+        return self.node / "nursery.sock"
+
+    @property
+    def nursery_pid(self) -> Path:
+        """Holds the pid; locked as long as the nursery lives."""
+        return self.node / "nursery.pid"
+
+    @property
+    def nursery_log(self) -> Path:
+        return self.node / "nursery.log"
+
+    @property
+    def run(self) -> Path:
+        """One file per living child of the nursery: what a new nursery and a new agent have to know of it."""
+        return self.node / "run"
+
+    @property
+    def logs(self) -> Path:
+        return self.node / "logs"
+
+    def log(self, job: str, rank: int, generation: int, *, rehearsal: bool = False) -> Path:
+        return self.logs / job / f"{rank}.g{generation}{'.rehearsal' if rehearsal else ''}.log"
+
+    def page(self, job: str, rank: int, generation: int) -> Path:
+        return self.shm / f"{job}.g{generation}.r{rank}.page"
+
+    def private(self, job: str, rank: int, generation: int) -> Path:
+        return self.shm / f"{job}.g{generation}.r{rank}.private"
+
+    def connect(self, job: str) -> Path:
+        """The last Connect of a job whose switch is under way, for an agent that comes after this one."""
+        return self.run / f"{job}.connect"
+
+    def make(self) -> None:
+        """Create what is missing, mode 0700. Raises SetupError."""
+        longest = self.run / "4194304.sock"
+        if len(str(longest).encode()) > SOCKET_PATH_MAX:
+            raise SetupError(f"node folder {self.node} is too long for a Unix socket in it; set RESTOW_RUN to a shorter folder")
+        for folder in (self.node, self.run, self.logs, self.shm):
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                way_out = "RESTOW_SHM" if folder == self.shm else "RESTOW_RUN"
+                raise SetupError(f"folder {folder} cannot be made: {error.strerror}; set {way_out} to one that can") from None
+
+    def remove(self) -> None:
+        """Everything but the logs."""
+        shutil.rmtree(self.shm, ignore_errors=True)
+        shutil.rmtree(self.run, ignore_errors=True)
+        for path in (self.agent_socket, self.nursery_socket, self.nursery_pid, self.node / "node.json"):
+            path.unlink(missing_ok=True)
+
+    def shared(self) -> Iterator[tuple[Path, str, int, int]]:
+        """What is in shared memory: (path, job, generation at birth, rank)."""
+        for path in sorted(self.shm.iterdir()):
+            match = _SHARED.fullmatch(path.name)
+            if match:
+                yield path, match["job"], int(match["generation"]), int(match["rank"])
+
+    def sweep(self, keep: Collection[tuple[str, int, int]], job: str | None = None) -> list[Path]:
+        """Remove the shared memory of processes (job, generation at birth, rank) that are not in `keep`; of one job only if
+        it is named. Returns what went."""
+        gone = []
+        for path, owner, generation, rank in self.shared():
+            if (owner, generation, rank) not in keep and job in (None, owner):
+                path.unlink(missing_ok=True)
+                gone.append(path)
+        return gone

@@ -1,0 +1,234 @@
+"""The commands about jobs: submit, ps, show, logs, wait, cancel."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from restow import spec as specs
+from restow.cli import show as out
+from restow.cli.options import json_option
+from restow.client import Client
+from restow.errors import SpecError
+
+
+@click.command()
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SPEC.yaml | -- COMMAND...]")
+@click.option("-n", "--workers", type=int, help="Size of the gang (default 1).")
+@click.option("--name", help="The job's id is made from it; default: the script's name.")
+@click.option("--env", multiple=True, metavar="K=V", help="Set a variable for the workers; may be repeated.")
+@click.option("--cwd", type=click.Path(file_okay=False), help="Where the command runs; default: here.")
+@click.option("--memory", metavar="SIZE", help="Peak device memory of one worker, for example 8GB.")
+@click.option("--fill", help="How moved workers get their state: auto, replica, copy or shadow.")
+@click.option("--no-migrate", is_flag=True, help="restow must not move it by itself.")
+@click.option("--max-pause-s", type=float, help="The longest pause that one move may cost.")
+@click.option("--queue", is_flag=True, help="Accept more workers than the cluster has devices; the job waits for more.")
+@click.option("-f", "--follow", is_flag=True, help="Print what it prints until it has ended.")
+@click.option("-w", "--wait", "wait_", is_flag=True, help="Return when it has ended.")
+@json_option
+def submit(
+    words: tuple[str, ...], workers: int | None, name: str | None, env: tuple[str, ...], cwd: str | None, memory: str | None,
+    fill: str | None, no_migrate: bool, max_pause_s: float | None, queue: bool, follow: bool, wait_: bool, json_: bool,
+) -> int:  # fmt: skip
+    """Hand in a job, as a YAML spec or as a command.
+
+    \b
+      restow submit train.yaml
+      restow submit -n 2 -- python train.py --lr 0.1
+      restow submit -n 4 --name gpt --env SEED=7 -f -- python -m my.training
+
+    \b
+    The keys of a spec: name, command (needed), workers, cwd, env, memory, migrate, fill, max_pause_s, stop_grace_s.
+    Options given beside a spec win. The command is started once per worker, with torchrun's variables (RANK,
+    WORLD_SIZE, MASTER_ADDR ...). With -f or -w the exit code is 0 if the job ended with success, else 1.
+    Ctrl-C stops the following, never the job.
+    """
+    written: dict[str, Any] = {
+        "workers": workers, "name": name, "env": _pairs(env), "cwd": cwd, "memory": memory, "fill": fill,
+        "max_pause_s": max_pause_s, "migrate": False if no_migrate else None,
+    }  # fmt: skip
+    written = {key: value for key, value in written.items() if value is not None}
+    if not words:
+        raise SpecError("nothing to run; give a spec (restow submit train.yaml) or a command (restow submit -- python train.py)")
+    if len(words) == 1 and words[0].endswith((".yaml", ".yml")):
+        asked = specs.load(Path(words[0]), cwd=Path.cwd(), instead=written)
+    else:
+        asked = specs.build({"command": list(words), **written}, cwd=Path.cwd())
+    client = Client()
+    job = client.submit(dataclasses.asdict(asked), queue=queue)
+    if not json_:
+        click.echo(f"{job['id']}: {job['state']}, {job['workers']} worker{'s' * (job['workers'] != 1)}")
+    if follow:
+        _print_logs(client.logs(job["id"], follow=True), prefixed=job["workers"] > 1, json_=json_)
+    if follow or wait_:
+        job = client.wait(job["id"])
+        if not json_:
+            _say_end(job)
+    if json_:
+        out.as_json(job)
+    return _exit_code(job)
+
+
+@click.command()
+@click.option("-r", "--running", is_flag=True, help="Only jobs that have not ended.")
+@json_option
+def ps(running: bool, json_: bool) -> None:
+    """List jobs: where each worker is, how far and how fast.
+
+    \b
+      restow ps            all jobs, oldest first
+      restow ps -r         those that have not ended
+      restow ps --json     with the measured moves of each
+    """
+    jobs = Client().ps(every=not running)
+    if json_:
+        out.as_json(jobs)
+        return
+    if not jobs:
+        click.echo("no jobs; hand one in with restow submit")
+        return
+    rows = [
+        [
+            job["id"], _state(job), str(job["workers"]), out.places(job["placement"]), out.steps(job),
+            out.seconds(job["step_s"]), str(len(job["moves"]) or "-"), job["reason"][:80],
+        ]
+        for job in jobs
+    ]  # fmt: skip
+    out.table(["JOB", "STATE", "N", "WHERE", "STEP", "S/STEP", "MOVES", "WHY"], rows)
+
+
+@click.command()
+@click.argument("job")
+@json_option
+def show(job: str, json_: bool) -> None:
+    """Show all about one job: its ranks, why it is where it is, what its moves cost and brought.
+
+    JOB is an id, or the beginning of one if it is the only such.
+    """
+    found = Client().show(job)
+    if json_:
+        out.as_json(found)
+        return
+    profile, lines = found["profile"], []
+    lines.append(("state", _state(found) + (f", {found['reason']}" if found["reason"] else "")))
+    lines.append(("command", " ".join(found["spec"]["command"])))
+    lines.append(("cwd", found["spec"]["cwd"]))
+    lines.append(("step", f"{out.steps(found)}, {out.seconds(found['step_s'])} each"))
+    if found["values"]:
+        lines.append(("reports", "  ".join(f"{name}={value:.6g}" for name, value in found["values"].items())))
+    lines.append(("waiting", f"{out.seconds(profile['exposed_s'])} of each step for communication"))
+    lines.append(("state size", f"{out.size(profile['state_bytes'])} per rank" if profile["state_bytes"] else "not known"))
+    lines.append(("movable", "yes, live" if found["movable"] else f"no{': ' + found['why_not'] if found['why_not'] else ''}"))
+    if found["switch"]:
+        switch = found["switch"]
+        lines.append(("moving", f"to {out.places(switch['placement'])}, {switch['phase']}, fill {switch['fill']}; {switch['reason']}"))
+    for move in found["moves"]:
+        lines.append(("moved", out.move_line(move) + (f"; {move['reason']}" if move["reason"] else "")))
+    click.echo(click.style(found["id"], bold=True))
+    for name, text in lines:
+        click.echo(f"  {name:<11} {text}")
+    if found["ranks"]:
+        click.echo()
+        rows = [
+            [
+                str(rank["rank"]), rank["slot"], "alive" if rank["alive"] else "-",
+                "-" if rank["step"] is None else str(rank["step"]), out.seconds(rank["step_s"]), out.seconds(rank["exposed_s"]),
+            ]
+            for rank in found["ranks"]
+        ]  # fmt: skip
+        out.table(["RANK", "SLOT", "", "STEP", "S/STEP", "WAITING"], rows)
+
+
+@click.command()
+@click.argument("job")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
+@click.option("--rank", type=int, help="Only this rank.")
+@json_option
+def logs(job: str, follow: bool, rank: int | None, json_: bool) -> None:
+    """Print what a job's workers printed, across its moves.
+
+    Lines begin with their rank when there are several. Ctrl-C stops the following, never the job.
+
+    \b
+      restow logs digits-1 -f
+      restow logs digits-1 --rank 0
+    """
+    client = Client()
+    workers = client.show(job)["workers"]
+    _print_logs(client.logs(job, rank=rank, follow=follow), prefixed=rank is None and workers > 1, json_=json_)
+
+
+@click.command()
+@click.argument("job")
+@click.option("--limit-s", type=float, help="Give up after so many seconds (exit code 5); default: never.")
+@json_option
+def wait(job: str, limit_s: float | None, json_: bool) -> int:
+    """Wait until a job has ended; exit code 0 if with success, else 1."""
+    from restow.errors import Unreachable
+
+    try:
+        ended = Client().wait(job, limit_s=limit_s)
+    except TimeoutError:
+        raise Unreachable(f"job {job} has not ended within {limit_s:g} s") from None
+    if json_:
+        out.as_json(ended)
+    else:
+        _say_end(ended)
+    return _exit_code(ended)
+
+
+@click.command()
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@json_option
+def cancel(jobs: tuple[str, ...], json_: bool) -> None:
+    """End jobs: SIGTERM to every worker, SIGKILL after the spec's stop_grace_s."""
+    client = Client()
+    cancelled = [client.cancel(job) for job in jobs]
+    if json_:
+        out.as_json(cancelled)
+    else:
+        for job in cancelled:
+            click.echo(f"{job['id']}: {job['state']}")
+
+
+def _pairs(env: Iterable[str]) -> dict[str, str] | None:
+    pairs = {}
+    for pair in env:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise SpecError(f"--env is {pair!r}; write NAME=value")
+        pairs[name] = value
+    return pairs or None
+
+
+def _state(job: dict[str, Any]) -> str:
+    return f"{job['state']} (moving)" if job["switch"] else str(job["state"])
+
+
+def _say_end(job: dict[str, Any]) -> None:
+    click.echo(f"{job['id']}: {job['state']}" + (f": {job['reason']}" if job["reason"] else ""))
+
+
+def _exit_code(job: dict[str, Any]) -> int:
+    return 1 if job["state"] in ("failed", "cancelled") else 0
+
+
+def _print_logs(pieces: Iterable[dict[str, Any]], *, prefixed: bool, json_: bool) -> None:
+    """Whole lines only, so that ranks don't mix within one; what is left of a line comes at the end."""
+    rests: dict[int, str] = {}
+    for piece in pieces:
+        if json_:
+            out.as_json_line(piece)
+            continue
+        rank = piece["rank"]
+        mark = f"[{rank}] " if prefixed else ""
+        *lines, rests[rank] = (rests.get(rank, "") + piece["text"]).split("\n")
+        for line in lines:
+            click.echo(mark + line)
+    for rank, rest in sorted(rests.items()):
+        if rest:
+            click.echo((f"[{rank}] " if prefixed else "") + rest)

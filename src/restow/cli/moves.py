@@ -1,0 +1,74 @@
+"""The commands that move jobs: migrate and defrag."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from restow.cli import show as out
+from restow.cli.options import json_option
+from restow.client import Client
+from restow.errors import SpecError
+
+
+@click.command()
+@click.argument("job")
+@click.option("--to", metavar="SLOTS", help='One slot per rank, in order: "m1:0 m1:1".')
+@click.option("--pack", is_flag=True, help="To the fewest machines that free devices allow.")
+@json_option
+def migrate(job: str, to: str | None, pack: bool, json_: bool) -> None:
+    """Move a running job to other devices while it trains.
+
+    Returns when the move is accepted; restow show JOB tells how far it is and, when it is done, what it cost and brought.
+    A job that does not use the SDK is stopped with SIGTERM and started again at the new place.
+
+    \b
+      restow migrate digits-1 --to "m1:0 m1:1"
+      restow migrate digits-1 --pack
+    """
+    if bool(to) == pack:
+        raise SpecError('give either --to "m1:0 m1:1" or --pack')
+    moving = Client().migrate(job, to=to, pack=pack)
+    if json_:
+        out.as_json(moving)
+    else:
+        wanted = moving["switch"]["placement"] if moving["switch"] else moving["intended"]
+        click.echo(f"{moving['id']}: {out.places(moving['placement'])} → {out.places(wanted)}")
+
+
+@click.command()
+@click.option("--plan", is_flag=True, help="Only say it (the default).")
+@click.option("--apply", "apply_", is_flag=True, help="Begin the moves now.")
+@json_option
+def defrag(plan: bool, apply_: bool, json_: bool) -> None:
+    """Say which moves would bring scattered jobs together, what each costs and saves, and why others stay.
+
+    The controller does the same by itself; this shows it, or does it at once.
+
+    \b
+      restow defrag --plan
+      restow defrag --apply
+    """
+    if plan and apply_:
+        raise SpecError("give either --plan or --apply")
+    answer = Client().defrag(apply=apply_)
+    if json_:
+        out.as_json(answer)
+        return
+    for move in answer["moves"]:
+        click.echo(f"{'moving' if apply_ else 'would move'} {_sentence(move)}")
+    moved = {move["job"] for move in answer["moves"]}
+    for job, reason in sorted(answer["reasons"].items()):
+        if job not in moved:
+            click.echo(f"stays: {job}: {reason}")
+    if not answer["moves"]:
+        click.echo("nothing to move")
+
+
+def _sentence(move: dict[str, Any]) -> str:
+    return (
+        f"{move['job']}: {out.places(move['now'])} → {out.places(move['then'])}; step {out.seconds(move['step_now_s'])} →"
+        f" {out.seconds(move['step_then_s'])}, pause {out.seconds(move['downtime_s'])}, {out.size(move['wire_bytes'])} over"
+        f" the wire, saves {out.seconds(move['saves_s'])}; {move['reason']}"
+    )

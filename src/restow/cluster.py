@@ -1,0 +1,73 @@
+"""What there is: nodes, devices, links, and the frozen snapshot that a policy sees. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from restow.job import Job
+from restow.placement import Placement, Slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    index: int
+    kind: str = "cpu"  # "cpu" or the name that the driver gives, for example "NVIDIA H200"
+    memory_bytes: int = 0
+    share: float = 1.0  # of a CPU core, for CPU devices in a lab: 0.5 is half a core
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    name: str
+    address: str  # where its workers can be reached by other nodes
+    devices: tuple[Device, ...]
+    is_alive: bool = True
+    local_bytes_per_s: float = 1.0e9  # what two ranks on this node exchange per second (gloo loopback measured 0.9-2.5e9)
+
+
+DEFAULT_LINK_BYTES_PER_S = 125e6  # 1 Gbit/s, the ordinary network we assume until something was measured or declared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """The way between two nodes, both directions alike."""
+
+    bytes_per_s: float = DEFAULT_LINK_BYTES_PER_S
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The frozen cluster that a policy sees. Never training state. Jobs show where they are *intended* to be."""
+
+    now_s: float
+    nodes: tuple[Node, ...]
+    jobs: tuple[Job, ...]  # every job that is not final, by (submitted_s, id)
+    links: Mapping[tuple[str, str], Link] = field(default_factory=dict)  # key: the two names, sorted
+    moves_last_hour: int = 0
+    residue: Mapping[Slot, str] = field(default_factory=dict)
+    """Slot → job, where a leaver or an abandoned twin (of any job, final ones included) is not gone yet."""
+
+    def link(self, a: str, b: str) -> Link:
+        return self.links.get((min(a, b), max(a, b)), Link())
+
+    def node(self, name: str) -> Node | None:
+        return next((node for node in self.nodes if node.name == name), None)
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Every whole device of every live node."""
+        return tuple(Slot(n.name, d.index) for n in self.nodes if n.is_alive for d in n.devices)
+
+    def held(self) -> dict[Slot, str]:
+        """Slot → job, for slots that are in use now or promised: actual, intended, those of a switch under way, residue."""
+        held: dict[Slot, str] = dict(self.residue)
+        for job in self.jobs:
+            placements: list[Placement] = [job.placement, job.intended]
+            if job.switch:
+                placements.append(job.switch.placement)
+            for placement in placements:
+                for slot in placement:
+                    held[slot] = job.id
+        return held

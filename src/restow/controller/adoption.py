@@ -1,0 +1,48 @@
+"""What to make of a node's answer to "what runs there?", after a controller or an agent was away. Pure.
+
+An agent keeps its events until they are journalled, but an agent that is killed takes its unread ones with it. So what
+runs is compared with what is believed, and the difference becomes ordinary events and commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from restow.job import Job
+from restow.messages import Command, Event, RankExited, RankStarted, Stop
+
+UNKNOWN_CODE = -9  # nobody saw the exit status; the reason says so
+
+
+def compare(jobs: Mapping[str, Job], status: Mapping[str, Any], now_s: float) -> tuple[list[Event], list[Command]]:
+    """Events that bring the belief to what `status` says, and commands that end what should not run."""
+    node = status["node"]
+    running = {(p["job"], p["generation"], p["rank"]): p for p in status["processes"] if p["role"] == "rank"}
+    events: list[Event] = []
+    for job in jobs.values():
+        for rank, slot in enumerate(job.placement):
+            if slot.node != node or job.state.is_final or job.switch:
+                continue  # in a switch a rank may be leaving or have left already; its outcome is reported by the ranks
+            process = running.get((job.id, job.generation, rank))
+            if process and rank not in job.alive | job.exited:
+                events.append(
+                    RankStarted(time_s=now_s, job=job.id, generation=job.generation, node=node, rank=rank, pid=process["pid"])
+                )
+            if not process and rank in job.alive:
+                reason = f"ended while the agent of {node} was away; its exit code is unknown"
+                events.append(
+                    RankExited(
+                        time_s=now_s, job=job.id, generation=job.generation, node=node, rank=rank, role="rank",
+                        code=UNKNOWN_CODE, reason=reason,
+                    )
+                )  # fmt: skip
+    return events, list(_endings(jobs, status["processes"]))
+
+
+def _endings(jobs: Mapping[str, Job], processes: Iterable[Mapping[str, Any]]) -> Iterable[Command]:
+    """A node that was lost and came back may still run what was given up meanwhile."""
+    stale = {(p["job"], p["generation"]) for p in processes if p["job"] not in jobs or jobs[p["job"]].state.is_final}
+    for name, generation in sorted(stale):
+        grace_s = jobs[name].spec.stop_grace_s if name in jobs else 10.0
+        yield Stop(job=name, generation=generation, grace_s=grace_s)

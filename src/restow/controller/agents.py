@@ -1,0 +1,198 @@
+"""Contact with every node: events come in, commands go out, silence is noticed.
+
+For each node one task pumps events and one sends commands in order. An event is acknowledged to its agent only after
+`take` has returned, and `take` journals before it returns: nothing is lost when the controller is killed in between, and
+what comes twice is harmless.
+
+A node is lost after `silence_s` without any answer, not before: an agent that was killed is back in about 2 s. It joins
+again by answering.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from restow.cluster import Device
+from restow.engine.base import AgentHandle, Engine
+from restow.errors import NotFound, RestowError, Unreachable
+from restow.messages import Command, Event, NodeJoined, NodeLost, from_json
+
+log = logging.getLogger(__name__)
+
+WAIT_S = 2.0  # one long poll, at most a quarter of the silence; an idle agent costs half a call per second
+RETRY_S = 0.3
+MEMBERS_S = 1.0  # how often the engine is asked for new nodes, at most a quarter of the silence
+COMPARE_S = 20.0  # how often what runs is compared with what is believed, although every change is reported
+
+Take = Callable[[Sequence[Event]], Awaitable[None]]
+Compare = Callable[[dict[str, Any], bool], Awaitable[None]]  # what runs there; is it another life of the agent?
+
+
+class Contact:
+    """One node. `joined` is true between NodeJoined and NodeLost."""
+
+    def __init__(self, handle: AgentHandle, *, take: Take, compare: Compare, silence_s: float):
+        self.handle = handle
+        self.node = handle.node
+        self.joined = False
+        self.epoch = ""  # of the agent's present life
+        self.after = 0  # highest event number that is journalled
+        self.answered = time.monotonic()
+        self._take = take
+        self._compare = compare
+        self._silence_s = silence_s
+        self._compared = 0.0
+        self._commands: asyncio.Queue[Command] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def open(self) -> None:
+        self._tasks = [asyncio.create_task(self._pump()), asyncio.create_task(self._deliver())]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def send(self, command: Command) -> None:
+        self._commands.put_nowait(command)
+
+    async def _pump(self) -> None:
+        while True:
+            try:
+                if not self.joined or time.monotonic() - self._compared > COMPARE_S:
+                    await self._greet()
+                await self._receive(min(WAIT_S, self._silence_s / 4))
+            except Unreachable as error:
+                silence_s = time.monotonic() - self.answered
+                if self.joined and silence_s > self._silence_s:
+                    log.warning("%s: %s", self.node, error)
+                    self.joined = False
+                    self._forget_commands()
+                    await self._take([NodeLost(time_s=time.time(), node=self.node, reason=f"silent for {silence_s:.0f} s")])
+                await asyncio.sleep(min(RETRY_S, self._silence_s / 4))
+            except RestowError as error:  # the agent answers, but has a problem, or speaks another version
+                self.answered = time.monotonic()
+                log.error("%s: %s", self.node, error)
+                await asyncio.sleep(1.0)
+
+    async def _greet(self) -> None:
+        """Learn what is there. Status first, then what is still unread, then the comparison: in this order an exit in between
+        is never mistaken for a process that vanished."""
+        status = await self.handle.ask("status")
+        self.answered = self._compared = time.monotonic()
+        is_new = not self.joined
+        if is_new:
+            devices = tuple(Device(**device) for device in status["devices"])
+            await self._take([NodeJoined(time_s=time.time(), node=self.node, address=status["address"], devices=devices)])
+            self.epoch, self.after = "", 0  # numbers are only good within one life; what comes twice is harmless
+            self.joined = True
+        if await self._receive(0.0):
+            await self._compare(status, is_new)
+
+    async def _receive(self, wait_s: float) -> bool:
+        """Take what is unread; False when another agent answers than before, so that it has to be greeted."""
+        batch = await self.handle.events(self.after, wait_s)
+        self.answered = time.monotonic()
+        if self.epoch and batch.epoch != self.epoch:
+            log.warning("%s: another agent answers", self.node)
+            self.joined = False
+            return False
+        self.epoch = batch.epoch
+        if batch.events:
+            await self._take([event for _, wire in batch.events if (event := self._read(wire))])
+            self.after = batch.events[-1][0]
+        return True
+
+    def _read(self, wire: dict[str, Any]) -> Event | None:
+        try:
+            event = from_json(wire)
+        except RestowError as error:
+            log.error("%s: %s", self.node, error)
+            return None
+        return event if isinstance(event, Event) else None
+
+    async def _deliver(self) -> None:
+        """In order, one after the other; a command is tried until it is delivered or its node is lost."""
+        while True:
+            command = await self._commands.get()
+            while True:
+                try:
+                    await self.handle.tell(command)
+                    break
+                except Unreachable:
+                    await asyncio.sleep(RETRY_S)
+                    if not self.joined:
+                        log.warning("%s: undelivered: %s", self.node, command)
+                        break
+                except RestowError as error:
+                    log.error("%s refuses %s: %s", self.node, command, error)
+                    break
+
+    def _forget_commands(self) -> None:
+        while not self._commands.empty():
+            self._commands.get_nowait()
+
+
+class Agents:
+    """All contacts. `take(events)` returns when they are journalled; `compare(status, is_new)` after each (re)join."""
+
+    def __init__(self, engine: Engine, *, take: Take, compare: Compare, silence_s: float = 15.0):
+        self._engine = engine
+        self._take = take
+        self._compare = compare
+        self._silence_s = silence_s
+        self._contacts: dict[str, Contact] = {}
+
+    def send(self, node: str, command: Command) -> None:
+        """Queue a command. To a node without contact it is dropped: its NodeLost is on the way and undoes it."""
+        contact = self._contacts.get(node)
+        if contact is None:
+            log.warning("%s: no contact for %s", node, command)
+            return
+        contact.send(command)
+
+    async def ask(self, node: str, what: str, **arguments: Any) -> Any:
+        contact = self._contacts.get(node)
+        if contact is None:
+            raise NotFound(f"node {node} is not connected; see restow nodes")
+        return await contact.handle.ask(what, **arguments)
+
+    @property
+    def joined(self) -> tuple[str, ...]:
+        return tuple(sorted(node for node, contact in self._contacts.items() if contact.joined))
+
+    async def run(self, expected: Sequence[str] = ()) -> None:
+        """Make and keep contact until cancelled. `expected`: nodes that the journal believes alive."""
+        begun = time.monotonic()
+        missing = set(expected)
+        try:
+            while True:
+                try:
+                    handles = await self._engine.agents()
+                except RestowError as error:
+                    log.error("engine: %s", error)
+                    handles = {}
+                for node, handle in handles.items():
+                    await self._meet(node, handle)
+                missing -= self._contacts.keys()
+                if missing and time.monotonic() - begun > self._silence_s:
+                    now_s = time.time()
+                    reason = f"did not answer within {self._silence_s:.0f} s after the controller came back"
+                    await self._take([NodeLost(time_s=now_s, node=node, reason=reason) for node in sorted(missing)])
+                    missing.clear()
+                await asyncio.sleep(min(MEMBERS_S, self._silence_s / 4))
+        finally:
+            await asyncio.gather(*(contact.close() for contact in self._contacts.values()))
+
+    async def _meet(self, node: str, handle: AgentHandle) -> None:
+        contact = self._contacts.get(node)
+        if contact is None:
+            contact = Contact(handle, take=self._take, compare=self._compare, silence_s=self._silence_s)
+            self._contacts[node] = contact
+            contact.open()
+        else:
+            contact.handle = handle  # after a node came back the engine has another handle for it

@@ -1,0 +1,266 @@
+"""What the controller does when it is asked: each verb of the socket is one method here.
+
+A verb returns JSON, or is an async generator whose items are streamed. Mistakes of the user raise RestowError before
+anything is journalled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from restow.controller import views
+from restow.controller.loop import Controller
+from restow.errors import NotFound, Refused, SpecError
+from restow.job import Job, JobState
+from restow.messages import CancelAsked, JobSubmitted, MigrateAsked, from_json, to_json
+from restow.placement import Move, Placement, Slot, nodes_of, parse_placement
+
+LOG_CHUNK_BYTES = 256 * 1024
+FOLLOW_S = 0.3  # between two looks at a log that is followed
+
+
+class Requests:
+    """The verbs. `shut_down(end_agents)` is given by the daemon."""
+
+    def __init__(self, controller: Controller, *, about: dict[str, Any], shut_down: Callable[[bool], None]):
+        self._controller = controller
+        self._about = about
+        self._shut_down = shut_down
+
+    # -------------------------------------------------------- questions
+
+    async def ping(self) -> dict[str, Any]:
+        nodes = self._snapshot().nodes
+        alive = [node.name for node in nodes if node.is_alive]
+        running = [job.id for job in self._jobs() if not job.state.is_final]
+        return {**self._about, "nodes": alive, "joined": list(self._controller.agents.joined), "unfinished": running}
+
+    async def ps(self, every: bool = True) -> list[dict[str, Any]]:
+        return [self._view(job) for job in self._jobs() if every or not job.state.is_final]
+
+    async def show(self, job: str) -> dict[str, Any]:
+        found = self._find(job)
+        return {**self._view(found), **views.job_details(found, self._controller.progress.get(found.id, {}))}
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        holders = views.holders_of(self._jobs())
+        return [views.node_view(node, holders) for node in self._snapshot().nodes]
+
+    async def events(self, after: int = 0, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
+        """Journalled events as they are on the wire, each with its `number`."""
+        while True:
+            changed = self._controller.changed
+            for number, event in list(self._controller.journal.events(after)):
+                yield {"number": number, **to_json(event)}
+                after = number
+            if not follow:
+                return
+            await changed.wait()
+
+    async def logs(self, job: str, rank: int | None = None, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
+        """Pieces of text by rank, whole lines unless one is longer than a piece, until the job is final if followed."""
+        found = self._find(job)
+        if rank is not None and not 0 <= rank < found.workers:
+            raise NotFound(f"rank is {rank}; job {found.id} has ranks 0 to {found.workers - 1}")
+        readers = [_LogReader(self._controller, found.id, r) for r in ([rank] if rank is not None else range(found.workers))]
+        while True:
+            was_final = self._find(found.id).state.is_final  # looked at before reading: then the last lines are in
+            for reader in readers:
+                async for piece in reader.read():
+                    yield piece
+            if not follow or was_final:
+                return
+            await asyncio.sleep(FOLLOW_S)
+
+    async def wait(self, job: str) -> dict[str, Any]:
+        """The job's view once it is final."""
+        while True:
+            changed = self._controller.changed
+            found = self._find(job)
+            if found.state.is_final:
+                return self._view(found)
+            await changed.wait()
+
+    # -------------------------------------------------------- wishes
+
+    async def submit(self, spec: dict[str, Any], queue: bool = False) -> dict[str, Any]:
+        submitted = from_json({"type": "JobSubmitted", "time_s": self._controller.now(), "job": "new", "spec": spec})
+        assert isinstance(submitted, JobSubmitted)
+        devices = len(self._snapshot().slots)
+        if submitted.spec.workers > devices and not queue:
+            raise SpecError(
+                f"workers is {submitted.spec.workers}; the cluster has {devices} device{'s' * (devices != 1)}"
+                " (--queue waits for more)"
+            )
+        job = self._new_id(submitted.spec.name or _stem(submitted.spec.command))
+        await self._controller.take([JobSubmitted(time_s=self._controller.now(), job=job, spec=submitted.spec)])
+        return self._view(self._find(job))
+
+    async def cancel(self, job: str) -> dict[str, Any]:
+        found = self._find(job)
+        if found.state.is_final:
+            raise Refused(f"job {found.id} is {found.state.value} already; nothing to cancel")
+        await self._controller.take([CancelAsked(time_s=self._controller.now(), job=found.id)])
+        return self._view(self._find(found.id))
+
+    async def migrate(self, job: str, to: str | None = None, pack: bool = False) -> dict[str, Any]:
+        found = self._find(job)
+        if found.state is not JobState.RUNNING:
+            raise Refused(f"job {found.id} is {found.state.value}; only a running job can be moved")
+        if found.switch:
+            raise Refused(f"job {found.id} is being moved to {_text(found.switch.placement)}; try again when that is done")
+        placement = self._packed(found) if pack else parse_placement(to or "")
+        self._check_destination(found, placement)
+        await self._controller.take([MigrateAsked(time_s=self._controller.now(), job=found.id, placement=placement)])
+        self._controller.decide(self._controller.now())
+        return self._view(self._find(found.id))
+
+    async def defrag(self, apply: bool = False) -> dict[str, Any]:
+        """The moves that the policy would make now, and what it says about the jobs that stay."""
+        now_s = self._controller.now()
+        if apply:
+            schedule = self._controller.decide(now_s)
+        else:
+            plan = getattr(self._controller.policy, "plan", self._controller.policy.decide)
+            schedule = plan(self._snapshot())
+        return {
+            "applied": apply,
+            "moves": [_move_view(move) for move in schedule.moves.values()],
+            "reasons": dict(schedule.reasons),
+        }
+
+    async def stop(self, end_agents: bool = True) -> dict[str, Any]:
+        """End the daemon; with `end_agents` every job and agent before it."""
+        self._shut_down(end_agents)
+        return {}
+
+    # -------------------------------------------------------- within
+
+    def _jobs(self) -> list[Job]:
+        return sorted(self._controller.state.jobs.values(), key=lambda job: (job.submitted_s, job.id))
+
+    def _snapshot(self) -> Any:
+        return self._controller.state.snapshot(self._controller.now())
+
+    def _find(self, name: str) -> Job:
+        """By id, or by a beginning that only one job has."""
+        jobs = self._controller.state.jobs
+        if name in jobs:
+            return jobs[name]
+        matching = [job for job in self._jobs() if job.id.startswith(name) or job.spec.name == name]
+        if len(matching) == 1:
+            return matching[0]
+        if matching:
+            raise NotFound(f"job {name!r} could be {', '.join(job.id for job in matching[:5])}; write it out")
+        raise NotFound(f"job {name!r} does not exist; restow ps shows all")
+
+    def _view(self, job: Job) -> dict[str, Any]:
+        return views.job_view(
+            job,
+            step_s=self._controller.measurer.step_s(job.id),
+            progress=self._controller.progress.get(job.id, {}),
+            moves=self._controller.measurer.measured.get(job.id, []),
+            reason=self._controller.last_schedule.reasons.get(job.id, ""),
+        )
+
+    def _new_id(self, name: str) -> str:
+        """`digits-1`, `digits-2` …: safe as a file name, never used twice."""
+        stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "job"
+        number = 1
+        while f"{stem}-{number}" in self._controller.state.jobs:
+            number += 1
+        return f"{stem}-{number}"
+
+    def _packed(self, job: Job) -> Placement:
+        """The job on as few nodes as its own and the free devices allow; ranks stay where they can."""
+        held = {(slot.node, slot.device) for slot, other in self._snapshot().held().items() if other != job.id}
+        usable = [slot for slot in self._snapshot().slots if (slot.node, slot.device) not in held]
+        ours = Counter(slot.node for slot in job.placement)
+        room = Counter(slot.node for slot in usable)
+        chosen: list[Slot] = []
+        for node in sorted(room, key=lambda node: (-min(room[node], job.workers), -ours[node], node)):
+            chosen += [slot for slot in usable if slot.node == node][: job.workers - len(chosen)]
+        chosen = _prefer_own(chosen, job, usable)
+        spare = [slot for slot in chosen if (slot.node, slot.device) not in {(s.node, s.device) for s in job.placement}]
+        kept = {(slot.node, slot.device) for slot in chosen}
+        placement = tuple(slot if (slot.node, slot.device) in kept else spare.pop(0) for slot in job.placement)
+        if len(nodes_of(placement)) >= len(nodes_of(job.placement)):
+            raise Refused(
+                f"job {job.id} cannot use fewer than its {len(nodes_of(job.placement))} nodes: no node has enough free devices"
+            )
+        return placement
+
+    def _check_destination(self, job: Job, placement: Placement) -> None:
+        if len(placement) != job.workers:
+            raise SpecError(f"--to names {len(placement)} slots; job {job.id} has {job.workers} workers, write one slot per rank")
+        places = [(slot.node, slot.device) for slot in placement]
+        for slot, place in zip(placement, places, strict=True):
+            if places.count(place) > 1:
+                raise SpecError(f"--to names {slot.node}:{slot.device} twice; a device takes one rank")
+        snapshot = self._snapshot()
+        existing = {(slot.node, slot.device) for slot in snapshot.slots}
+        held = {(slot.node, slot.device): other for slot, other in snapshot.held().items()}
+        for place in places:
+            if place not in existing:
+                raise NotFound(f"device {place[0]}:{place[1]} does not exist or its node is lost; see restow nodes")
+            if held.get(place, job.id) != job.id:
+                raise Refused(f"device {place[0]}:{place[1]} is held by {held[place]}; choose another or move that job first")
+        if places == [(slot.node, slot.device) for slot in job.placement]:
+            raise Refused(f"job {job.id} is at {_text(placement)} already")
+
+
+class _LogReader:
+    """Reads one rank's log across its generations, wherever they ran."""
+
+    def __init__(self, controller: Controller, job: str, rank: int):
+        self._controller = controller
+        self._job = job
+        self._rank = rank
+        self._offsets: dict[tuple[str, int], int] = {}  # (node, generation) → read so far
+
+    async def read(self) -> AsyncIterator[dict[str, Any]]:
+        for node in self._controller.agents.joined:
+            listing = await self._controller.agents.ask(node, "logs", job=self._job, rank=self._rank)
+            for generation in sorted(entry["generation"] for entry in listing["logs"]):
+                async for piece in self._read_one(node, generation):
+                    yield piece
+
+    async def _read_one(self, node: str, generation: int) -> AsyncIterator[dict[str, Any]]:
+        while True:
+            offset = self._offsets.get((node, generation), 0)
+            answer = await self._controller.agents.ask(
+                node, "logs", job=self._job, rank=self._rank, generation=generation, offset=offset, max_bytes=LOG_CHUNK_BYTES
+            )
+            if not answer["text"]:
+                return
+            self._offsets[node, generation] = answer["offset"]
+            yield {"rank": self._rank, "generation": generation, "node": node, "text": answer["text"]}
+
+
+def _prefer_own(chosen: list[Slot], job: Job, usable: list[Slot]) -> list[Slot]:
+    """The same number of devices on each node, but those that the job holds already where there is a choice."""
+    own = {(slot.node, slot.device) for slot in job.placement}
+    wanted = Counter(slot.node for slot in chosen)
+    preferred: list[Slot] = []
+    for node, count in wanted.items():
+        there = sorted((slot for slot in usable if slot.node == node), key=lambda slot: (slot[:2] not in own, slot))
+        preferred += there[:count]
+    return preferred
+
+
+def _stem(command: tuple[str, ...]) -> str:
+    """A name for a command: its script's without folder and ending, else its program's."""
+    script = next((word for word in command if word.endswith(".py")), command[0])
+    return script.rpartition("/")[2].removesuffix(".py")
+
+
+def _move_view(move: Move) -> dict[str, Any]:
+    return {**to_json(move), "now": [str(slot) for slot in move.now], "then": [str(slot) for slot in move.then]}
+
+
+def _text(placement: Placement) -> str:
+    return " ".join(str(slot) for slot in placement)

@@ -1,0 +1,121 @@
+"""What is due by the clock, as events: time-outs, the next proposal of a switch step, and what nobody will report any more.
+
+Nothing here changes the state. The driver journals what `due` returns and gives it to `observe`, so a replay of the journal
+needs no clock. Waiting is measured on the driver's own clock, from the first look at a phase: clocks of nodes that are off
+do not matter, and after a restart everybody gets the full time again.
+"""
+
+from __future__ import annotations
+
+import math
+
+from restow.core.config import CoreConfig
+from restow.core.record import Record
+from restow.job import JobState, Phase
+from restow.messages import Event, LaunchFailed, RankExited, RankReady, RankRolledBack, StepProposed, SwitchFailed
+from restow.placement import moved_ranks
+
+
+class Watch:
+    """When each thing that is waited for was first seen."""
+
+    def __init__(self, config: CoreConfig):
+        self.config = config
+        self._since: dict[tuple, float] = {}
+
+    def due(self, records: list[Record], now_s: float) -> list[Event]:
+        """Events that are due at `now_s`, in the order of the records."""
+        before, self._since = self._since, {}
+        events: list[Event] = []
+        for record in records:
+            waits: list[tuple[tuple, float, Event]] = [*self._gang(record, now_s), *self._switch(record, now_s)]
+            for key, wait_s, event in waits:
+                since_s = self._since.setdefault(key, before.get(key, now_s))
+                if now_s - since_s >= wait_s:
+                    events.append(event)
+        return events
+
+    def _gang(self, record: Record, now_s: float) -> list[tuple[tuple, float, Event]]:
+        job, config = record.job, self.config
+        key = (job.id, job.generation)
+        waits: list[tuple[tuple, float, Event]] = []
+        if job.state is JobState.STARTING:
+            missing = [f"rank {rank} on {p.slot.node}" for rank, p in record.gang() if not p.is_started] or ["its store"]
+            reason = f"not ready after {config.start_s:g} s: {', '.join(missing)}"
+            waits.append(((*key, "start"), config.start_s, LaunchFailed(
+                time_s=now_s, job=job.id, generation=job.generation, node="", rank=-1, reason=reason)))  # fmt: skip
+        if job.state is JobState.RUNNING and job.intended != job.placement and not job.movable and not record.unmovable:
+            wait_s = config.first_steps_s if record.progress or record.signatures else config.unready_s
+            waits.append(((*key, "ready", wait_s), wait_s, RankReady(
+                time_s=now_s, job=job.id, generation=job.generation, node="", rank=0, signature="", state_bytes=0,
+                private_bytes=0, movable=False, why_not="its script does not use restow's SDK")))  # fmt: skip
+        doomed = [(k, p) for k, p in record.residue() if self._is_twin(record, k)]
+        if job.state is JobState.STOPPING:
+            doomed += [(k, p) for k, p in sorted(record.processes.items()) if not p.is_started and (k, p) not in doomed]
+        for (generation, rank), process in doomed:
+            wait_s = config.linger_s + job.spec.stop_grace_s
+            waits.append(((job.id, generation, rank, "gone"), wait_s, RankExited(
+                time_s=now_s, job=job.id, generation=generation, node=process.slot.node, rank=rank, role="twin", code=-1,
+                reason=f"no word of it for {wait_s:g} s; taken for gone")))  # fmt: skip
+        return waits
+
+    @staticmethod
+    def _is_twin(record: Record, key: tuple[int, int]) -> bool:
+        """Twins are told to end, and leavers hang on no command: only the former may be taken for gone."""
+        return key[0] in record.abandoned or key[0] > record.job.generation
+
+    def _switch(self, record: Record, now_s: float) -> list[tuple[tuple, float, Event]]:
+        job, switch, config = record.job, record.job.switch, self.config
+        if job.state is not JobState.RUNNING or switch is None:
+            return []
+        common = {"time_s": now_s, "job": job.id, "generation": switch.generation, "node": ""}
+        key = (job.id, switch.generation, switch.phase.value, switch.step)
+        moved = moved_ranks(job.placement, switch.placement)
+
+        def late(wait_s: float, what: str) -> list[tuple[tuple, float, Event]]:
+            return [(key, wait_s, SwitchFailed(**common, rank=-1, reason=f"{what} within {wait_s:g} s"))]
+
+        if switch.phase is Phase.STANDBY:
+            missing = ", ".join(str(rank) for rank in moved if rank not in switch.parked)
+            return late(config.standby_s, f"no twin parked for rank {missing}")
+        if switch.phase is Phase.CONNECT:
+            missing = ", ".join(str(rank) for rank in range(job.workers) if rank not in switch.connected)
+            return late(config.connect_s, f"no connection for rank {missing}")
+        if switch.phase is Phase.SHADOW:
+            missing = ", ".join(str(rank) for rank in moved if rank not in switch.shadowing)
+            return late(config.shadow_s, f"the state was not followed by rank {missing}")
+        if switch.phase is Phase.PROPOSE and switch.step is None:
+            return [(key, 0.0, self._proposal(record, now_s))]
+        if switch.phase is Phase.PROPOSE:
+            return late(config.propose_s, f"not every node answered about step {switch.step}")
+        if switch.phase is Phase.COMMIT and switch.step is not None and not switch.finished:
+            # The page is not read in one piece: one step too many may belong to the new generation, two cannot.
+            past = [r for r in record.progress.values() if r.generation == job.generation and r.step >= switch.step + 2]
+            return [((*key, "past"), 0.0, RankRolledBack(
+                **(common | {"node": r.node}), rank=r.rank, step=switch.step,
+                reason="the ranks had waited too long for the decision")) for r in past[:1]]  # fmt: skip
+        return []
+
+    def _proposal(self, record: Record, now_s: float) -> Event:
+        """The next switch step: the furthest known step, what was made since that was reported, and a lead.
+
+        The lead doubles with each refusal. A job that is over before its switch step is left alone.
+        """
+        job, switch, config = record.job, record.job.switch, self.config
+        assert switch is not None
+        common = {"time_s": now_s, "job": job.id, "generation": switch.generation, "node": ""}
+        tries = len(record.dead_steps)
+        if tries >= config.proposals_max:
+            reason = f"{tries} switch steps were refused, the last one {record.dead_steps[-1]}"
+            return SwitchFailed(**common, rank=-1, reason=reason)
+        step_s = job.profile.step_s
+        reported_s = max((report.time_s for report in record.progress.values()), default=now_s)
+        age_s = min(max(0.0, now_s - reported_s), config.progress_age_s_max) if not record.dead_steps else 0.0
+        ahead = math.ceil(config.propose_ahead_s * 2**tries / step_s) if step_s > 0 else 0
+        made = math.ceil(age_s / step_s) if step_s > 0 else 0
+        known = max(record.known_step, *record.dead_steps, 0) if record.dead_steps else record.known_step
+        step = known + made + max(config.propose_ahead_steps, ahead)
+        if job.steps_total is not None and step >= job.steps_total:
+            left = max(0, job.steps_total - record.known_step)
+            return SwitchFailed(**common, rank=-1, reason=f"the job is over first: {left} steps are left, not worth a move")
+        return StepProposed(**common, step=step)

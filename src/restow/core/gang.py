@@ -1,0 +1,240 @@
+"""A gang's life: launched, alive, ended. What the events about ranks do to one job; switches are in switching.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from restow.core import switching
+from restow.core.config import CoreConfig
+from restow.core.lifecycle import GONE, Cause, step
+from restow.core.record import Process, Record
+from restow.job import JobState, Phase
+from restow.messages import LaunchFailed, Progressed, RankExited, RankReady, RankStarted, StoreOpened
+from restow.perf import ring_bytes
+from restow.placement import is_scattered, nodes_of
+
+LEARNING_BYTES_MIN = 1_000_000  # below it a collective's time is latency and says nothing about a rate
+
+
+def launch(record: Record, time_s: float) -> None:
+    """Start a new generation on the intended slots, which are free."""
+    job = record.job
+    generation = job.generations + 1
+    record.job = replace(
+        step(job, Cause.PLACED), generation=generation, generations=generation, placement=job.intended,
+        alive=frozenset(), exited=frozenset(), movable=False, why_not="",
+    )  # fmt: skip
+    record.store, record.ending, record.torn, record.known_step = None, None, 0, 0
+    record.signatures, record.unmovable, record.progress = {}, {}, {}
+    record.nodes_used.update(nodes_of(job.intended))
+
+
+def store_opened(record: Record, event: StoreOpened) -> None:
+    """From here on the ranks may exist, whether their agents have told us or not."""
+    if record.job.state is JobState.STARTING and event.generation == record.job.generation and record.store is None:
+        record.store = (event.host, event.port)
+        for rank, slot in enumerate(record.job.placement):
+            record.processes[event.generation, rank] = Process(slot)
+
+
+def rank_started(record: Record, event: RankStarted) -> None:
+    process = record.processes.get((event.generation, event.rank))
+    if process is None or process.is_started:
+        return
+    record.processes[event.generation, event.rank] = replace(process, is_started=True)
+    if event.generation != record.job.generation:
+        return
+    record.change(alive=record.job.alive | {event.rank})
+    everybody = len(record.job.alive | record.job.exited) == record.job.workers
+    if everybody and record.job.state is JobState.STARTING:
+        record.job = step(record.job, Cause.GANG_STARTED)
+        record.change(started_s=event.time_s if record.job.started_s is None else record.job.started_s)
+
+
+def rank_ready(record: Record, event: RankReady) -> None:
+    job = record.job
+    if event.generation != job.generation or job.state.is_final:
+        return
+    if event.movable:
+        record.signatures[event.rank] = event.signature
+        record.unmovable.pop(event.rank, None)
+    else:
+        record.unmovable[event.rank] = event.why_not or "its script cannot hand over its state"
+    why_not = "; ".join(dict.fromkeys(why for _, why in sorted(record.unmovable.items())))
+    profile = replace(
+        job.profile,
+        state_bytes=max(job.profile.state_bytes, event.state_bytes),
+        private_bytes=max(job.profile.private_bytes, event.private_bytes),
+    )
+    record.change(movable=not why_not and len(record.signatures) == job.workers, why_not=why_not, profile=profile)
+
+
+def progressed(record: Record, event: Progressed) -> None:
+    """Take over what was measured. The slowest rank computes longest and so waits least: exposed time is the least of all."""
+    job = record.job
+    is_new = job.switch and record.phase is Phase.COMMIT and event.generation == job.switch.generation
+    if job.state.is_final or not (event.generation == job.generation or is_new):
+        return
+    record.known_step = max(record.known_step, event.step)
+    record.progress[event.rank] = event
+    latest = list(record.progress.values())
+    profile = replace(
+        job.profile,
+        step_s=max(report.step_s for report in latest),
+        exposed_s=min(report.exposed_s for report in latest),
+        wire_bytes=max(report.wire_bytes for report in latest),
+        memory_bytes=max(report.memory_bytes for report in latest),
+    )
+    if not is_scattered(job.placement) and profile.exposed_s > 0 and profile.wire_bytes >= LEARNING_BYTES_MIN and job.workers > 1:
+        profile = replace(profile, local_bytes_per_s=ring_bytes(job.workers, profile.wire_bytes) / profile.exposed_s)
+    total = event.steps_total if event.steps_total is not None else job.steps_total
+    record.change(profile=profile, steps_done=min(report.step for report in latest), steps_total=total)
+
+
+def launch_failed(record: Record, event: LaunchFailed, config: CoreConfig) -> None:
+    """A rank could not be started (rank -1: the whole gang)."""
+    job = record.job
+    record.processes.pop((event.generation, event.rank), None)
+    if job.switch and event.generation == job.switch.generation:
+        twin = f"the twin of rank {event.rank} on {event.node} could not be started" if event.rank >= 0 else "the twins"
+        switching.fail(record, f"{twin}: {event.reason}", event.time_s, config)
+    elif event.generation == job.generation and job.state is JobState.STARTING:
+        who = f"rank {event.rank} on {event.node}" if event.rank >= 0 else "the gang"
+        end(record, JobState.FAILED, f"{who} could not be started: {event.reason}", event.time_s)
+
+
+def rank_exited(record: Record, event: RankExited, config: CoreConfig) -> None:
+    """A process is gone: a rank of the gang, a twin, or a leaver; by its key it is found at most once."""
+    key = _find(record, event)
+    if key is None:
+        return
+    job, switch = record.job, record.job.switch
+    del record.processes[key]
+    if job.state.is_final or key[0] not in (job.generation, switch.generation if switch else job.generation):
+        return  # it was residue
+    if switch and record.phase is Phase.COMMIT:
+        stays = switch.placement[event.rank][:2] == job.placement[event.rank][:2]
+        if stays and event.code != 0:
+            gang_exited(record, event)  # whatever the verdict, this rank is needed and lost
+        else:
+            record.exits[key if event.role == "leaver" else (event.generation, event.rank)] = event
+            switching.decide(record, event.time_s, config)
+    elif switch and key[0] == switch.generation:
+        if record.is_uncommitted:
+            why = f"the twin of rank {event.rank} on {event.node} {ending_words(event)}"
+            switching.fail(record, why, event.time_s, config)
+    elif key[0] == job.generation:
+        gang_exited(record, event)
+
+
+def catch_up(record: Record) -> None:
+    """Exits that had to wait for the verdict of a switch happen now. Errors first: they say why the others left."""
+    if not record.exits or record.phase is Phase.COMMIT:
+        return
+    held, record.exits = record.exits, {}
+    for (generation, _), event in sorted(held.items(), key=lambda item: (item[1].code == 0, item[0])):
+        if generation == record.job.generation and not record.job.state.is_final:
+            gang_exited(record, event)
+
+
+def gang_exited(record: Record, event: RankExited) -> None:
+    """A rank of the present generation is gone."""
+    record.change(alive=record.job.alive - {event.rank})
+    if record.job.state is JobState.STOPPING:
+        return
+    if event.code != 0:
+        reason = f"rank {event.rank} on {event.node} {ending_words(event)}"
+        record.change(exit_code=event.code)
+        end(record, JobState.FAILED, reason, event.time_s)
+        return
+    record.change(exited=record.job.exited | {event.rank})
+    switching.give_up(record, "the job ended by itself", event.time_s)
+    if len(record.job.exited) == record.job.workers:
+        finish(record, event.time_s)
+
+
+def finish(record: Record, time_s: float) -> None:
+    """Every rank exited with 0."""
+    record.job = step(record.job, Cause.GANG_FINISHED)
+    record.change(
+        placement=(), intended=(), alive=frozenset(), switch=None, ended_s=time_s, exit_code=0, reason="ended by itself"
+    )
+
+
+def end(record: Record, ending: JobState, reason: str, time_s: float) -> None:
+    """Stop what is left; `ending` follows when the last process is gone. A cancel or a failure beats a restart, the
+    first of them stays."""
+    job = record.job
+    if job.state is JobState.PENDING:
+        record.job = step(job, Cause.CANCELLED_UNPLACED)
+        record.change(intended=(), ended_s=time_s, reason=reason)
+        return
+    if job.state is JobState.STOPPING and record.ending is not JobState.PENDING:
+        return
+    if job.state is not JobState.STOPPING:
+        if job.switch and record.phase is Phase.COMMIT:
+            record.torn = job.switch.generation
+        switching.give_up(record, reason, time_s)
+        record.job = step(record.job, Cause.STOP)
+        record.change(switch=None)
+    record.ending = ending
+    record.change(reason=reason)
+    if ending is not JobState.PENDING:
+        record.change(intended=())
+
+
+def gone(record: Record, time_s: float) -> None:
+    """The last process of a job that was told to stop is gone."""
+    assert record.ending is not None
+    record.job = step(record.job, GONE[record.ending])
+    record.change(placement=(), alive=frozenset(), exited=frozenset(), movable=False)
+    if record.job.state.is_final:
+        record.change(ended_s=time_s)
+
+
+def lose_node(record: Record, node: str, reason: str, time_s: float, config: CoreConfig) -> None:
+    """Everything that the job had on `node` counts as gone: ranks there stop themselves when their lease is over."""
+    job = record.job
+    if record.is_uncommitted and job.switch and node in nodes_of(job.switch.placement):
+        switching.fail(record, f"node {node} was lost ({reason})", time_s, config)
+    keys = [key for key, process in sorted(record.processes.items()) if process.slot.node == node]
+    for generation, rank in keys:
+        is_gang = generation == job.generation
+        rank_exited(record, RankExited(
+            time_s=time_s, job=job.id, generation=generation, node=node, rank=rank, role="rank" if is_gang else "twin",
+            code=-9, reason=f"node {node} was lost ({reason})"), config)  # fmt: skip
+    job = record.job
+    starting_there = job.state is JobState.STARTING and record.store is None and node in nodes_of(job.placement)
+    if starting_there:
+        end(record, JobState.PENDING, f"node {node} was lost ({reason}) before anything was started", time_s)
+    if node in nodes_of(record.job.intended):
+        keeps = job.state in (JobState.STARTING, JobState.RUNNING) and node not in nodes_of(job.placement)
+        record.change(intended=job.placement if keeps else ())
+
+
+def ending_words(event: RankExited) -> str:
+    """`exited with code 1: ValueError: x`, `was killed by signal 9`, or that its node was lost."""
+    if event.reason.startswith("node "):
+        return f"is lost: {event.reason}"
+    how = f"exited with code {event.code}" if event.code >= 0 else f"was ended by signal {-event.code}"
+    return f"{how}: {event.reason}" if event.reason else how
+
+
+def _find(record: Record, event: RankExited) -> tuple[int, int] | None:
+    """The process that the event is about. Staying ranks change their generation during a switch, and a leaver may be
+    reported by either number, so both are looked for; a rank that moves is told from its twin by the node and the role."""
+    job = record.job
+    newer = job.switch.generation if job.switch and record.phase is Phase.COMMIT else record.torn
+    if event.role == "leaver":
+        current = newer or job.generation
+        for key, process in sorted(record.processes.items()):
+            if key[1] == event.rank and key[0] < current and key[0] <= event.generation and process.slot.node == event.node:
+                return key
+        return None
+    key = (event.generation, event.rank)
+    if key in record.processes:
+        return key
+    older = (job.generation, event.rank)
+    if event.generation == newer and older in record.processes and record.processes[older].slot.node == event.node:
+        return older
+    return None

@@ -1,0 +1,196 @@
+"""Intended and actual: what can begin now, and what the agents are to be told. Both are functions of the state alone.
+
+`settle` begins what has become possible (a launch, a switch, a restart elsewhere) after each event. `wanted` lists every
+command whose answer is still missing; the state asks each once, and all of them again after a restart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping
+
+from restow.cluster import Node
+from restow.core import gang, switching
+from restow.core.record import Record
+from restow.job import JobState, Phase
+from restow.messages import Abandon, Command, Connect, Decide, Forget, Launch, OpenStore, Prepare, Propose, Stop
+from restow.placement import Placement, main_node, moved_ranks, nodes_of
+
+FORGET_S = 3600.0  # after a restart of the controller, jobs that ended longer ago are not named to the agents again
+
+
+def settle(records: Iterable[Record], time_s: float) -> None:
+    """Begin what is possible now. Order: by submission, so that the same events always give the same state."""
+    records = sorted(records, key=lambda record: (record.job.submitted_s, record.job.id))
+    for record in records:
+        gang.catch_up(record)
+        _finish_leaving(record, time_s)
+    withdraw(records)
+    for record in records:
+        _begin(record, records, time_s)
+
+
+def _finish_leaving(record: Record, time_s: float) -> None:
+    job = record.job
+    if job.state is JobState.STOPPING and not record.processes:
+        gang.gone(record, time_s)
+    elif job.switch and record.phase is Phase.ABORT:
+        if not any(generation == job.switch.generation for generation, _ in record.processes):
+            record.change(switch=None)
+
+
+def withdraw(records: list[Record]) -> None:
+    """When a job stays after all, whoever was promised its slots stays where it is too, and so on."""
+    changing = True
+    while changing:
+        changing = False
+        holders = {slot[:2]: r.job.id for r in records if r.job.intended == r.job.placement for slot in r.job.placement}
+        for record in records:
+            job = record.job
+            blocking = [holders[slot[:2]] for slot in job.intended if holders.get(slot[:2], job.id) != job.id]
+            if blocking and job.intended != job.placement:
+                stays = job.placement if job.state in (JobState.STARTING, JobState.RUNNING) else ()
+                record.change(intended=stays, reason=f"waited for slots of {blocking[0]}, which stays")
+                changing = True
+
+
+def _begin(record: Record, records: list[Record], time_s: float) -> None:
+    job = record.job
+    if job.state is JobState.PENDING and job.intended and are_free(job.intended, record, records):
+        gang.launch(record, time_s)
+    elif job.state in (JobState.STARTING, JobState.RUNNING) and not job.intended:
+        gang.end(record, JobState.PENDING, job.reason or "its slots were taken away", time_s)
+    elif record.is_uncommitted and job.switch and job.intended != job.switch.placement:
+        switching.give_up(record, "the plan changed", time_s)
+    elif job.state is JobState.RUNNING and job.switch is None and not job.exited and job.intended != job.placement:
+        moved = moved_ranks(job.placement, job.intended)
+        if not moved or not are_free([job.intended[rank] for rank in moved], record, records):
+            return
+        if job.movable:
+            switching.start(record, time_s)
+        elif record.unmovable:
+            why = f"restarts on {' '.join(map(str, job.intended))}, from its own checkpoint: it cannot move while it trains"
+            gang.end(record, JobState.PENDING, f"{why} ({job.why_not})", time_s)
+
+
+def are_free(slots: Iterable, record: Record, records: Iterable[Record]) -> bool:
+    """Does no process of any job, this one included, hold these devices, leavers and abandoned twins counted? Shares add up."""
+    used: dict[tuple[str, int], float] = {}
+    for other in records:
+        for process in other.processes.values():
+            used[process.slot[:2]] = used.get(process.slot[:2], 0.0) + process.slot.share
+    restarts = record.job.state is JobState.RUNNING and not record.job.movable
+    if restarts:  # its own processes will be gone by then
+        for process in record.processes.values():
+            used[process.slot[:2]] -= process.slot.share
+    return all(used.get(slot[:2], 0.0) + slot.share <= 1.0 + 1e-9 for slot in slots)
+
+
+def wanted(records: Mapping[str, Record], nodes: Mapping[str, Node], cluster_secret: str, now_s: float) -> list[tuple[str, Command]]:
+    """Every command that was not answered yet, with its node, in a fixed order; only nodes that are alive."""
+    commands: list[tuple[str, Command]] = []
+    for _, record in sorted(records.items()):
+        commands += _abandoning(record)
+        if record.job.state.is_final:
+            commands += _forgetting(record, now_s)
+        elif record.job.state is JobState.STOPPING:
+            commands += _stopping(record)
+        elif record.job.state is JobState.STARTING:
+            commands += _starting(record, cluster_secret)
+        elif record.job.switch:
+            commands += _switching(record, cluster_secret)
+    return [(node, command) for node, command in commands if node in nodes and nodes[node].is_alive]
+
+
+def secret_of(cluster_secret: str, job: str) -> str:
+    """What the processes of one job prove to each other: HMAC-SHA256 of its name under the secret of the cluster, hex."""
+    return hmac.new(cluster_secret.encode(), job.encode(), hashlib.sha256).hexdigest()
+
+
+def _starting(record: Record, cluster_secret: str) -> list[tuple[str, Command]]:
+    job = record.job
+    if record.store is None:
+        return [(main_node(job.placement), OpenStore(job=job.id, generation=job.generation))]
+    launch = Launch(
+        job=job.id, generation=job.generation, spec=job.spec, placement=job.placement, store=record.store,
+        secret=secret_of(cluster_secret, job.id),
+    )  # fmt: skip
+    missing = {process.slot.node for _, process in record.gang() if not process.is_started}
+    return [(node, launch) for node in nodes_of(job.placement) if node in missing]
+
+
+def _stopping(record: Record) -> list[tuple[str, Command]]:
+    job = record.job
+    asked = {(process.slot.node, generation) for (generation, _), process in record.processes.items()}
+    if record.torn:  # ranks that stay may already be called by the new number
+        asked |= {(process.slot.node, record.torn) for process in record.processes.values()}
+    grace_s = job.spec.stop_grace_s
+    return [(node, Stop(job=job.id, generation=generation, grace_s=grace_s)) for node, generation in sorted(asked)]
+
+
+def _switching(record: Record, cluster_secret: str) -> list[tuple[str, Command]]:
+    job, switch = record.job, record.job.switch
+    assert switch is not None
+    store_node, phase = main_node(switch.placement), switch.phase
+    moved, old_nodes = moved_ranks(job.placement, switch.placement), nodes_of(job.placement)
+    commands: list[tuple[str, Command]] = []
+    for dead in record.dead_steps if phase in (Phase.PROPOSE, Phase.COMMIT) else ():
+        commands.append((store_node, Decide(job=job.id, generation=switch.generation, step=dead, go=False)))
+    if phase is Phase.STANDBY and switch.store is None:
+        commands.append((store_node, OpenStore(job=job.id, generation=switch.generation)))
+    elif phase is Phase.STANDBY:
+        assert switch.store is not None
+        for node in nodes_of(switch.placement[rank] for rank in moved):
+            ranks = tuple(rank for rank in moved if switch.placement[rank].node == node)
+            if not set(ranks) <= switch.parked:
+                commands.append((node, Prepare(
+                    job=job.id, generation=switch.generation, spec=job.spec, placement=switch.placement, ranks=ranks,
+                    store=switch.store, secret=secret_of(cluster_secret, job.id))))  # fmt: skip
+    elif phase is Phase.CONNECT:
+        assert switch.store is not None
+        connect = Connect(
+            job=job.id, generation=switch.generation, now=job.placement, then=switch.placement, store=switch.store,
+            fill=switch.fill,
+        )  # fmt: skip
+        commands += [(node, connect) for node in nodes_of((*job.placement, *switch.placement))]
+    elif phase is Phase.PROPOSE and switch.step is not None:
+        propose = Propose(job=job.id, generation=switch.generation, step=switch.step)
+        commands += [(node, propose) for node in old_nodes if node not in switch.answered]
+    elif phase is Phase.COMMIT:
+        assert switch.step is not None
+        commands.append((store_node, Decide(job=job.id, generation=switch.generation, step=switch.step, go=True)))
+    return commands
+
+
+def _abandoning(record: Record) -> list[tuple[str, Command]]:
+    job = record.job
+    if job.state.is_final:
+        return []  # Forget does it
+    commands: list[tuple[str, Command]] = []
+    for generation, abandoned in sorted(record.abandoned.items()):
+        if abandoned.step is not None:
+            decide = Decide(job=job.id, generation=generation, step=abandoned.step, go=False)
+            commands.append((abandoned.store_node, decide))
+        abandon = Abandon(job=job.id, generation=generation, reason=abandoned.reason)
+        commands += [(node, abandon) for node in abandoned.nodes]
+    return commands
+
+
+def _forgetting(record: Record, now_s: float) -> list[tuple[str, Command]]:
+    job = record.job
+    if job.ended_s is None or now_s - job.ended_s > FORGET_S:
+        return []
+    return [(node, Forget(job=job.id, generation=job.generations)) for node in sorted(record.nodes_used)]
+
+
+def waits_in_circles(wishes: Mapping[str, tuple[Placement, Placement]]) -> list[str]:
+    """Jobs (id → placement now, then) that wait for each other's slots and so would never move; empty when all can go."""
+    left = dict(wishes)
+    while True:
+        held = {slot[:2]: job for job, (now, _) in left.items() for slot in now}
+        free = [job for job, (_, then) in left.items() if all(held.get(slot[:2], job) == job for slot in then)]
+        if not free:
+            return sorted(left)
+        for job in free:
+            del left[job]

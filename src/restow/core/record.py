@@ -1,0 +1,80 @@
+"""What the core remembers of a job besides the public Job: which processes exist, who answered, what was abandoned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from restow.job import Job, JobState, Phase
+from restow.messages import Progressed, RankExited
+from restow.placement import Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A rank, twin or leaver that exists as far as we know: from the moment it may have been started until it is gone."""
+
+    slot: Slot
+    is_started: bool = False  # reported by its agent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abandoned:
+    """A switch that was given up. Kept until a later one succeeds, so that it can be said again after a restart."""
+
+    reason: str
+    nodes: tuple[str, ...]
+    store_node: str
+    step: int | None  # a proposal that may be waiting for its decision
+
+
+@dataclass(slots=True)
+class Record:
+    """One job with the core's own notes. Mutable; only core/ sees it."""
+
+    job: Job
+    store: tuple[str, int] | None = None  # of the present generation
+    signatures: dict[int, str] = field(default_factory=dict)
+    unmovable: dict[int, str] = field(default_factory=dict)  # rank → why not
+    processes: dict[tuple[int, int], Process] = field(default_factory=dict)  # (generation, rank) →
+    progress: dict[int, Progressed] = field(default_factory=dict)  # latest by rank; not journalled
+    known_step: int = 0  # the furthest that any rank was seen at
+    ending: JobState | None = None  # while STOPPING: what comes when the last process is gone
+    torn: int = 0  # generation of a switch in COMMIT when the job was stopped: ranks may go by either number
+    connected: set[tuple[int, str, str]] = field(default_factory=set)  # rank, node, role; of the switch
+    dead_steps: tuple[int, ...] = ()  # proposals of the switch that were refused
+    exits: dict[tuple[int, int], RankExited] = field(default_factory=dict)  # held back until the switch is decided
+    abandoned: dict[int, Abandoned] = field(default_factory=dict)  # generation →
+    nodes_used: set[str] = field(default_factory=set)  # where something of it may be left
+
+    def change(self, **changes: Any) -> None:
+        self.job = replace(self.job, **changes)
+
+    def change_switch(self, **changes: Any) -> None:
+        assert self.job.switch is not None
+        self.change(switch=replace(self.job.switch, **changes))
+
+    @property
+    def phase(self) -> Phase | None:
+        return self.job.switch.phase if self.job.switch else None
+
+    @property
+    def is_uncommitted(self) -> bool:
+        """Is a switch under way that can still be abandoned?"""
+        return self.phase in (Phase.STANDBY, Phase.CONNECT, Phase.SHADOW, Phase.PROPOSE)
+
+    def gang(self) -> Iterator[tuple[int, Process]]:
+        """The processes of the present generation, by rank."""
+        for (generation, rank), process in sorted(self.processes.items()):
+            if generation == self.job.generation:
+                yield rank, process
+
+    def residue(self) -> Iterator[tuple[tuple[int, int], Process]]:
+        """Leavers and abandoned twins: processes that belong neither to the gang nor to a switch that may still succeed."""
+        expected = {self.job.generation}
+        if self.job.switch and self.phase is not Phase.ABORT:
+            expected.add(self.job.switch.generation)
+        for key, process in sorted(self.processes.items()):
+            if key[0] not in expected or self.job.state.is_final:
+                yield key, process

@@ -1,0 +1,279 @@
+"""The truth about the cluster, as a state machine: events in, snapshots and commands out.
+
+    state = ClusterState(cluster_secret)
+    state.observe(event)                     what happened; journalled by the driver before
+    state.adopt(policy.decide(state.snapshot(now_s)), now_s)
+    for event in state.tick(now_s): ...      what is due by the clock: journal it, then observe it
+    for node, command in state.commands(): ...
+
+The state is a function of the events observed (`adopt` is the event ScheduleAdopted), so replaying a journal rebuilds it;
+Progressed alone may be missing from a journal, and nothing but predictions and `tick` reads it. An event about another
+generation than the present one, or one that was seen before, changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from restow.cluster import Link, Node, Snapshot
+from restow.core import gang, reconcile, switching
+from restow.core.config import CoreConfig
+from restow.core.deadlines import Watch
+from restow.core.record import Record
+from restow.errors import IllegalTransition
+from restow.job import Job, JobState, Phase
+from restow.messages import (
+    CancelAsked,
+    Command,
+    Event,
+    GangEvent,
+    JobSubmitted,
+    LaunchFailed,
+    LinkMeasured,
+    MigrateAsked,
+    NodeJoined,
+    NodeLost,
+    Progressed,
+    RankConnected,
+    RankExited,
+    RankReady,
+    RankRolledBack,
+    RankStarted,
+    RankSwitched,
+    ScheduleAdopted,
+    ShadowReady,
+    StepAccepted,
+    StepProposed,
+    StepRefused,
+    StoreOpened,
+    SwitchFailed,
+    TwinParked,
+)
+from restow.placement import Placement, Schedule, is_scattered, rearranged
+
+LEARNING_RATE = 0.2  # of a node's local rate, from each report: the last ten reports or so count
+HOUR_S = 3600.0
+
+
+class ClusterState:
+    """All jobs, nodes and links. Not thread-safe: one driver owns it."""
+
+    def __init__(self, cluster_secret: str, config: CoreConfig | None = None):
+        self.nodes: dict[str, Node] = {}
+        self.links: dict[tuple[str, str], Link] = {}
+        self.records: dict[str, Record] = {}
+        self.config = config or CoreConfig()
+        self.time_s = 0.0  # of the latest event
+        self._secret = cluster_secret
+        self._asked: set[tuple[str, Command]] = set()
+        self._watch = Watch(self.config)
+        self._moves_s: list[float] = []  # when switches of the last hour began
+
+    @property
+    def jobs(self) -> dict[str, Job]:
+        """Every job ever submitted, final ones included, in the order of submission."""
+        return {id: record.job for id, record in self.records.items()}
+
+    # ------------------------------------------------------------ what happened
+
+    def observe(self, event: Event) -> None:
+        """Take in one event. Raises IllegalTransition on our own mistake, never because of what the world did."""
+        self.time_s = max(self.time_s, event.time_s)
+        if isinstance(event, GangEvent):
+            record = self.records.get(event.job)
+            if record is None or not self._is_known(event.node):
+                return
+            self._handlers[type(event)](self, record, event)
+            if isinstance(event, Progressed):
+                self._learn(record)
+                return  # progress begins nothing
+        elif type(event) in self._handlers:
+            self._handlers[type(event)](self, event)
+        else:
+            return  # MovePredicted, MoveMeasured and the like are for people
+        switching_before = {id for id, record in self.records.items() if record.job.switch}
+        reconcile.settle(self.records.values(), event.time_s)
+        began = [id for id, record in self.records.items() if record.job.switch and id not in switching_before]
+        self._moves_s = [s for s in self._moves_s if s > self.time_s - HOUR_S] + [event.time_s] * len(began)
+
+    def tick(self, now_s: float) -> list[Event]:
+        """Events that are due by the clock: time-outs, and the choice of the next switch step. Changes nothing itself: the
+        driver journals each and gives it to `observe`. Call it after every batch of events and about twice a second."""
+        return self._watch.due(list(self.records.values()), now_s)
+
+    # ------------------------------------------------------------ what should be
+
+    def snapshot(self, now_s: float) -> Snapshot:
+        """The frozen cluster for a policy: every job that is not final."""
+        jobs = sorted((r.job for r in self.records.values() if not r.job.state.is_final), key=lambda j: (j.submitted_s, j.id))
+        residue = {process.slot: id for id, record in self.records.items() for _, process in record.residue()}
+        recent = sum(1 for s in self._moves_s if s > now_s - HOUR_S)
+        return Snapshot(
+            now_s=now_s, nodes=tuple(node for _, node in sorted(self.nodes.items())), jobs=tuple(jobs),
+            links=dict(self.links), moves_last_hour=recent, residue=residue,
+        )  # fmt: skip
+
+    def adopt(self, schedule: Schedule, now_s: float) -> ScheduleAdopted | None:
+        """Make `schedule` what is intended. Returns the event to journal, None when nothing changes.
+
+        Raises IllegalTransition for a schedule that no policy may give: half a gang, a slot twice, a node or device that is
+        not there, jobs that wait for each other's slots in a circle.
+        """
+        adopted = self.adoption(schedule, now_s)
+        if adopted:
+            self.observe(adopted)
+        return adopted
+
+    def adoption(self, schedule: Schedule, now_s: float) -> ScheduleAdopted | None:
+        """The event that `adopt` would observe, checked, for drivers that journal before they act."""
+        self._check(schedule)
+        adopted = ScheduleAdopted(
+            time_s=now_s,
+            placements=tuple(sorted(schedule.placements.items())),
+            reasons=tuple(sorted(schedule.reasons.items())),
+        )
+        return adopted if self._changes(adopted) else None
+
+    def commands(self) -> list[tuple[str, Command]]:
+        """What the agents are to be told now: (node, command), each asked once until the state no longer wants it."""
+        wanted = reconcile.wanted(self.records, self.nodes, self._secret, self.time_s)
+        fresh = [item for item in wanted if item not in self._asked]
+        self._asked = set(wanted)
+        return fresh
+
+    def ask_again(self, node: str) -> None:
+        """Let `commands` repeat what this node has not answered: its agent was started anew or did not get it."""
+        self._asked = {item for item in self._asked if item[0] != node}
+
+    # ------------------------------------------------------------ events about the cluster
+
+    def _node_joined(self, event: NodeJoined) -> None:
+        before = self.nodes.get(event.node)
+        if before is None or not before.is_alive:
+            self.ask_again(event.node)
+        known = before or Node(name=event.node, address=event.address, devices=event.devices)
+        self.nodes[event.node] = replace(known, address=event.address, devices=event.devices, is_alive=True)
+
+    def _node_lost(self, event: NodeLost) -> None:
+        node = self.nodes.get(event.node)
+        if node is None or not node.is_alive:
+            return
+        for record in self.records.values():
+            gang.lose_node(record, event.node, event.reason, event.time_s, self.config)
+        self.nodes[event.node] = replace(node, is_alive=False)
+
+    def _link_measured(self, event: LinkMeasured) -> None:
+        self.links[min(event.a, event.b), max(event.a, event.b)] = event.link
+
+    def _job_submitted(self, event: JobSubmitted) -> None:
+        if event.job not in self.records:
+            self.records[event.job] = Record(Job(id=event.job, spec=event.spec, submitted_s=event.time_s))
+
+    def _cancel_asked(self, event: CancelAsked) -> None:
+        record = self.records.get(event.job)
+        if record and not record.job.state.is_final and not record.job.cancel_asked:
+            record.change(cancel_asked=True)
+            gang.end(record, JobState.CANCELLED, "cancelled", event.time_s)
+
+    def _migrate_asked(self, event: MigrateAsked) -> None:
+        """The policy moves it. A new wish is not held up by the failures of an earlier one; an empty placement ends it."""
+        record = self.records.get(event.job)
+        if record is None or record.job.state.is_final or len(event.placement) not in (0, record.job.workers):
+            return
+        wish: Placement = event.placement
+        if wish and record.job.placement:
+            wish = rearranged(record.job.placement, wish)
+        if wish != record.job.pinned:
+            record.change(pinned=wish, failed_moves=0, not_before_s=0.0)
+
+    def _schedule_adopted(self, event: ScheduleAdopted) -> None:
+        placements, reasons = dict(event.placements), dict(event.reasons)
+        for id, record in self.records.items():
+            if record.job.state.is_final:
+                continue
+            if record.phase is not Phase.COMMIT and record.ending in (None, JobState.PENDING):
+                record.change(intended=placements.get(id, ()))
+            if id in reasons:
+                record.change(reason=reasons[id])
+
+    # ------------------------------------------------------------ help
+
+    def _is_known(self, node: str) -> bool:
+        """Late words of a lost node change nothing; its ranks are counted as gone. Ours carry no node."""
+        return not node or (node in self.nodes and self.nodes[node].is_alive)
+
+    def _learn(self, record: Record) -> None:
+        """A gang that lies on one node shows what two ranks there exchange per second."""
+        rate, placement = record.job.profile.local_bytes_per_s, record.job.placement
+        if rate <= 0 or not placement or is_scattered(placement):
+            return
+        node = self.nodes[placement[0].node]
+        rate = node.local_bytes_per_s + LEARNING_RATE * (rate - node.local_bytes_per_s)
+        self.nodes[node.name] = replace(node, local_bytes_per_s=rate)
+
+    def _changes(self, adopted: ScheduleAdopted) -> bool:
+        placements, reasons = dict(adopted.placements), dict(adopted.reasons)
+        return any(
+            placements.get(id, ()) != record.job.intended or reasons.get(id, record.job.reason) != record.job.reason
+            for id, record in self.records.items()
+            if not record.job.state.is_final and record.ending in (None, JobState.PENDING) and record.phase is not Phase.COMMIT
+        )
+
+    def _check(self, schedule: Schedule) -> None:
+        taken: dict[tuple[str, int], float] = {}
+        wishes: dict[str, tuple[Placement, Placement]] = {}
+        for id, placement in sorted(schedule.placements.items()):
+            record = self.records.get(id)
+            if record is None or record.job.state.is_final:
+                raise IllegalTransition(f"the schedule places {id}, which is not there any more")
+            if len(placement) != record.job.workers:
+                raise IllegalTransition(f"the schedule gives {id} {len(placement)} slots; its gang has {record.job.workers}")
+            for slot in placement:
+                node = self.nodes.get(slot.node)
+                if node is None or not node.is_alive or slot.device not in {d.index for d in node.devices}:
+                    raise IllegalTransition(f"the schedule gives {id} {slot}, which is not there")
+                taken[slot[:2]] = taken.get(slot[:2], 0.0) + slot.share
+                if taken[slot[:2]] > 1.0 + 1e-9:
+                    raise IllegalTransition(f"the schedule promises {slot} twice, the second time to {id}")
+            if record.job.placement and placement != record.job.placement:
+                if record.job.movable and rearranged(record.job.placement, placement) != placement:
+                    raise IllegalTransition(f"the schedule moves ranks of {id} onto each other's slots")
+            wishes[id] = (record.job.placement, placement)
+        circle = reconcile.waits_in_circles(wishes)
+        if circle:
+            raise IllegalTransition(f"the schedule lets {', '.join(circle)} wait for each other's slots")
+
+    def _switch_failed(self, record: Record, event: SwitchFailed) -> None:
+        if record.job.switch and record.job.switch.generation == event.generation:
+            who = f"rank {event.rank} on {event.node}: " if event.rank >= 0 else ""
+            switching.fail(record, who + event.reason, event.time_s, self.config)
+
+    _handlers: dict[type, Callable[..., Any]] = {
+        NodeJoined: _node_joined,
+        NodeLost: _node_lost,
+        LinkMeasured: _link_measured,
+        JobSubmitted: _job_submitted,
+        CancelAsked: _cancel_asked,
+        MigrateAsked: _migrate_asked,
+        ScheduleAdopted: _schedule_adopted,
+        StoreOpened: lambda self, record, event: (
+            gang.store_opened(record, event),
+            switching.store_opened(record, event),
+        ),
+        RankStarted: lambda self, record, event: gang.rank_started(record, event),
+        RankReady: lambda self, record, event: gang.rank_ready(record, event),
+        RankExited: lambda self, record, event: gang.rank_exited(record, event, self.config),
+        Progressed: lambda self, record, event: gang.progressed(record, event),
+        TwinParked: lambda self, record, event: switching.twin_parked(record, event, self.config),
+        RankConnected: lambda self, record, event: switching.rank_connected(record, event),
+        ShadowReady: lambda self, record, event: switching.shadow_ready(record, event),
+        StepProposed: lambda self, record, event: switching.step_proposed(record, event),
+        StepAccepted: lambda self, record, event: switching.step_accepted(record, event),
+        StepRefused: lambda self, record, event: switching.step_refused(record, event),
+        RankSwitched: lambda self, record, event: switching.rank_switched(record, event, self.config),
+        RankRolledBack: lambda self, record, event: switching.rank_rolled_back(record, event, self.config),
+        SwitchFailed: _switch_failed,
+        LaunchFailed: lambda self, record, event: gang.launch_failed(record, event, self.config),
+    }

@@ -1,0 +1,97 @@
+"""Who watches: a terminal with a live display, or a file that wants plain lines. Both are told the same."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Protocol, Self, TextIO
+
+from rich.console import Console
+from rich.live import Live
+
+from restow.demo.scene import Scene
+from restow.demo.show import happening_lines, progress_line, screen
+from restow.demo.timeline import Timeline
+
+LINE_EVERY_S = 2.0
+
+
+class Audience(Protocol):
+    def say(self, text: str) -> None:
+        """The story goes on: one sentence."""
+        ...
+
+    def see(self, timeline: Timeline) -> None:
+        """There is a new moment."""
+        ...
+
+
+class Lines:
+    """Plain progress lines, for logs and pipes: each sentence and event once, the state now and then."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+        self._began_s = time.monotonic()
+        self._told = 0
+        self._line_s = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._output.flush()
+
+    def say(self, text: str) -> None:
+        print(f"{time.monotonic() - self._began_s:5.1f} s  {text}", file=self._output, flush=True)
+
+    def see(self, timeline: Timeline) -> None:
+        lines = happening_lines(timeline)
+        for line in lines[self._told :]:
+            print(line, file=self._output, flush=True)
+        self._told = len(lines)
+        if timeline.last and timeline.last.jobs and timeline.last.time_s - self._line_s >= LINE_EVERY_S:
+            self._line_s = timeline.last.time_s
+            print(progress_line(timeline), file=self._output, flush=True)
+
+
+class Screen:
+    """The live display of rich; repaints in place."""
+
+    def __init__(self, console: Console, scene: Scene, *, has_link: bool) -> None:
+        self._scene = scene
+        self._rate = scene.rate_bits_per_s if has_link else None
+        self._act = ""
+        self._timeline = Timeline()
+        self._names = tuple(part.name for part in scene.parts)
+        self._live = Live(console=console, refresh_per_second=4, transient=False, redirect_stderr=False)
+
+    def __enter__(self) -> Self:
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.__exit__(kind, error, trace)
+
+    def say(self, text: str) -> None:
+        self._act = text
+        self._paint()
+
+    def see(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+        self._paint()
+
+    def _paint(self) -> None:
+        title = "restow: a scattered job moves onto one machine while it trains"
+        self._live.update(screen(self._timeline, self._names, title=title, rate_bits_per_s=self._rate, act=self._act))
+
+
+def choose_audience(console: Console, scene: Scene, *, has_link: bool) -> Screen | Lines:
+    """A live display where `console` is a terminal, else lines on its file."""
+    if console.is_terminal and not console.is_dumb_terminal:
+        return Screen(console, scene, has_link=has_link)
+    return Lines(console.file if console.file else sys.stderr)

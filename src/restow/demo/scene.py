@@ -1,0 +1,105 @@
+"""Who plays: the machines and the jobs of a scene. Values only."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from restow.errors import SetupError
+
+MBIT = 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One job of the scene."""
+
+    name: str
+    what: str  # for the audience, in a few words
+    workers: int
+    script: str  # a file of examples/
+    arguments: tuple[str, ...]
+
+    def command(self, examples: Path, *more: str) -> tuple[str, ...]:
+        return (sys.executable, str(examples / self.script), *self.arguments, *more)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """Two machines, and jobs that arrive so that `gang` ends up with one worker on each of them.
+
+    `early` leaves soon after it came and so opens the second hole; `neighbour` leaves later: room for the gang.
+    """
+
+    nodes: int = 2
+    devices: int = 2  # of each node
+    rate_bits_per_s: float = 200 * MBIT
+    resident: Part
+    early: Part
+    neighbour: Part
+    gang: Part
+    scattered_steps: int  # so many steps of the scattered gang are watched before the neighbour's time is up
+    after_steps: int  # and so many after the move
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (self.resident, self.early, self.neighbour, self.gang)
+
+
+def consolidate(*, fast: bool = False) -> Scene:
+    """A digit reader, a visitor, another digit reader, and a GPT of 1.8 million parameters on two workers.
+
+    Its gradients are 7 MB: about 0.3 s per step on a 200 Mbit/s link, which is 3 to 5 times its computing time. `fast`
+    takes fewer steps: for tests and the impatient.
+    """
+    reader = ("--batch", "32", "--log-every", "50")
+    gang_steps = 140 if fast else 260
+    return Scene(
+        resident=Part(
+            name="digits",
+            what="a convolutional net learns to read digits",
+            workers=1,
+            script="digits_cnn.py",
+            arguments=("--steps", "1000000", "--seed", "2", *reader),
+        ),
+        early=Part(
+            name="visitor",
+            what="a short job, soon gone",
+            workers=1,
+            script="digits_cnn.py",
+            arguments=("--steps", "60", "--seed", "3", *reader),
+        ),
+        neighbour=Part(
+            name="neighbour",
+            what="another digit reader",
+            workers=1,
+            script="digits_cnn.py",
+            arguments=("--steps", "1000000", "--seconds", "24" if fast else "32", "--seed", "4", *reader),
+        ),
+        gang=Part(
+            name="gpt",
+            what="a GPT learns to write Python, on two workers",
+            workers=2,
+            script="chars_gpt.py",
+            arguments=tuple(
+                f"--steps {gang_steps} --layers 4 --width 192 --heads 4 --context 32 --batch 2 "
+                "--characters 400000 --log-every 20 --seed 1".split()
+            ),
+        ),
+        scattered_steps=15 if fast else 30,
+        after_steps=20 if fast else 40,
+    )
+
+
+SCENES = {"consolidate": consolidate}
+
+
+def find_examples() -> Path:
+    """The folder of the example scripts. Raises SetupError where restow was installed without them."""
+    for folder in (Path(__file__).resolve().parents[3] / "examples", Path.cwd() / "examples"):
+        if (folder / "chars_gpt.py").exists():
+            return folder
+    raise SetupError(
+        "the demo plays with the scripts in examples/, which are not here; run it in the sources (make demo)"
+    )

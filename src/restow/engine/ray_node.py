@@ -1,0 +1,157 @@
+"""Starting and ending the Ray processes of this machine, as our own child session. Does not import Ray.
+
+Never `ray stop`: it ends every Ray on the host. What we start is one session (`ray start --block` and all below it); its
+leader's pid and start time are in `$RESTOW_HOME/nodes/<name>.json`, and it is ended by them.
+
+Weakness: Ray 2.60 starts a client proxy and a (minimal) dashboard process beside the head although nobody asked for
+them; they cost about 200 MB and there is no switch. The proxy gets a free port, so that two clusters can live side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from restow import config
+from restow.engine.processes import ProcessId, end, identify, members_of
+from restow.errors import SetupError
+
+LABEL = "restow-node"  # the Ray label that carries our name of the node
+START_S_MAX = 90.0  # Ray needs 6 to 14 s; on a loaded machine we saw 40
+OBJECT_STORE_BYTES = 80_000_000  # about the smallest that Ray accepts; nothing big goes through it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayNode:
+    """One Ray node that was started from this home."""
+
+    name: str
+    address: str
+    is_head: bool
+    gcs: str  # host:port of the head
+    cluster_id: str
+    pid: int
+    started: int
+
+    @property
+    def session(self) -> ProcessId:
+        return ProcessId(pid=self.pid, started=self.started)
+
+
+def authentication(token_file: Path) -> dict[str, str]:
+    """What makes Ray processes and drivers show and demand the token."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file), "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def recorded(home: config.Home) -> list[RayNode]:
+    """The Ray nodes that were started from this home and may still live, by name."""
+    if not home.nodes.is_dir():
+        return []
+    return [RayNode(**json.loads(path.read_text())) for path in sorted(home.nodes.glob("*.json"))]
+
+
+def start(
+    home: config.Home, node: config.NodeConfig, *, head_port: int | None, gcs: str, token_file: Path,
+    say: Callable[[str], None] = lambda line: None,
+) -> RayNode:  # fmt: skip
+    """Start Ray here, as head on `head_port` or else joining `gcs`; returns when it is part of the cluster.
+
+    Raises SetupError with Ray's own last words when it does not come up.
+    """
+    cluster_id = config.cluster_id_of(config.read_token(token_file))
+    run = config.run_folder(cluster_id)
+    run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = home.logs / f"ray-{node.name}.log"
+    environment = {
+        **os.environ,
+        **authentication(token_file),
+        "RESTOW_HOME": str(home.path),
+        "RESTOW_NODE_NAME": node.name,
+        "RESTOW_NODE_ADDRESS": node.address,
+        config.CLUSTER_MARK: cluster_id,
+        "PYTHONUNBUFFERED": "1",
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            _command(node, run / "ray", head_port=head_port, gcs=gcs),
+            env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True, cwd="/",
+        )  # fmt: skip
+    session = identify(process.pid)
+    try:
+        _await_started(process, log, say)
+    except BaseException:  # Ctrl-C too: nothing may stay behind
+        end([process.pid, *members_of(session)], grace_s=0)
+        process.wait()
+        raise
+    ray_node = RayNode(
+        name=node.name, address=node.address, is_head=head_port is not None,
+        gcs=f"{node.address}:{head_port}" if head_port is not None else gcs,
+        cluster_id=cluster_id, pid=session.pid, started=session.started,
+    )  # fmt: skip
+    record = home.nodes / f"{node.name}.json"
+    record.touch(mode=0o600)
+    record.write_text(json.dumps(asdict(ray_node)))
+    return ray_node
+
+
+def stop(home: config.Home, ray_node: RayNode) -> list[int]:
+    """End all Ray processes of that node; returns the pids that would not go."""
+    left = end(members_of(ray_node.session), grace_s=0)  # on SIGTERM Ray drains for 30 s; our agents have stopped before
+    if not left:
+        (home.nodes / f"{ray_node.name}.json").unlink(missing_ok=True)
+    return left
+
+
+def free_port(address: str) -> int:
+    """A port that nobody uses at this moment."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+def check_port(address: str, port: int) -> None:
+    """Raises SetupError when the port cannot be bound."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise SetupError(f"port {port} at {address}: {error.strerror}; choose another with --port") from None
+
+
+def _command(node: config.NodeConfig, folder: Path, *, head_port: int | None, gcs: str) -> list[str]:
+    command = [
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--log-style=record", "--disable-usage-stats",
+        f"--node-ip-address={node.address}", f"--labels={LABEL}={node.name}", f"--temp-dir={folder}",
+        "--num-cpus=1", "--num-gpus=0", f"--object-store-memory={OBJECT_STORE_BYTES}", "--include-log-monitor=false",
+    ]  # fmt: skip
+    if head_port is None:
+        return [*command, f"--address={gcs}"]
+    proxy = free_port(node.address)
+    return [
+        *command, "--head", f"--port={head_port}", "--include-dashboard=false", "--no-monitor",
+        f"--ray-client-server-port={proxy}", f"--dashboard-port={free_port('127.0.0.1')}",
+    ]  # fmt: skip
+
+
+def _await_started(process: subprocess.Popen[bytes], log: Path, say: Callable[[str], None]) -> None:
+    begun = said = time.monotonic()
+    while "Ray runtime started" not in (text := log.read_text(errors="replace")):
+        now = time.monotonic()
+        if process.poll() is not None:
+            words = [line.strip() for line in text.splitlines() if line.strip()] or ["(it said nothing)"]
+            raise SetupError(f"Ray did not start: {words[-1][:300]}; see {log}")
+        if now - begun > START_S_MAX:
+            raise SetupError(f"Ray did not start within {START_S_MAX:.0f} s; see {log}")
+        if now - said >= 5.0:
+            say(f"still starting Ray ({now - begun:.0f} s)")
+            said = now
+        time.sleep(0.1)

@@ -1,0 +1,147 @@
+"""What a job is and how it may change: the spec, the states, the table, and the phases of a switch.
+
+Who applies the table: core/lifecycle.py. Who decides where a job should be: policies/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from restow.errors import SpecError
+from restow.placement import Placement
+
+FILLS = ("auto", "replica", "copy", "shadow")
+"""How a twin gets its state. `replica`: read at the switch step from a rank of the same node that holds the same boxes.
+`copy`: sent at the switch step by the leaver over the link. `shadow`: read in the background, then each step's reduced
+gradients, the twin runs the optimizer itself. `auto`: replica where there is one, shadow for big states, else copy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """What a user asked for. Never changes once accepted; what happens to the job is in Job."""
+
+    command: tuple[str, ...]
+    name: str = ""
+    workers: int = 1  # size of the gang; all start together or none does
+    cwd: str = ""  # where the command runs; empty: where it was submitted
+    env: tuple[tuple[str, str], ...] = ()  # added to the agent's own environment
+    memory_bytes: int = 0  # peak device memory of one worker, as declared; 0: not declared
+    migrate: bool = True  # may restow move it?
+    fill: str = "auto"  # one of FILLS
+    max_pause_s: float = 60.0  # the longest pause of training that one move may cost
+    stop_grace_s: float = 10.0  # between SIGTERM and SIGKILL
+
+    def __post_init__(self) -> None:
+        if not self.command:
+            raise SpecError("command is empty; give the program to run, for example [python, train.py]")
+        if self.workers < 1:
+            raise SpecError(f"workers is {self.workers}; a job needs at least 1")
+        if self.memory_bytes < 0:
+            raise SpecError(f"memory_bytes is {self.memory_bytes}; it cannot be negative")
+        if self.fill not in FILLS:
+            raise SpecError(f"fill is {self.fill!r}; choose one of {', '.join(FILLS)}")
+        if not self.max_pause_s > 0:
+            raise SpecError(f"max_pause_s is {self.max_pause_s}; it must be above 0")
+        if not self.stop_grace_s >= 0:
+            raise SpecError(f"stop_grace_s is {self.stop_grace_s}; it cannot be negative")
+
+
+class JobState(Enum):
+    PENDING = "pending"  # holds no slots; waits for a policy to place it
+    STARTING = "starting"  # slots held, workers launched, not every rank is alive yet
+    RUNNING = "running"  # every rank is alive; a switch under way does not change this
+    STOPPING = "stopping"  # told to leave; slots held until the last worker is gone
+    DONE = "done"  # the command ended by itself with success; final
+    FAILED = "failed"  # a worker ended with an error or was lost; final; `reason` says which and why
+    CANCELLED = "cancelled"  # the user ended it; final
+
+    @property
+    def is_final(self) -> bool:
+        return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+
+
+class Phase(Enum):
+    """How far a switch is. The table of what moves it on is in core/lifecycle.py."""
+
+    STANDBY = "standby"  # twins run the script, rehearse and park
+    CONNECT = "connect"  # staying ranks and twins build the group of the next generation
+    SHADOW = "shadow"  # twins read state in the background and follow each step
+    PROPOSE = "propose"  # a switch step is proposed; agents are asked whether their ranks can still stop there
+    COMMIT = "commit"  # all can: decided; from here the ranks themselves finish or roll back
+    ABORT = "abort"  # being undone; the old generation goes on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switch:
+    """One change from generation g to g+1 under way. The job's own `generation` stays g until it is done."""
+
+    generation: int  # g+1
+    placement: Placement  # where every rank will be
+    reason: str
+    phase: Phase = Phase.STANDBY
+    fill: str = "replica"  # decided for this switch: replica, copy or shadow
+    store: tuple[str, int] | None = None  # address of the store of generation g+1
+    parked: frozenset[int] = frozenset()  # ranks whose twin has parked
+    connected: frozenset[int] = frozenset()
+    shadowing: frozenset[int] = frozenset()
+    step: int | None = None  # the proposed or committed switch step
+    answered: frozenset[str] = frozenset()  # nodes that said that their ranks can stop there
+    finished: frozenset[int] = frozenset()  # ranks that reported the outcome
+    started_s: float = 0.0
+    phase_s: float = 0.0  # when this phase began
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What was measured of a running job: medians over recent steps, over its ranks the slowest. 0: not known yet."""
+
+    step_s: float = 0.0
+    exposed_s: float = 0.0  # part of step_s in which the rank waited for communication
+    wire_bytes: int = 0  # bytes that one rank gives to collectives in one step (payload, not ring traffic)
+    state_bytes: int = 0  # model and optimizer of one rank
+    private_bytes: int = 0  # part of it that no other rank holds
+    memory_bytes: int = 0  # peak device memory of one rank
+    local_bytes_per_s: float = 0.0  # learned while the whole gang was on one node: ring traffic by exposed time
+    rehearsal_step_s: float = 0.0  # what a twin needed for one step alone, the last time one parked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One job as core/ sees it."""
+
+    id: str
+    spec: JobSpec
+    state: JobState = JobState.PENDING
+    generation: int = 0  # 0: never launched; counts up with each launch and each switch, done or not
+    placement: Placement = ()  # actual: the slots held by `generation`
+    intended: Placement = ()  # adopted from the schedule; empty: should hold none
+    switch: Switch | None = None
+    submitted_s: float = 0.0
+    started_s: float | None = None  # first time RUNNING
+    ended_s: float | None = None
+    steps_done: int = 0
+    steps_total: int | None = None
+    movable: bool = False  # runs under the SDK and its ranks can take part in a switch
+    profile: Profile = field(default_factory=Profile)
+    alive: frozenset[int] = frozenset()  # ranks of `generation` that started and did not exit
+    exited: frozenset[int] = frozenset()
+    cancel_asked: bool = False
+    reason: str = ""  # why it is where it is, or why it ended; one line for a person
+    moves: int = 0  # finished switches
+    moved_s: float | None = None  # when the last switch ended, done or rolled back
+    exit_code: int | None = None
+    generations: int = 0  # the highest generation number ever used, abandoned ones included; never used again
+    pinned: Placement = ()  # where a person wants it (MigrateAsked); policies leave it there
+    failed_moves: int = 0  # in a row; a finished move or a new request sets it back
+    not_before_s: float = 0.0  # no further move before this time: the last one failed
+    why_not: str = ""  # if not movable: one line with what would help
+
+    @property
+    def workers(self) -> int:
+        return self.spec.workers
+
+
+def changed(job: Job, **changes: object) -> Job:
+    """`job` with some fields replaced."""
+    return replace(job, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,379 @@
+"""Everything that is said between the controller and the agents, and everything that goes into the journal.
+
+Events are past tense and come from agents, users or the clock; commands are imperative and go to one agent. Each carries
+the job and the generation it is about. `to_json` / `from_json` are the only wire form; unknown types and fields are errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from restow.cluster import Device, Link
+from restow.errors import SpecError
+from restow.job import JobSpec
+from restow.placement import Move, Placement, Slot
+
+
+# ---------------------------------------------------------------- commands: controller → one agent
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    job: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenStore(Command):
+    """Start the store of this generation on this node; answered by StoreOpened. It outlives ranks and agent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch(Command):
+    """Start those ranks of the gang that `placement` puts on this node."""
+
+    spec: JobSpec
+    placement: Placement
+    store: tuple[str, int]
+    secret: str  # hex; what this job's processes prove to each other
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare(Command):
+    """Start twins of `ranks` here: same script, solo group, up to the park. Answered by TwinParked per rank."""
+
+    spec: JobSpec
+    placement: Placement  # of the new generation
+    ranks: tuple[int, ...]  # those that this node is to get
+    store: tuple[str, int]
+    secret: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connect(Command):
+    """Tell this node's ranks of the job (old generation and twins) to build the group of `generation` in the background."""
+
+    now: Placement  # of the old generation
+    then: Placement
+    store: tuple[str, int]
+    fill: str  # replica, copy or shadow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Propose(Command):
+    """Write switch step `step` where this node's old ranks look; answered by StepAccepted or StepRefused."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decide(Command):
+    """Write the decision into the store of `generation` (this node keeps it): go at `step`, or abort.
+
+    First writer wins; ranks in doubt may have written `abort` before.
+    """
+
+    step: int
+    go: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abandon(Command):
+    """Forget the switch to `generation`: end its twins, tell the old ranks. Harmless when repeated or late."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop(Command):
+    """SIGTERM to this node's ranks of the generation, SIGKILL after the grace. RankExited follows for each."""
+
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forget(Command):
+    """The job is final: end what is left of it here (twins, stores), keep its logs."""
+
+
+# ---------------------------------------------------------------- events
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    time_s: float  # wall clock, of whoever saw it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeJoined(Event):
+    node: str
+    address: str
+    devices: tuple[Device, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeLost(Event):
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkMeasured(Event):
+    a: str
+    b: str
+    link: Link
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSubmitted(Event):
+    job: str
+    spec: JobSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelAsked(Event):
+    job: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrateAsked(Event):
+    """A person asked for a move; the placement was checked when it was asked. The policy keeps it there."""
+
+    job: str
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleAdopted(Event):
+    """Journalled before it takes effect."""
+
+    placements: tuple[tuple[str, Placement], ...]
+    reasons: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MovePredicted(Event):
+    """What was expected of a move when its schedule was adopted. For people and for learning; changes no job."""
+
+    move: Move
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveMeasured(Event):
+    """What a finished switch really cost and brought. For people and for learning; changes no job."""
+
+    job: str
+    generation: int  # the one that it led to
+    now: Placement  # where the job was
+    then: Placement
+    reason: str
+    step: int  # the switch step
+    step_before_s: float  # seconds per step over the last steps before the switch was prepared; 0: not seen
+    step_predicted_s: float  # 0: nobody predicted
+    step_after_s: float  # over at least ten steps after it
+    downtime_s: float  # end of the last old step to start of the first new one, the longest of all ranks
+    downtime_predicted_s: float
+    wire_bytes: int  # received over links during the pause, all ranks
+    lost_steps: int  # steps that were done twice; 0 unless something is broken
+    phases: tuple[tuple[str, float], ...] = ()  # seconds by part, of the rank that paused longest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GangEvent(Event):
+    """About one generation of one job; if it is not the present one (or the switch's), it changes nothing."""
+
+    job: str
+    generation: int
+    node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreOpened(GangEvent):
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankStarted(GangEvent):
+    rank: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankReady(GangEvent):
+    """The rank came through its first steps under the SDK and can take part in a switch."""
+
+    rank: int
+    signature: str  # hash of code, tensor names, shapes and bucket layout; equal on all ranks of a data-parallel job
+    state_bytes: int
+    private_bytes: int
+    movable: bool
+    why_not: str = ""  # if not movable: one line, with what would help
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankExited(GangEvent):
+    """A process of the gang (or a twin, or a leaver that retired: `role`) is gone. `code` is negative for a signal."""
+
+    rank: int
+    role: str  # "rank", "twin" or "leaver"
+    code: int
+    reason: str = ""  # last words: the exception line, or "killed by SIGKILL"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progressed(GangEvent):
+    """Read from the rank's page about twice a second; not journalled one by one."""
+
+    rank: int
+    step: int  # finished steps
+    steps_total: int | None
+    step_s: float
+    exposed_s: float
+    wire_bytes: int
+    memory_bytes: int
+    values: tuple[tuple[str, float], ...] = ()  # what the script reported last, for example (("loss", 0.31),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TwinParked(GangEvent):
+    rank: int
+    signature: str
+    rehearsal_step_s: float  # one step alone on the destination, no peers: its computing time there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankConnected(GangEvent):
+    rank: int
+    role: str = ""  # "rank" (staying or leaving) or "twin"; needed only when both are on one node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowReady(GangEvent):
+    """The twin holds the state and follows every step."""
+
+    rank: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepProposed(GangEvent):
+    """The controller chose a switch step (it depends on progress, which is not journalled, so the choice is)."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepAccepted(GangEvent):
+    """All old ranks of this node will see the proposed switch step in time."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRefused(GangEvent):
+    """A rank of this node is too far already (or has no page); `at` is its step."""
+
+    step: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankSwitched(GangEvent):
+    """This rank (staying, or the twin that now holds it) trains in `generation`. Times on this node's clock."""
+
+    rank: int
+    step: int
+    pause_s: float  # end of the last old step → start of the first new one
+    wire_bytes: int  # received for this rank over the link during the pause, counted by the receiver
+    phases: tuple[tuple[str, float], ...] = ()  # seconds by part: decide, private, fill, prove, ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankRolledBack(GangEvent):
+    """The switch to `generation` did not happen; this old rank goes on from the same step."""
+
+    rank: int
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchFailed(GangEvent):
+    """Something needed for the switch to `generation` failed before it was decided (no shared memory, other signature,
+    connection refused …). The controller abandons it."""
+
+    rank: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchFailed(GangEvent):
+    rank: int
+    reason: str
+
+
+# ---------------------------------------------------------------- wire form
+
+_ABSTRACT = {"Command", "Event", "GangEvent"}
+TYPES: dict[str, type] = {
+    name: thing
+    for name, thing in list(globals().items())
+    if isinstance(thing, type) and issubclass(thing, (Command, Event)) and name not in _ABSTRACT
+}
+
+
+def to_json(value: Any) -> Any:
+    """A message (or any value inside one) as plain lists, dicts, strings and numbers."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields} if type(value).__name__ in TYPES else fields
+    if isinstance(value, Slot):
+        return [value.node, value.device, value.share]
+    if isinstance(value, (list, tuple, frozenset)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(wire: Any) -> Any:
+    """The message that `to_json` wrote. Raises SpecError on anything else."""
+    if not isinstance(wire, dict) or wire.get("type") not in TYPES:
+        raise SpecError(f"message is {str(wire)[:80]!r}; expected an object whose type is one of {', '.join(sorted(TYPES))}")
+    return _build(TYPES[wire["type"]], {k: v for k, v in wire.items() if k != "type"})
+
+
+_hints: dict[type, dict[str, Any]] = {}
+
+
+def _build(kind: Any, wire: Any) -> Any:
+    """`wire` as a value of type `kind`, checked."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return wire
+    if origin in (typing.Union, types.UnionType):
+        return None if wire is None else _build(next(a for a in args if a is not type(None)), wire)
+    if kind is Slot:
+        if isinstance(wire, list) and len(wire) == 3:
+            return Slot(str(wire[0]), int(wire[1]), float(wire[2]))
+    elif origin is tuple and isinstance(wire, list):
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_build(args[0], item) for item in wire)
+        if len(args) == len(wire):
+            return tuple(_build(arg, item) for arg, item in zip(args, wire, strict=True))
+    elif dataclasses.is_dataclass(kind) and isinstance(wire, dict):
+        hints = _hints.setdefault(kind, typing.get_type_hints(kind))
+        unknown = wire.keys() - {f.name for f in dataclasses.fields(kind)}
+        if unknown:
+            raise SpecError(f"{kind.__name__} has no field {sorted(unknown)[0]!r}")
+        try:
+            return kind(**{name: _build(hints[name], item) for name, item in wire.items()})
+        except TypeError as error:
+            raise SpecError(f"{kind.__name__}: {error}") from None
+    elif kind is float and isinstance(wire, (int, float)) and not isinstance(wire, bool):
+        return float(wire)
+    elif kind is int and isinstance(wire, int) and not isinstance(wire, bool):
+        return wire
+    elif kind in (str, bool) and isinstance(wire, kind):
+        return wire
+    raise SpecError(f"{str(wire)[:80]!r} is not a {getattr(kind, '__name__', kind)}")

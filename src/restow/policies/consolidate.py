@@ -1,0 +1,328 @@
+"""The default policy: first come first served onto the fastest free slots, and scattered gangs are brought together.
+
+In order: running jobs stay; a person's wish (MigrateAsked) comes next; pending jobs are placed, later ones may fill what an
+earlier one cannot use; then moves. A move is made when the device seconds that it is expected to save over the job's remaining
+life exceed what it costs, with a margin. If the gang cannot come together as things are, one other job may be moved out of
+the way first, when the two moves together are worth it.
+
+Not known here: how long jobs really last (steps_total or the time behind them is the guess), other traffic on a link, and
+plans of three and more jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from restow.cluster import Snapshot
+from restow.job import Job, JobState, Phase
+from restow.perf import RESTART_PAUSE_S, move_cost, predict_step_s, steps_left
+from restow.placement import Move, Placement, Schedule, Slot, is_scattered, nodes_of, rearranged
+from restow.policies.layout import best_start, candidates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsolidateConfig:
+    cool_down_s: float = 60.0  # between two moves of one job: what was measured after the first must be seen first
+    moves_per_hour: int = 60  # of the whole cluster; standbys cost CPU, and people want to be able to follow
+    steps_min: int = 10  # a median over fewer steps is warm-up
+    gain_min: float = 0.05  # of the step time; below it the prediction's own error is larger
+    margin: float = 2.0  # saved time must be so many times the cost
+    trouble_s: float = 1.0  # what each move costs besides its pause: rehearsal beside the training, and nobody's surprise
+    patience_s: float = 1800.0  # a gang that waited longer is not overtaken any more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """Moves that belong together, in order, with what they are worth in device seconds."""
+
+    moves: tuple[Move, ...]
+    saves: float
+    costs: float
+
+    @property
+    def order(self) -> tuple:
+        """Best first: what is left after the cost, then fewer moved ranks, then names."""
+        moved = sum(len(move.ranks) for move in self.moves)
+        return (-(self.saves - self.costs), moved, [(move.job, move.then) for move in self.moves])
+
+
+@dataclass(slots=True)
+class Board:
+    """The slots while one decision is made: who holds or is promised which device."""
+
+    snapshot: Snapshot
+    taken: dict[tuple[str, int], str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Board:
+        return cls(snapshot, {slot[:2]: job for slot, job in snapshot.held().items()})
+
+    def take(self, job: str, placement: Placement) -> None:
+        self.taken.update({slot[:2]: job for slot in placement})
+
+    def usable(self, job: Job, without: frozenset[str] | set[str] = frozenset()) -> list[Slot]:
+        """Free slots big enough for one worker of `job`; slots of the jobs in `without` count as free."""
+        fits = []
+        for node in self.snapshot.nodes:
+            for device in node.devices if node.is_alive else ():
+                big_enough = not device.memory_bytes or job.spec.memory_bytes <= device.memory_bytes
+                holder = self.taken.get((node.name, device.index))
+                if big_enough and (holder is None or holder in without):
+                    fits.append(Slot(node.name, device.index))
+        return fits
+
+
+class Consolidate:
+    """See the module. Stateless: everything it needs is in the snapshot."""
+
+    def __init__(self, config: ConsolidateConfig | None = None):
+        self.config = config or ConsolidateConfig()
+
+    def decide(self, snapshot: Snapshot) -> Schedule:
+        schedule = self.plan(snapshot)
+        for job in snapshot.jobs:
+            stays = job.state is not JobState.PENDING and schedule.placement(job.id) == job.intended
+            if stays or job.intended and schedule.placement(job.id) == job.intended:
+                schedule.reasons.pop(job.id, None)  # nothing new to say; the reason that brought it there stays
+        return schedule
+
+    def plan(self, snapshot: Snapshot) -> Schedule:
+        """Keep, grant wishes, place, consolidate. O(jobs^2 x nodes^2) at worst, when many jobs are scattered."""
+        schedule, board = Schedule(), Board.of(snapshot)
+        self._keep(snapshot, schedule)
+        self._grant_wishes(snapshot, schedule, board)
+        self._place_pending(snapshot, schedule, board)
+        self._consolidate(snapshot, schedule, board)
+        return schedule
+
+    # ------------------------------------------------------------ what is there stays
+
+    def _keep(self, snapshot: Snapshot, schedule: Schedule) -> None:
+        for job in snapshot.jobs:
+            if job.intended:
+                where = " ".join(map(str, job.intended))
+                schedule.put(job.id, job.intended, f"stays on {where}" if job.state is not JobState.PENDING else "")
+
+    # ------------------------------------------------------------ wishes
+
+    def _grant_wishes(self, snapshot: Snapshot, schedule: Schedule, board: Board) -> None:
+        for job in snapshot.jobs:
+            if not job.pinned or job.pinned == job.intended or job.state not in (JobState.PENDING, JobState.RUNNING):
+                continue
+            if job.switch and job.switch.phase in (Phase.COMMIT, Phase.ABORT) or snapshot.now_s < job.not_before_s:
+                continue
+            then = rearranged(job.placement, job.pinned) if job.placement else job.pinned
+            blocking = [f"{slot} is held by {board.taken[slot[:2]]}" for slot in then if board.taken.get(slot[:2], job.id) != job.id]
+            missing = [str(slot) for slot in then if slot not in snapshot.slots]
+            if missing:
+                schedule.explain(job.id, f"asked to be on {' '.join(map(str, then))}, but {missing[0]} is not there (any more)")
+            elif blocking:
+                schedule.explain(job.id, f"asked to be on {' '.join(map(str, then))}, but {blocking[0]}")
+            else:
+                reason = f"goes to {' '.join(map(str, then))}, as was asked"
+                schedule.put(job.id, then, reason)
+                board.take(job.id, then)
+                if job.placement:
+                    schedule.moves[job.id] = self._move(job, then, snapshot, reason)
+
+    # ------------------------------------------------------------ pending jobs
+
+    def _place_pending(self, snapshot: Snapshot, schedule: Schedule, board: Board) -> None:
+        waits_for: Job | None = None
+        for job in snapshot.jobs:
+            if job.state is not JobState.PENDING or schedule.placement(job.id):
+                continue
+            if job.pinned:
+                continue  # its wish was explained above
+            if waits_for is not None:
+                schedule.explain(job.id, f"waits behind {waits_for.id}, which has waited for {waits_for.workers} slots for long")
+                continue
+            every = [slot for slot in snapshot.slots if slot in self._fitting(job, snapshot)]
+            usable = board.usable(job)
+            if len(every) < job.workers:
+                schedule.explain(job.id, self._too_big(job, snapshot, len(every)))
+                continue
+            placement = best_start(job.workers, usable, job.profile.wire_bytes, snapshot)
+            if placement is None:
+                schedule.explain(job.id, f"needs {count(job.workers, 'slot')}, {are(len(usable))} free")
+                if snapshot.now_s - job.submitted_s > self.config.patience_s:
+                    waits_for = job
+                continue
+            schedule.put(job.id, placement, self._start_reason(job, placement))
+            board.take(job.id, placement)
+
+    @staticmethod
+    def _fitting(job: Job, snapshot: Snapshot) -> set[Slot]:
+        return set(Board(snapshot).usable(job))
+
+    @staticmethod
+    def _too_big(job: Job, snapshot: Snapshot, fitting: int) -> str:
+        there = len(snapshot.slots)
+        if there < job.workers:
+            return f"needs {count(job.workers, 'slot')}, the cluster has {there}"
+        gigabytes = job.spec.memory_bytes / 1e9
+        return f"needs {count(job.workers, 'slot')} with {gigabytes:.3g} GB of memory each, the cluster has {fitting}"
+
+    @staticmethod
+    def _start_reason(job: Job, placement: Placement) -> str:
+        nodes = nodes_of(placement)
+        if len(nodes) == 1:
+            return f"starts on {nodes[0]}, which has room for all of it"
+        return f"starts scattered over {' and '.join(nodes)}: no machine has {count(job.workers, 'free slot')}"
+
+    # ------------------------------------------------------------ moves
+
+    def _consolidate(self, snapshot: Snapshot, schedule: Schedule, board: Board) -> None:
+        """Take the best proposal, then the best of what is left, until none is worth it or the budget is used up."""
+        left = self.config.moves_per_hour - snapshot.moves_last_hour
+        done: set[str] = set(schedule.moves)
+        while True:
+            proposals = []
+            for job in snapshot.jobs:
+                if job.id in done or not is_scattered(job.intended) or job.state is not JobState.RUNNING:
+                    continue
+                hindrance = self._hindrance(job, snapshot)
+                if hindrance:
+                    schedule.explain(job.id, f"stays scattered over {' and '.join(nodes_of(job.intended))}: {hindrance}")
+                    continue
+                found = sorted(self._proposals(job, snapshot, board, done), key=lambda proposal: proposal.order)
+                worth = [proposal for proposal in found if self._is_worth(proposal)]
+                if not worth:
+                    schedule.explain(job.id, self._not_worth(job, found))
+                proposals += worth
+            proposals.sort(key=lambda proposal: proposal.order)
+            affordable = [proposal for proposal in proposals if len(proposal.moves) <= left]
+            if not affordable:
+                for proposal in proposals:
+                    limit = self.config.moves_per_hour
+                    schedule.explain(proposal.moves[-1].job, f"could move, but the budget of {limit} moves per hour is used up")
+                return
+            for move in affordable[0].moves:
+                schedule.put(move.job, move.then, move.reason)
+                schedule.moves[move.job] = move
+                board.take(move.job, move.then)
+                done.add(move.job)
+                left -= 1
+
+    def _hindrance(self, job: Job, snapshot: Snapshot) -> str:
+        """Why this job is not to be moved by a policy now; empty when it may be."""
+        now_s, config = snapshot.now_s, self.config
+        if not job.spec.migrate:
+            return "its spec says migrate: false"
+        if job.pinned:
+            return "a person put it there"
+        if job.switch or job.intended != job.placement:
+            return "it is already on its way"
+        if job.exited:
+            return "it is ending"
+        if not job.movable:
+            return f"it cannot move while it trains: {job.why_not}" if job.why_not else "it has not finished its first steps"
+        if now_s < job.not_before_s:
+            return f"{job.reason or 'its last move failed'} ({job.not_before_s - now_s:.0f} s from now)"
+        if job.moved_s is not None and now_s - job.moved_s < config.cool_down_s:
+            return f"it moved {now_s - job.moved_s:.0f} s ago and may again after {config.cool_down_s:g} s"
+        if job.profile.step_s <= 0 or job.steps_done < config.steps_min:
+            return "its step time is not measured yet"
+        return ""
+
+    def _proposals(self, job: Job, snapshot: Snapshot, board: Board, done: set[str]) -> Iterator[Proposal]:
+        """Ways to make this gang faster: alone onto free slots, or with one other job moved out of the way first."""
+        direct = board.usable(job, {job.id})
+        for then in candidates(job.workers, self._own(job, direct, board), job.intended):
+            if set(then) != set(job.intended):
+                yield self._proposal([self._gather(job, then, snapshot)], snapshot)
+        for node in snapshot.nodes:
+            roomy = [slot for slot in direct if slot.node == node.name]
+            if not node.is_alive or len(node.devices) < job.workers or len(roomy) >= job.workers:
+                continue
+            for other in snapshot.jobs:
+                here = [slot for slot in other.intended if slot.node == node.name]
+                if other.id in {job.id, *done} or len(roomy) + len(here) < job.workers or self._hindrance(other, snapshot):
+                    continue
+                for away in self._ways_out(other, node.name, board):
+                    freed = [slot for slot in board.usable(job, {job.id, other.id}) if slot.node == node.name]
+                    for then in candidates(job.workers, [slot for slot in freed if slot not in away], job.intended):
+                        gathering = self._gather(job, then, snapshot, after=other)
+                        yield self._proposal([self._make_room(other, away, job, snapshot), gathering], snapshot)
+
+    @staticmethod
+    def _own(job: Job, usable: list[Slot], board: Board) -> list[Slot]:
+        """Free slots and its own. A device that only a leaver of this job still holds does not count."""
+        mine = {slot[:2] for slot in job.intended}
+        return [slot for slot in usable if slot[:2] in mine or slot[:2] not in board.taken]
+
+    def _ways_out(self, other: Job, node: str, board: Board) -> Iterator[Placement]:
+        """Placements of `other` without `node`, on its own other slots and on slots that nobody holds now."""
+        mine = {slot[:2] for slot in other.intended}
+        slots = [slot for slot in self._own(other, board.usable(other, {other.id}), board) if slot.node != node]
+        for away in candidates(other.workers, slots, other.intended):
+            if {slot[:2] for slot in away} != mine:
+                yield away
+
+    def _gather(self, job: Job, then: Placement, snapshot: Snapshot, after: Job | None = None) -> Move:
+        nodes = nodes_of(then)
+        where = f"so that it trains on {nodes[0]} alone" if len(nodes) == 1 else f"so that it needs only {' and '.join(nodes)}"
+        first = f", once {after.id} has made room" if after else ""
+        return self._move(job, then, snapshot, f"{self._ways(job, then)} {where}{first}")
+
+    def _make_room(self, other: Job, away: Placement, job: Job, snapshot: Snapshot) -> Move:
+        return self._move(other, away, snapshot, f"{self._ways(other, away)} to make room for {job.id}")
+
+    @staticmethod
+    def _ways(job: Job, then: Placement) -> str:
+        pairs = [f"rank {r} from {job.placement[r]} to {then[r]}" for r in range(job.workers) if job.placement[r] != then[r]]
+        return f"moves {', '.join(pairs)}"
+
+    @staticmethod
+    def _move(job: Job, then: Placement, snapshot: Snapshot, reason: str) -> Move:
+        cost = move_cost(job, job.placement, then, snapshot)
+        step_now_s = job.profile.step_s
+        step_then_s = predict_step_s(job.profile, job.placement, then, snapshot)
+        saves_s = steps_left(job, snapshot.now_s) * (step_now_s - step_then_s) - cost.downtime_s
+        predicted = f"{step_now_s:.3g} → {step_then_s:.3g} s per step predicted, " if step_now_s > 0 else ""
+        loses = " and what its own checkpoint does not hold" if cost.downtime_s == RESTART_PAUSE_S else ""
+        return Move(
+            job=job.id, now=job.placement, then=then, step_now_s=step_now_s, step_then_s=step_then_s,
+            downtime_s=cost.downtime_s, wire_bytes=cost.wire_bytes, saves_s=saves_s,
+            reason=f"{reason}: {predicted}a pause of about {cost.downtime_s:.2g} s{loses}",
+        )  # fmt: skip
+
+    def _proposal(self, moves: list[Move], snapshot: Snapshot) -> Proposal:
+        """Worth in device seconds: a job's time counts as often as it holds devices."""
+        costs = sum((move.downtime_s + self.config.trouble_s) * len(move.then) for move in moves)
+        saves = sum((move.saves_s + move.downtime_s) * len(move.then) for move in moves)
+        paused = {job.id: job.spec.max_pause_s for job in snapshot.jobs}
+        if any(move.downtime_s > paused[move.job] for move in moves):
+            costs = float("inf")
+        return Proposal(moves=tuple(moves), saves=saves, costs=costs)
+
+    def _is_worth(self, proposal: Proposal) -> bool:
+        main = proposal.moves[-1]
+        gains_enough = main.step_now_s - main.step_then_s >= self.config.gain_min * main.step_now_s
+        return gains_enough and proposal.saves >= self.config.margin * proposal.costs
+
+    def _not_worth(self, job: Job, found: list[Proposal]) -> str:
+        stays = f"stays scattered over {' and '.join(nodes_of(job.intended))}"
+        together = [proposal for proposal in found if len(nodes_of(proposal.moves[-1].then)) < len(nodes_of(job.intended))]
+        if not together:
+            return f"{stays}: no machine has, or can be given, room for more of its {job.workers} workers"
+        best = together[0]
+        main = best.moves[-1]
+        if best.costs == float("inf"):
+            longest_s = max(move.downtime_s for move in best.moves)
+            return f"{stays}: the move would pause training for about {longest_s:.3g} s, more than max_pause_s allows"
+        if main.step_now_s - main.step_then_s < self.config.gain_min * main.step_now_s:
+            return f"{stays}: on {' '.join(nodes_of(main.then))} a step is predicted to take {main.step_then_s:.3g} s instead of {main.step_now_s:.3g} s"
+        return (
+            f"{stays}: moving would save about {max(0.0, best.saves):.3g} device seconds in the steps that are left and cost"
+            f" {best.costs:.3g}; worth it from {self.config.margin:g} times the cost on"
+        )
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def are(number: int) -> str:
+    return f"{number} {'is' if number == 1 else 'are'}"

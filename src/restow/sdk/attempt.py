@@ -1,0 +1,328 @@
+"""One attempt to reach the next generation, as one process takes part in it: the same script for every role.
+
+A process is *staying* (its rank keeps its slot), *leaving* (its rank goes elsewhere) or *arriving* (the twin). What runs in the
+background is `connect`; what runs at the switch step, on the training thread, is `take_part`. Who decides: the store (two
+words, first writer wins), never a process; see docs/design/001-processes.md. Knows nothing of agents or of the user's loop.
+"""
+
+from __future__ import annotations
+
+import hmac
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import Enum
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from restow.placement import Placement, Slot, moved_ranks
+from restow.plan import Box, Copy, Holding, plan
+from restow.sdk.boxes import StateTable
+from restow.sdk.group import Inner, NetInner, SwitchGroup, device_types
+from restow.sdk.transport import FillClient, FillServer
+
+CONNECT_TIMEOUT = timedelta(seconds=60)
+DECISION_TIMEOUT = timedelta(seconds=5)  # a controller that is alive decides within milliseconds of the last acceptance
+FILL_BYTES_PER_S_MIN = 5e6  # a transfer slower than this (40 Mbit/s) is given up
+FILL_TIMEOUT_S_MIN = 30.0
+STORED_PRIVATE_BYTES_MAX = 1 << 20  # random generators, positions and BatchNorm buffers are tens of kilobytes
+SIGNATURE_BYTES = 32
+VERDICT_TIMEOUT_S = 20.0  # beyond the transfer: proof and three store round trips
+
+
+class Role(Enum):
+    STAYING = "staying"
+    LEAVING = "leaving"
+    ARRIVING = "arriving"
+
+
+class Outcome(Enum):
+    ABORTED = "aborted"  # decided before anybody moved: as if nothing had been
+    DONE = "done"
+    ROLLED_BACK = "rolled back"
+
+
+class AttemptFailed(Exception):
+    """This process cannot take part; one line says why. The old generation goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a `connect` message says."""
+
+    generation: int
+    now: Placement
+    then: Placement
+    store: tuple[str, int]
+    fill: str
+
+    @property
+    def moved(self) -> tuple[int, ...]:
+        return moved_ranks(self.now, self.then)
+
+
+def read_terms(message: Mapping[str, Any]) -> Terms:
+    return Terms(
+        generation=int(message["generation"]),
+        now=tuple(Slot(*slot) for slot in message["now"]),
+        then=tuple(Slot(*slot) for slot in message["then"]),
+        store=(message["store"][0], int(message["store"][1])),
+        fill=message["fill"],
+    )
+
+
+@dataclass(slots=True)
+class Report:
+    """What `take_part` did, for RankSwitched or RankRolledBack."""
+
+    outcome: Outcome
+    reason: str = ""
+    wire_bytes: int = 0
+    phases: list[tuple[str, float]] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)  # arriving: what the leaver handed over besides tensors
+
+
+class Attempt:
+    """See the module. `connect` once, then `take_part` once; `close` always."""
+
+    def __init__(self, terms: Terms, *, role: Role, rank: int, address: str, secret: bytes, table: StateTable):
+        self.terms, self.role, self.rank = terms, role, rank
+        self._address, self._secret, self._table = address, secret, table
+        self._server: FillServer | None = None
+        self._clients: dict[tuple[str, int], FillClient] = {}
+        self._copies: list[Copy] = []
+        self._inners: dict[str, Inner] = {}
+        self._replaced: dict[str, Inner] = {}
+        self._store: dist.Store | None = None
+        self.shadow: Any = None  # see shadow.py; a twin's, set by the worker when terms.fill is "shadow"
+        self.is_connected = False
+
+    @property
+    def members(self) -> int:
+        return len(self.terms.then)
+
+    # ------------------------------------------------------------ in the background
+
+    def connect(self, groups: Sequence[SwitchGroup]) -> None:
+        """Open the fill port, find the others through the store, build the communicators of the next generation.
+
+        Blocks until every member of the new generation has come. Raises AttemptFailed.
+        """
+        try:
+            store = self.open_store()
+            self._server = FillServer(self._address, self._secret)
+            kind = "twin" if self.role is Role.ARRIVING else "rank"
+            store.set(f"source/{kind}/{self.rank}", f"{self._address}:{self._server.port}")
+            if self.role is Role.ARRIVING:
+                self._find_sources(store)
+            if self.role is not Role.LEAVING:
+                for group in groups:
+                    prefixed = dist.PrefixStore(f"inner/{group.name}", store)
+                    self._inners[group.name] = NetInner(prefixed, group.rank(), group.size(), device_types())
+            self._store = self.open_store()  # one client per thread: this one is the training thread's
+        except Exception as error:  # whatever torch, sockets or shared memory raise here ends only this attempt
+            raise AttemptFailed(f"rank {self.rank} could not connect: {_one_line(error)}") from error
+        self.is_connected = True
+
+    def open_store(self) -> dist.TCPStore:
+        host, port = self.terms.store
+        return dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=CONNECT_TIMEOUT)
+
+    def announce(self, step: int) -> None:
+        """Let the twins know of a proposed switch step ahead of it, so that they can fetch their first batch."""
+        threading.Thread(target=lambda: self.open_store().set("upcoming", str(step)), name="restow-announce", daemon=True).start()
+
+    def await_announcement(self) -> int:
+        """The switch step that is likely; waits for ever (an abandoned twin is ended by the worker)."""
+        assert self._store
+        while True:
+            try:
+                self._store.wait(["upcoming"], CONNECT_TIMEOUT)
+            except dist.DistStoreError:
+                continue
+            return int(self._store.get("upcoming"))
+
+    def _find_sources(self, store: dist.Store) -> None:
+        """Plan which boxes come from whom, and connect to each of them ahead of time."""
+        terms = self.terms
+        boxes = boxes_of(self._table)
+        old = {r: Holding(node=s.node, device=s.device, boxes=boxes) for r, s in enumerate(terms.now)}
+        new = {r: Holding(node=terms.then[r].node, device=terms.then[r].device, boxes=boxes) for r in terms.moved}
+        copies = [] if terms.fill == "shadow" else plan(old, new)
+        self._copies = [copy for copy in copies if copy.target == self.rank]
+        for source in dict.fromkeys([("rank", self.rank), *(copy.source for copy in self._copies)]):
+            store.wait([f"source/{source[0]}/{source[1]}"], CONNECT_TIMEOUT)
+            host, _, port = store.get(f"source/{source[0]}/{source[1]}").decode().rpartition(":")
+            self._clients[source] = FillClient(host, int(port), self._secret)
+
+    # ------------------------------------------------------------ at the switch step, on the training thread
+
+    def take_part(self, step: int, groups: Sequence[SwitchGroup], capture: Callable[[], bytes]) -> Report:
+        """Hand over, install, swap, prove, and obey the verdict. `capture` gives a leaver's private state.
+
+        The old inners stay in place or are put back unless the outcome is DONE.
+        """
+        clock = _Clock()
+        if self.role is not Role.ARRIVING:
+            word = self._first_word(f"decision/{step}", DECISION_TIMEOUT, "abort")
+            clock.mark("decide")
+            if word != "go":
+                return Report(Outcome.ABORTED, reason="not decided in time", phases=clock.phases)
+        report = Report(Outcome.ROLLED_BACK)
+        try:
+            if self.role is Role.ARRIVING:
+                self._install(report, clock)
+            else:
+                assert self._server
+                private = self._hand_over(capture()) if self.role is Role.LEAVING else b""
+                clock.mark("capture")
+                self._server.publish(self._table.tensors(), private)
+                clock.mark("publish")
+            if self.role is not Role.LEAVING:
+                self._replaced = {group.name: group.swap(self._inners[group.name]) for group in groups}
+                self._prove(groups)
+                clock.mark("prove")
+            self._vote()
+            verdict = self._first_word("verdict", timedelta(seconds=self._patience_s()), "rollback no verdict in time")
+        except Exception as error:  # a lost peer, a timeout, a full device: everybody must learn of it, then go back
+            verdict = self._first_word("verdict", timedelta(0), f"rollback rank {self.rank}: {_one_line(error)}")
+        clock.mark("verdict")
+        report.phases = clock.phases
+        if verdict == "done":
+            report.outcome = Outcome.DONE
+            return report
+        for group in groups:
+            if group.name in self._replaced:
+                group.swap(self._replaced.pop(group.name))
+        report.reason = verdict.removeprefix("rollback ")
+        return report
+
+    def _hand_over(self, private: bytes) -> bytes:
+        """Leaving: small private state goes into the store, where it outlives us, signed; what is left is served directly."""
+        assert self._store
+        if len(private) > STORED_PRIVATE_BYTES_MAX:
+            self._store.set(f"private/{self.rank}", b"")
+            return private
+        self._store.set(f"private/{self.rank}", self._sign(private) + private)
+        return b""
+
+    def _take_over(self, patience_s: float) -> bytes:
+        """Arriving: the leaver's private state, from the store or from the leaver itself."""
+        assert self._store
+        self._store.wait([f"private/{self.rank}"], timedelta(seconds=patience_s))
+        signed = self._store.get(f"private/{self.rank}")
+        if not signed:
+            return self._clients["rank", self.rank].fetch_private(patience_s)
+        signature, private = signed[:SIGNATURE_BYTES], signed[SIGNATURE_BYTES:]
+        if not hmac.compare_digest(signature, self._sign(private)):  # never unpickle what a stranger put there
+            raise AttemptFailed(f"the private state of rank {self.rank} is not signed by this job")
+        return private
+
+    def _sign(self, private: bytes) -> bytes:
+        return hmac.digest(self._secret, b"%d/%d/" % (self.terms.generation, self.rank) + private, "sha256")
+
+    def _install(self, report: Report, clock: _Clock) -> None:
+        """Arriving: private state from the leaver, boxes by plan, shadow's last steps."""
+        patience_s = self._patience_s()
+        private = self._take_over(patience_s)
+        report.extra = self._table.install_private(private)
+        clock.restart()  # before this it only waited for the gang to come to the switch step
+        clock.mark("private")
+        if self._is_elsewhere(("rank", self.rank)):
+            report.wire_bytes += len(private)
+        if self.shadow:
+            self.shadow.finish(report.extra["optimizer_steps"], patience_s)
+            clock.mark("shadow")
+        tensors = self._table.tensors()
+        assert self._server
+        crossing = [copy for copy in self._copies if copy.source[0] == "rank"]
+        inside = [copy for copy in self._copies if copy.source[0] == "twin"]
+        for copies in (crossing, inside):
+            for source in dict.fromkeys(copy.source for copy in copies):
+                wanted = {copy.box.name: tensors[copy.box.name] for copy in copies if copy.source == source}
+                received = self._clients[source].fill(wanted, patience_s)
+                if self._is_elsewhere(source):
+                    report.wire_bytes += received
+            if copies is crossing:
+                self._server.publish(tensors, b"")  # other twins of this node read from here
+        clock.mark("fill")
+
+    def _is_elsewhere(self, source: tuple[str, int]) -> bool:
+        kind, rank = source
+        placement = self.terms.now if kind == "rank" else self.terms.then
+        return placement[rank].node != self.terms.then[self.rank].node
+
+    def _prove(self, groups: Sequence[SwitchGroup]) -> None:
+        """One all-reduce of one number on each new communicator: everybody is there, in the same generation."""
+        options = dist.AllreduceOptions()
+        options.timeout = timedelta(seconds=self._patience_s())
+        for group in groups:
+            for device_type in device_types():
+                number = torch.full((1,), float(self.terms.generation), device=device_type)
+                group.inner.backend(device_type).allreduce([number], options).wait()
+                if number.item() != self.terms.generation * group.size():
+                    raise AttemptFailed(f"{group.name} answers for another generation")
+
+    def _vote(self) -> None:
+        if self.role is Role.LEAVING:
+            return
+        assert self._store
+        if self._store.add("proved", 1) == self.members:
+            self._store.compare_set("verdict", "", "done")
+
+    def _first_word(self, key: str, patience: timedelta, otherwise: str) -> str:
+        """The word that was written first under `key`; `otherwise` becomes it if there is none in time."""
+        assert self._store
+        try:
+            if patience:
+                self._store.wait([key], patience)
+        except dist.DistStoreError:
+            pass  # nobody wrote in time; whoever is first now wins
+        return self._store.compare_set(key, "", otherwise).decode()
+
+    def _patience_s(self) -> float:
+        return max(FILL_TIMEOUT_S_MIN, self._table.state_bytes() / FILL_BYTES_PER_S_MIN) + VERDICT_TIMEOUT_S
+
+    # ------------------------------------------------------------ afterwards
+
+    def close(self) -> None:
+        """Drop what is not in use: after DONE the old communicators, otherwise the new ones. May take a while; never raises."""
+        if self._server:
+            self._server.close()
+        for client in self._clients.values():
+            client.close()
+        unused = self._replaced if self._replaced else self._inners
+        for inner in unused.values():
+            inner.close()
+        self._replaced, self._inners, self._clients = {}, {}, {}
+
+
+def boxes_of(table: StateTable) -> tuple[Box, ...]:
+    """The replicated state of one rank as whole boxes, one per tensor."""
+    return tuple(
+        Box(name, (0,) * tensor.dim(), tuple(tensor.shape), tensor.element_size()) for name, tensor in table.tensors().items()
+    )
+
+
+class _Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.phases: list[tuple[str, float]] = []
+        self._last_s = time.perf_counter()
+
+    def mark(self, phase: str) -> None:
+        now_s = time.perf_counter()
+        self.phases.append((phase, now_s - self._last_s))
+        self._last_s = now_s
+
+    def restart(self) -> None:
+        self._last_s = time.perf_counter()
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]

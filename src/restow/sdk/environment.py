@@ -1,0 +1,54 @@
+"""What the agent told this process through its environment, read once. Nobody else in the SDK reads os.environ."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """A worker under restow. Names and meanings: docs/design/001-processes.md."""
+
+    job: str
+    rank: int
+    world_size: int
+    generation: int
+    role: str  # "rank" or "twin"
+    node: str
+    address: str  # of this node; where the fill port is opened
+    page: str
+    agent: str  # path of the agent's socket
+    secret: bytes
+    store: tuple[str, int]
+    log: str
+    private: str  # where private state is kept while a switch is being prepared, so that it outlives this process
+
+
+def read_environment() -> Environment | None:
+    """None when this process does not run under restow (plain python, torchrun)."""
+    read = os.environ.get
+    if not read("RESTOW_JOB") or not read("RESTOW_PAGE"):
+        return None
+    host, _, port = os.environ["RESTOW_STORE"].rpartition(":")
+    return Environment(
+        job=os.environ["RESTOW_JOB"],
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        generation=int(os.environ["RESTOW_GENERATION"]),
+        role=os.environ["RESTOW_ROLE"],
+        node=os.environ["RESTOW_NODE"],
+        address=os.environ["RESTOW_ADDRESS"],
+        page=os.environ["RESTOW_PAGE"],
+        agent=os.environ["RESTOW_AGENT"],
+        secret=bytes.fromhex(os.environ["RESTOW_SECRET"]),
+        store=(host, int(port)),
+        log=read("RESTOW_LOG", ""),
+        private=read("RESTOW_PRIVATE", ""),
+    )
+
+
+def torchrun_environment() -> tuple[int, int, int]:
+    """(rank, world size, local rank) as torchrun gives them; (0, 1, 0) for plain python."""
+    read = os.environ.get
+    return int(read("RANK", "0")), int(read("WORLD_SIZE", "1")), int(read("LOCAL_RANK", "0"))

@@ -1,0 +1,109 @@
+"""The random generators of a process: taken, put back, and seeded from numbers that do not depend on where it runs.
+
+Covers Python's `random`, NumPy's global generator, torch on the CPU and on every visible CUDA device. Does not know
+generators that a script made itself; a `torch.Generator` can be carried by name (see boxes.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+
+from restow.errors import ScriptError
+
+
+@dataclass(frozen=True, slots=True)
+class RandomState:
+    """Where all generators of one process stand. Picklable, about 10 KB."""
+
+    python: tuple[Any, ...]
+    numpy: dict[str, Any] | tuple[Any, ...]
+    torch: bytes
+    cuda: tuple[bytes, ...] = ()  # one per visible device; empty if this process never used CUDA
+
+
+def capture() -> RandomState:
+    """Where the generators stand now. About 45 microseconds, three quarters of them NumPy's."""
+    return RandomState(
+        random.getstate(),
+        numpy.random.get_state(legacy=False),
+        torch.default_generator.get_state().numpy().tobytes(),
+        tuple(g.get_state().numpy().tobytes() for g in _cuda_generators()),
+    )
+
+
+def restore(state: RandomState) -> None:
+    """Put every generator where `state` says. Raises ScriptError if fewer CUDA devices are visible than it has."""
+    devices = torch.cuda.device_count() if state.cuda else 0
+    if len(state.cuda) > devices:
+        raise ScriptError(
+            f"the random state has {len(state.cuda)} CUDA devices, this process sees {devices}; "
+            "give both ranks the same number of visible devices"
+        )
+    random.setstate(state.python)
+    numpy.random.set_state(state.numpy)
+    torch.default_generator.set_state(_tensor(state.torch))
+    for device, raw in enumerate(state.cuda):
+        torch.cuda.set_rng_state(_tensor(raw), device)  # waits for CUDA's own start where it has not begun
+
+
+def mix(*words: int) -> int:
+    """One 63-bit seed from several numbers; the same on every machine and in every run."""
+    text = ",".join(map(str, words)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def seed_all(seed: int) -> None:
+    """Seed the CPU generators: what a loader's worker process uses. About 25 microseconds."""
+    random.seed(seed)
+    numpy.random.seed(seed & 0xFFFF_FFFF)
+    torch.default_generator.manual_seed(seed)
+
+
+class Bubble:
+    """CPU generators of their own for a piece of code, so that what it draws disturbs nobody and can be repeated.
+
+        bubble = Bubble(seed)
+        with bubble.inside():      # goes on where the last visit ended; about 160 microseconds per visit
+            item = next(iterator)
+    """
+
+    def __init__(self, seed: int):
+        self._seed = seed
+        self._state: tuple[Any, Any, torch.Tensor] | None = None
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        outside = _swap(self._state)
+        if self._state is None:
+            seed_all(self._seed)
+        try:
+            yield
+        finally:
+            self._state = _swap(outside)
+
+
+def _swap(state: tuple[Any, Any, torch.Tensor] | None) -> tuple[Any, Any, torch.Tensor]:
+    """Take the CPU generators' state and, unless None, put another in its place."""
+    taken = random.getstate(), numpy.random.get_state(legacy=False), torch.default_generator.get_state()
+    if state is not None:
+        random.setstate(state[0])
+        numpy.random.set_state(state[1])
+        torch.default_generator.set_state(state[2])
+    return taken
+
+
+def _tensor(raw: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+
+
+def _cuda_generators() -> tuple[torch.Generator, ...]:
+    """Asking must not start CUDA: that would cost a context on every visible device."""
+    return tuple(torch.cuda.default_generators) if torch.cuda.is_available() and torch.cuda.is_initialized() else ()

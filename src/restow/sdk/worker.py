@@ -1,0 +1,345 @@
+"""A training process under restow: its page, its line to the agent, and its part in switches.
+
+The training thread calls `after_step` at every save point: one store, one load, a clock. Everything slow happens on other
+threads or at a switch step. Knows nothing of the user's loop (session.py) and nothing of how an attempt works (attempt.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from restow.errors import ScriptError
+from restow.page import Page, open_page
+from restow.sdk import group as groups_module
+from restow.sdk.attempt import Attempt, AttemptFailed, Outcome, Report, Role, Terms, read_terms
+from restow.sdk.boxes import StateTable
+from restow.sdk.channel import Channel
+from restow.sdk.environment import Environment
+from restow.sdk.group import NetInner, SoloInner, device_types, groups
+from restow.sdk.shadow import Leader, Shadow, followers_of
+
+SMOOTHING = 0.1  # weight of the newest step in the page's averages: about the last ten steps
+SLOW_WORDS_S = 0.25  # how often the page's dearer words (memory, reported values) are renewed
+
+
+class Worker:
+    """One rank or twin. `table` is set by `register`, once the script has prepared what it trains."""
+
+    def __init__(self, environment: Environment):
+        self.environment = environment
+        self.generation = environment.generation
+        self.is_twin = environment.role == "twin"
+        self.page: Page = open_page(Path(environment.page))
+        self.table: StateTable | None = None
+        self.values: dict[str, float] = {}
+        self.optimizer_steps = 0
+        self._attempt: Attempt | None = None
+        self._attempt_changed = threading.Condition()
+        self._announced = -1
+        self._leader: Leader | None = None  # present while a twin of this node shadows us
+        self._step_word = self.page.words["step"]
+        self._switch_word = self.page.words["switch_step"]
+        self._last_s = 0.0
+        self._slow_s = 0.0
+        self._average_s = 0.0
+        self._average_exposed_s = 0.0
+        self._exposed_s = 0.0
+        self._given_before = 0
+        self._step_before = 0
+        self.page.set("pid", os.getpid())
+        self.page.set("generation", self.generation)
+        hello = {
+            "job": environment.job,
+            "generation": environment.generation,
+            "rank": environment.rank,
+            "role": environment.role,
+            "pid": os.getpid(),
+            "secret": environment.secret.hex(),
+        }
+        self.channel = Channel(environment.agent, hello, self._on_message)
+        self.channel.start()
+
+    # ------------------------------------------------------------ before the loop
+
+    def join_gang(self) -> None:
+        """Make torch's default group: the real one for a rank, a solo one for a twin. One rank alone has none."""
+        env = self.environment
+        if env.world_size == 1:
+            return
+        if self.is_twin:
+            store: dist.Store = dist.HashStore()
+            groups_module.install(lambda name, rank, size: SoloInner())
+        else:
+            host, port = env.store
+            store = dist.PrefixStore("gang", dist.TCPStore(host, port, is_master=False, wait_for_workers=False))
+
+            def connect(name: str, rank: int, size: int) -> NetInner:
+                return NetInner(dist.PrefixStore(f"inner/{name}", store), rank, size, device_types())
+
+            groups_module.install(connect)
+        dist.init_process_group(groups_module.BACKEND, store=store, rank=env.rank, world_size=env.world_size)
+
+    def register(self, table: StateTable) -> None:
+        """What travels. Hooks the optimizers: how long each step waited for others, and how many updates were made."""
+        self.table = table
+        for optimizer in table.optimizers():
+            optimizer.register_step_pre_hook(self._before_update)
+            optimizer.register_step_post_hook(self._after_update)
+
+    def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self._leader:
+            self._leader.before(optimizer)
+        if groups:
+            # the last collective was launched when the last gradient was there; since then we only waited for it
+            self._exposed_s = time.perf_counter() - groups[0].last_launch_s
+
+    def _after_update(self, *_: Any) -> None:
+        self.optimizer_steps += 1
+        if self._leader:
+            self._leader.after()
+
+    def say_ready(self, signature: str, why_not: str) -> None:
+        assert self.table
+        self.channel.tell(
+            type="ready",
+            signature=signature,
+            state_bytes=self.table.state_bytes(),
+            private_bytes=self.table.private_bytes(),
+            movable=not why_not,
+            why_not=why_not,
+        )
+
+    # ------------------------------------------------------------ every step
+
+    def begin(self, step: int, total: int | None) -> None:
+        """The loop starts (or goes on after a move) with `step` steps finished."""
+        self.page.set("steps_total", -1 if total is None else total)
+        self._step_word[0] = step
+        self._last_s = time.perf_counter()
+        self._given_before = sum(group.bytes_given for group in groups)
+        self._step_before = step
+
+    def after_step(self, step: int) -> bool:
+        """The save point after `step` finished steps. True if a switch step is at hand: then call `at_switch`."""
+        self._step_word[0] = step  # before the load below: the agent relies on this order (page.py)
+        now_s = time.perf_counter()
+        step_s, self._last_s = now_s - self._last_s, now_s
+        self._average_s += SMOOTHING * (step_s - self._average_s) if self._average_s else step_s
+        self._average_exposed_s += SMOOTHING * (self._exposed_s - self._average_exposed_s)
+        if now_s - self._slow_s > SLOW_WORDS_S:
+            self._publish_slow_words(now_s)
+        return self._switch_word[0] >= step
+
+    def _publish_slow_words(self, now_s: float) -> None:
+        self._slow_s = now_s
+        page, step = self.page, self._step_word[0]
+        given = sum(group.bytes_given for group in groups)
+        if step > self._step_before:
+            page.set("wire_bytes", (given - self._given_before) // (step - self._step_before))
+        self._given_before, self._step_before = given, step
+        page.set("step_s", self._average_s)
+        page.set("exposed_s", self._average_exposed_s)
+        page.set("last_step_ns", time.monotonic_ns())
+        if torch.cuda.is_available():
+            page.set("memory_bytes", torch.cuda.max_memory_allocated())
+        else:
+            page.set("memory_bytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        if self.values:
+            page.write_text(json.dumps(self.values))
+
+    def forget_averages(self) -> None:
+        """After a move the old step time means nothing."""
+        self._average_s = self._average_exposed_s = 0.0
+        self._slow_s = 0.0
+        self._last_s = time.perf_counter()
+
+    # ------------------------------------------------------------ switches
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        """From the agent, on the channel's thread."""
+        if message["type"] == "connect":
+            threading.Thread(target=self._begin_attempt, args=(read_terms(message),), name="restow-connect", daemon=True).start()
+        elif message["type"] == "abandon":
+            self._abandon(int(message["generation"]))
+
+    def _role_in(self, terms: Terms) -> Role:
+        if self.is_twin:
+            return Role.ARRIVING
+        return Role.LEAVING if self.environment.rank in terms.moved else Role.STAYING
+
+    def _begin_attempt(self, terms: Terms) -> None:
+        """Connect in the background; the training thread goes on meanwhile."""
+        with self._attempt_changed:
+            present = self._attempt
+            if terms.generation <= self.generation and not self.is_twin:
+                return  # late: we are there, or further
+            if present and present.terms.generation >= terms.generation:
+                return  # said twice
+            if self.table is None:
+                self.channel.tell(type="failed", generation=terms.generation, reason="the script has not reached job.steps yet")
+                return
+            env = self.environment
+            attempt = Attempt(
+                terms, role=self._role_in(terms), rank=env.rank, address=env.address, secret=env.secret, table=self.table
+            )
+            self._attempt = attempt
+        if present:
+            present.close()
+        try:
+            if terms.fill == "shadow":
+                self._open_shadow(attempt)
+            attempt.connect(groups)
+        except AttemptFailed as failure:
+            self.channel.tell(type="failed", generation=terms.generation, reason=str(failure))
+            return
+        with self._attempt_changed:
+            self._attempt_changed.notify_all()
+        self.channel.tell(type="connected", generation=terms.generation)
+
+    def _open_shadow(self, attempt: Attempt) -> None:
+        """A twin follows the lowest staying rank of its node; that one leads. Raises AttemptFailed."""
+        assert self.table
+        env = self.environment
+        try:
+            if attempt.role is Role.ARRIVING:
+                attempt.shadow = Shadow(attempt, self.table, env, lambda: self._say_shadowing(attempt))
+            elif attempt.role is Role.STAYING and followers_of(attempt.terms.now, attempt.terms.then, env.rank):
+                self._leader = Leader(attempt, self.table, env, lambda: self.optimizer_steps)
+        except OSError as error:
+            raise AttemptFailed(f"rank {env.rank} has no room for a shadow: {error.strerror or error}") from error
+
+    def _close_shadow(self, attempt: Attempt) -> None:
+        if attempt.shadow:
+            attempt.shadow.close()
+        if self._leader:
+            leader, self._leader = self._leader, None
+            leader.close()
+
+    def _say_shadowing(self, attempt: Attempt) -> None:
+        self.channel.tell(type="shadowing", generation=attempt.terms.generation)
+
+    def _abandon(self, generation: int) -> None:
+        with self._attempt_changed:
+            attempt = self._attempt
+            if attempt is None or attempt.terms.generation != generation:
+                if self.is_twin and self.generation == generation:
+                    _leave()
+                return
+            if self.is_twin:
+                _leave()
+            self._attempt = None
+            self._attempt_changed.notify_all()
+        self._close_shadow(attempt)
+        self._close_later(attempt)
+
+    def at_switch(self, step: int, capture: Callable[[], bytes]) -> None:
+        """A proposal is in the page. Announce it to the twin, or, at its step, take part; returns when training may go on.
+
+        A leaver whose rank now lives elsewhere does not return.
+        """
+        proposed = self._switch_word[0]
+        attempt = self._attempt
+        if attempt is None or not attempt.is_connected or attempt.terms.generation != self.page.get("switch_generation"):
+            return  # abandoned meanwhile: the others find `abort`, or roll back without us
+        if proposed != step:
+            if proposed != self._announced:
+                self._announced = proposed
+                attempt.announce(proposed)
+            return
+        began_s = time.perf_counter()
+        report = attempt.take_part(step, groups, capture)
+        generation = attempt.terms.generation
+        if report.outcome is Outcome.ABORTED:  # the attempt stays: a later step may be proposed
+            self.channel.tell(type="rolled_back", generation=generation, step=step, reason=report.reason)
+            return
+        with self._attempt_changed:
+            if self._attempt is attempt:
+                self._attempt = None
+        self._close_shadow(attempt)
+        if report.outcome is Outcome.ROLLED_BACK:
+            self.channel.tell(type="rolled_back", generation=generation, step=step, reason=report.reason)
+            self._close_later(attempt)
+            return
+        if attempt.role is Role.LEAVING:
+            self.channel.tell(type="retired", generation=generation)
+            _leave()
+        self._become(generation, step, time.perf_counter() - began_s, report, attempt)
+
+    def arrive(self, on_upcoming: Callable[[int], None]) -> dict[str, Any]:
+        """The twin's side: park until the gang has switched; returns what the leaver handed over (`step` among it).
+
+        `on_upcoming(step)` is called when a switch step is known, so that data can be fetched ahead. Does not return if the
+        switch does not happen.
+        """
+        with self._attempt_changed:
+            while not (self._attempt and self._attempt.is_connected):
+                self._attempt_changed.wait()
+            attempt = self._attempt
+        on_upcoming(attempt.await_announcement())
+        report = attempt.take_part(-1, groups, lambda: b"")
+        if report.outcome is not Outcome.DONE:
+            _leave()
+        step = int(report.extra["step"])
+        pause_s = max(0.0, time.time() - float(report.extra["left_at_s"]))
+        self.optimizer_steps = int(report.extra["optimizer_steps"])
+        self._step_word[0] = step
+        self.is_twin = False
+        self.channel.change_hello(role="rank")
+        _speak(self.environment.log)
+        self._close_shadow(attempt)
+        self._become(attempt.terms.generation, step, pause_s, report, attempt)
+        return report.extra
+
+    def _become(self, generation: int, step: int, pause_s: float, report: Report, attempt: Attempt) -> None:
+        self.generation = generation
+        self.page.set("generation", generation)
+        self.channel.change_hello(generation=generation)
+        self.channel.tell(
+            type="switched",
+            generation=generation,
+            step=step,
+            pause_s=pause_s,
+            wire_bytes=report.wire_bytes,
+            phases=report.phases,
+        )
+        self.forget_averages()
+        self._close_later(attempt)
+
+    def _close_later(self, attempt: Attempt) -> None:
+        """Old communicators and ports are taken down beside the training, not in its way."""
+        threading.Thread(target=attempt.close, name="restow-close", daemon=True).start()
+
+
+def _leave() -> None:
+    """End this process now: its rank lives elsewhere, or the twin is not needed. The script's own clean-up must not run:
+    it would save, log or destroy what now belongs to another process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _speak(log: str) -> None:
+    """From now on what the script prints is the rank's: the rehearsal's file is left."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not log:
+        return
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def no_table() -> ScriptError:
+    return ScriptError("job.steps was called before job.prepare; call model, optimizer = job.prepare(model, optimizer) first")

@@ -1,0 +1,156 @@
+"""From what a user writes (a YAML file, or options) to a JobSpec. Every mistake names the key, the value and the line.
+
+    name: digits                     # optional; the job's id is made from it
+    command: python train.py --lr 1  # or a list of words; needed
+    workers: 2                       # default 1
+    cwd: ../digits                   # default: where you submit; relative to the file
+    env: {OMP_NUM_THREADS: "1"}
+    memory: 8GB                      # peak device memory of one worker
+    migrate: true                    # may restow move it?
+    fill: auto                       # auto, replica, copy or shadow
+    max_pause_s: 60                  # the longest pause that one move may cost
+    stop_grace_s: 10                 # between SIGTERM and SIGKILL
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from restow.errors import SpecError
+from restow.job import JobSpec
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", re.IGNORECASE)
+
+
+def load(path: Path, *, cwd: Path, instead: Mapping[str, Any] | None = None) -> JobSpec:
+    """The spec in a YAML file. `cwd` is where a job without one runs; keys of `instead` win. Raises SpecError."""
+    import yaml
+
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise SpecError(f"spec {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SpecError(f"spec {path} is not text; write YAML") from None
+    try:
+        tree = yaml.compose(text, yaml.SafeLoader)
+        written = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise SpecError(f"spec {path}{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(written, dict):
+        raise SpecError(f"spec {path} holds {_kind(written)}; write keys such as command: and workers:")
+    lines = {key.value: key.start_mark.line + 1 for key, _ in tree.value}
+    if isinstance(written.get("cwd"), str):
+        written["cwd"] = str(path.parent / written["cwd"])
+    return build({**written, **(instead or {})}, cwd=cwd, where=lambda key: f"{path}, line {lines[key]}: " if key in lines else f"{path}: ")
+
+
+def build(written: Mapping[Any, Any], *, cwd: Path, where: Callable[[str], str] = lambda key: "") -> JobSpec:
+    """The spec that these keys describe. `where(key)` begins the message of an error about that key."""
+    for key in written:
+        if key not in _READERS:
+            close = difflib.get_close_matches(str(key), _READERS, n=1, cutoff=0.6)
+            hint = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(_READERS)}"
+            raise SpecError(f"{where(str(key))}unknown key {str(key)!r}; {hint}")
+    fields: dict[str, Any] = {}
+    for key, value in written.items():
+        if value is not None:
+            name, read = _READERS[key]
+            try:
+                fields[name] = read(key, value)
+            except SpecError as error:
+                raise SpecError(f"{where(key)}{error}") from None
+    if "command" not in fields:
+        raise SpecError(f"{where('')}command is missing; give the program to run, for example command: python train.py")
+    folder = Path(fields.get("cwd") or cwd)
+    fields["cwd"] = str(folder if folder.is_absolute() else cwd / folder)
+    if not Path(fields["cwd"]).is_dir():
+        raise SpecError(f"{where('cwd')}cwd is {fields['cwd']!r}; there is no such folder")
+    try:
+        return JobSpec(**fields)
+    except SpecError as error:
+        key = str(error).partition(" ")[0]
+        raise SpecError(f"{where(key)}{error}") from None
+
+
+def parse_bytes(key: str, value: Any) -> int:
+    """`8GB`, `512 MiB`, `1.5G` or a number of bytes."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if not match:
+        raise SpecError(f"{key} is {value!r}; write a size such as 8GB or 512MiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise SpecError(f"{key} is {value!r} ({_kind(value)}); write text, in quotes if need be")
+    return value
+
+
+def _count(key: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise SpecError(f"{key} is {value!r} ({_kind(value)}); write a whole number")
+    return value
+
+
+def _seconds(key: str, value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise SpecError(f"{key} is {value!r} ({_kind(value)}); write a number of seconds")
+    return float(value)
+
+
+def _choice(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise SpecError(f"{key} is {value!r} ({_kind(value)}); write true or false")
+    return value
+
+
+def _words(key: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        try:
+            return tuple(shlex.split(value))
+        except ValueError as error:
+            raise SpecError(f"{key} is {value!r}: {error}; write a list of words instead") from None
+    if isinstance(value, list) and all(isinstance(word, (str, int, float)) and not isinstance(word, bool) for word in value):
+        return tuple(str(word) for word in value)
+    raise SpecError(f"{key} is {value!r} ({_kind(value)}); write text or a list of words")
+
+
+def _pairs(key: str, value: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, dict):
+        raise SpecError(f"{key} is {value!r} ({_kind(value)}); write NAME: value pairs")
+    for name, setting in value.items():
+        if not isinstance(name, str) or "=" in name or not name:
+            raise SpecError(f"{key} names the variable {name!r}; write a name without '='")
+        if isinstance(setting, bool) or not isinstance(setting, (str, int, float)):
+            raise SpecError(f"{key}: {name} is {setting!r} ({_kind(setting)}); write text, in quotes if need be")
+    return tuple((name, str(setting)) for name, setting in value.items())
+
+
+def _kind(value: Any) -> str:
+    names = {str: "text", bool: "true/false", int: "a whole number", float: "a number", list: "a list", dict: "a map"}
+    return names.get(type(value), "nothing" if value is None else type(value).__name__)
+
+
+_READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
+    "name": ("name", _text),
+    "command": ("command", _words),
+    "workers": ("workers", _count),
+    "cwd": ("cwd", _text),
+    "env": ("env", _pairs),
+    "memory": ("memory_bytes", parse_bytes),
+    "migrate": ("migrate", _choice),
+    "fill": ("fill", _text),
+    "max_pause_s": ("max_pause_s", _seconds),
+    "stop_grace_s": ("stop_grace_s", _seconds),
+}

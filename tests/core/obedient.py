@@ -1,0 +1,310 @@
+"""Agents that obey: an honest fake of all nodes, processes and ranks, without processes or time of their own.
+
+`Cluster` joins them to a real ClusterState and a real policy, as the controller does: journal, observe, tick, decide, command.
+Faults are asked for by the test: kill a process, lose a node, refuse proposals, forget to answer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+
+from restow.cluster import Device, Link
+from restow.core import invariants
+from restow.core.state import ClusterState
+from restow.job import Job, JobSpec
+from restow.messages import (
+    Abandon, CancelAsked, Command, Connect, Decide, Event, Forget, JobSubmitted, Launch, LinkMeasured, MigrateAsked, NodeJoined,
+    NodeLost, OpenStore, Prepare, Progressed, Propose, RankConnected, RankExited, RankReady, RankStarted, RankSwitched,
+    ShadowReady, StepAccepted, StepRefused, Stop, StoreOpened, TwinParked,
+)  # fmt: skip
+from restow.placement import Schedule, parse_placement
+from restow.policies.consolidate import Consolidate
+
+SECRET = "5e"
+
+
+@dataclass
+class Program:
+    """What a job's script does, as far as agents can see."""
+
+    steps_total: int = 10_000
+    step: int = 0
+    step_s: float = 0.0  # 0: says nothing of its speed
+    exposed_s: float = 0.0
+    wire_bytes: int = 0
+    state_bytes: int = 100_000_000
+    uses_sdk: bool = True
+
+
+@dataclass
+class Worker:
+    node: str
+    generation: int
+    role: str  # rank, twin or leaver
+
+
+@dataclass
+class Agents:
+    """All agents. `tell` obeys at once; what they then report waits in `reports`, in the order of each node."""
+
+    reports: list[Event] = field(default_factory=list)
+    workers: dict[tuple[str, int, int], Worker] = field(default_factory=dict)  # (job, generation, rank) →
+    programs: dict[str, Program] = field(default_factory=lambda: defaultdict(Program))
+    decisions: dict[tuple[str, int, int], bool] = field(default_factory=dict)  # (job, generation, step) → go
+    placements: dict[tuple[str, int], tuple] = field(default_factory=dict)
+    deaf: set[type] = field(default_factory=set)  # commands that get lost
+    dead_nodes: set[str] = field(default_factory=set)
+    wrong_twins: bool = False  # they build another model
+    now_s: float = 0.0
+
+    def tell(self, node: str, command: Command) -> None:
+        if type(command) not in self.deaf and node not in self.dead_nodes:
+            getattr(self, type(command).__name__.lower())(node, command)
+
+    def say(self, kind: type, command: Command, node: str, **rest: object) -> None:
+        event = kind(time_s=self.now_s, job=command.job, generation=command.generation, node=node, **rest)
+        self.reports.append(event)
+
+    def here(self, node: str, job: str) -> list[tuple[tuple[str, int, int], Worker]]:
+        return [(key, worker) for key, worker in sorted(self.workers.items()) if worker.node == node and key[0] == job]
+
+    def openstore(self, node: str, command: OpenStore) -> None:
+        self.say(StoreOpened, command, node, host=f"10.0.0.{node[-1]}", port=4000 + command.generation)
+
+    def launch(self, node: str, command: Launch) -> None:
+        self.placements[command.job, command.generation] = command.placement
+        program = self.programs[command.job]
+        for rank, slot in enumerate(command.placement):
+            key = (command.job, command.generation, rank)
+            if slot.node != node or key in self.workers:
+                continue
+            self.workers[key] = Worker(node, command.generation, "rank")
+            self.say(RankStarted, command, node, rank=rank, pid=100 + rank)
+            if program.uses_sdk:
+                self.say(RankReady, command, node, rank=rank, signature=f"s{rank}", state_bytes=program.state_bytes,
+                         private_bytes=0, movable=True)  # fmt: skip
+
+    def prepare(self, node: str, command: Prepare) -> None:
+        self.placements[command.job, command.generation] = command.placement
+        for rank in command.ranks:
+            key = (command.job, command.generation, rank)
+            if key not in self.workers:
+                self.workers[key] = Worker(node, command.generation, "twin")
+                signature = "other" if self.wrong_twins else f"s{rank}"
+                self.say(TwinParked, command, node, rank=rank, signature=signature, rehearsal_step_s=0.05)
+
+    def connect(self, node: str, command: Connect) -> None:
+        for (_, generation, rank), worker in self.here(node, command.job):
+            if worker.role == "twin" and generation != command.generation or worker.role == "leaver":
+                continue
+            self.say(RankConnected, command, node, rank=rank, role=worker.role)
+            if worker.role == "twin" and command.fill == "shadow":
+                self.say(ShadowReady, command, node, rank=rank)
+
+    def propose(self, node: str, command: Propose) -> None:
+        step = self.programs[command.job].step
+        if step < command.step:
+            self.say(StepAccepted, command, node, step=command.step)
+        else:
+            self.say(StepRefused, command, node, step=command.step, at=step)
+
+    def decide(self, node: str, command: Decide) -> None:
+        go = self.decisions.setdefault((command.job, command.generation, command.step), command.go)
+        twins = [k for k, w in self.workers.items() if k[:2] == (command.job, command.generation) and w.role == "twin"]
+        if not (go and command.go and twins):
+            return
+        then = self.placements[command.job, command.generation]
+        old = {k[2]: k for k, w in self.workers.items() if k[0] == command.job and w.role == "rank"}
+        if len(old) != len(then):
+            return  # a rank is dead: no verdict is ever reached
+        program = self.programs[command.job]
+        program.step = max(program.step, command.step)
+        for rank, slot in enumerate(then):
+            new = (command.job, command.generation, rank)
+            leaver = self.workers[old[rank]]
+            if new in self.workers:
+                self.workers[new].role = "rank"
+                leaver.role = "leaver"
+            else:
+                self.workers[new] = self.workers.pop(old[rank])
+                self.workers[new].generation = command.generation
+            self.say(RankSwitched, command, slot.node, rank=rank, step=command.step, pause_s=0.06, wire_bytes=12_600)
+            if leaver.role == "leaver":
+                self.exit(old[rank], 0)
+
+    def abandon(self, node: str, command: Abandon) -> None:
+        for key, worker in self.here(node, command.job):
+            if worker.role == "twin" and key[1] == command.generation:
+                self.exit(key, 0)
+
+    def stop(self, node: str, command: Stop) -> None:
+        for key, worker in self.here(node, command.job):
+            if key[1] == command.generation and worker.role == "rank":
+                self.exit(key, -15)
+
+    def forget(self, node: str, command: Forget) -> None:
+        for key, _ in self.here(node, command.job):
+            self.exit(key, -9)
+
+    def exit(self, key: tuple[str, int, int], code: int, reason: str = "") -> None:
+        """A process ends, whoever wanted it."""
+        worker = self.workers.pop(key)
+        self.reports.append(RankExited(
+            time_s=self.now_s, job=key[0], generation=key[1], node=worker.node, rank=key[2], role=worker.role, code=code,
+            reason=reason))  # fmt: skip
+
+    def training(self, job: str) -> dict[int, list[tuple[str, int, int]]]:
+        """Rank → its processes that are neither twin nor leaver; more than one is the worst thing that can happen."""
+        ranks: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
+        for key, worker in sorted(self.workers.items()):
+            if key[0] == job and worker.role == "rank":
+                ranks[key[2]].append(key)
+        return dict(ranks)
+
+
+class Cluster:
+    """State, policy and obedient agents; `run()` lets all of it happen until nothing does."""
+
+    def __init__(self, nodes: str = "", link_bytes_per_s: float | None = None):
+        self.state = ClusterState(SECRET)
+        self.policy = Consolidate()
+        self.agents = Agents()
+        self.journal: list[Event] = []
+        self.told: list[tuple[str, Command]] = []
+        self.now_s = 0.0
+        for word in nodes.split():
+            name, _, devices = word.partition(":")
+            self.join(name, int(devices))
+        if link_bytes_per_s:
+            names = sorted(self.state.nodes)
+            for a in names:
+                for b in names[names.index(a) + 1 :]:
+                    self.observe(LinkMeasured(time_s=self.now_s, a=a, b=b, link=Link(bytes_per_s=link_bytes_per_s)))
+
+    # what people and machines do
+
+    def join(self, name: str, devices: int) -> None:
+        self.agents.dead_nodes.discard(name)
+        listed = tuple(Device(index=i) for i in range(devices))
+        self.observe(NodeJoined(time_s=self.now_s, node=name, address=f"10.0.0.{name[-1]}", devices=listed))
+
+    def submit(self, job: str, workers: int = 1, program: Program | None = None, **spec: object) -> None:
+        if program:
+            self.agents.programs[job] = program
+        spec_ = JobSpec(command=("python", "train.py"), workers=workers, **spec)  # type: ignore[arg-type]
+        self.observe(JobSubmitted(time_s=self.now_s, job=job, spec=spec_))
+
+    def cancel(self, job: str) -> None:
+        self.observe(CancelAsked(time_s=self.now_s, job=job))
+
+    def migrate(self, job: str, placement: str) -> None:
+        self.observe(MigrateAsked(time_s=self.now_s, job=job, placement=parse_placement(placement)))
+
+    def lose(self, node: str) -> None:
+        """Its processes stop themselves when their lease is over, which is before the controller says that it is lost."""
+        for key, worker in list(self.agents.workers.items()):
+            if worker.node == node:
+                del self.agents.workers[key]
+        self.agents.dead_nodes.add(node)
+        self.agents.reports = [event for event in self.agents.reports if getattr(event, "node", "") != node]
+        self.observe(NodeLost(time_s=self.now_s, node=node, reason="no answer for 3 s"))
+
+    def kill(self, job: str, rank: int, role: str = "rank", code: int = -9, reason: str = "") -> None:
+        for key, worker in sorted(self.agents.workers.items()):
+            if key[0] == job and key[2] == rank and worker.role == role:
+                self.agents.exit(key, code, reason)
+                return
+        raise AssertionError(f"no {role} {rank} of {job} is alive")
+
+    def end(self, job: str) -> None:
+        for key, worker in sorted(self.agents.workers.items()):
+            if key[0] == job and worker.role == "rank":
+                self.agents.exit(key, 0)
+
+    def train(self, job: str, steps: int) -> None:
+        """The gang makes steps, if it is whole, and says so; at its last step it ends."""
+        program, gang = self.agents.programs[job], self.agents.training(job)
+        if len(gang) != self.job(job).workers:
+            return
+        program.step = min(program.step + steps, program.steps_total)
+        for rank, (key, *_) in sorted(gang.items()):
+            self.agents.reports.append(Progressed(
+                time_s=self.now_s, job=job, generation=key[1], node=self.agents.workers[key].node, rank=rank, step=program.step,
+                steps_total=program.steps_total, step_s=program.step_s, exposed_s=program.exposed_s,
+                wire_bytes=program.wire_bytes, memory_bytes=0))  # fmt: skip
+        if program.step == program.steps_total:
+            self.end(job)
+
+    # what the controller does
+
+    def observe(self, event: Event) -> None:
+        if not isinstance(event, Progressed):
+            self.journal.append(event)
+        self.state.observe(event)
+        invariants.check(self.state)
+
+    def clock(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.agents.now_s = self.now_s
+
+    def decide(self) -> Schedule:
+        schedule = self.policy.decide(self.state.snapshot(self.now_s))
+        adopted = self.state.adoption(schedule, self.now_s)
+        if adopted:
+            self.observe(adopted)
+        return schedule
+
+    def tick(self) -> bool:
+        events = self.state.tick(self.now_s)
+        for event in events:
+            self.observe(event)
+        return bool(events)
+
+    def send(self) -> bool:
+        commands = self.state.commands()
+        for node, command in commands:
+            self.told.append((node, command))
+            self.agents.tell(node, command)
+        return bool(commands)
+
+    def hear(self) -> bool:
+        reports, self.agents.reports = self.agents.reports, []
+        for event in reports:
+            self.observe(event)
+        return bool(reports)
+
+    def run(self, until: object = None, decide: bool = True) -> None:
+        """Until nothing happens, or until `until()` holds after a turn."""
+        for _ in range(200):
+            if decide:
+                self.decide()
+            busy = [self.send(), self.hear(), self.tick()]
+            if callable(until) and until():
+                return
+            if not any(busy):
+                return
+        raise AssertionError("it never becomes quiet")
+
+    def restart(self) -> None:
+        """The controller is killed and comes back: only the journal is left."""
+        self.state = ClusterState(SECRET)
+        for event in self.journal:
+            self.state.observe(event)
+            invariants.check(self.state)
+
+    # what one sees
+
+    def job(self, id: str) -> Job:
+        return self.state.jobs[id]
+
+    def where(self, id: str) -> str:
+        return " ".join(map(str, self.job(id).placement))
+
+    def commands_of(self, kind: type) -> list[tuple[str, Command]]:
+        return [(node, command) for node, command in self.told if isinstance(command, kind)]
+
+
+def scattered(step_s: float = 0.3, exposed_s: float = 0.25, **changes: object) -> Program:
+    """A program whose steps wait most of the time for a link of 200 Mbit/s."""
+    return replace(Program(step_s=step_s, exposed_s=exposed_s, wire_bytes=6_250_000), **changes)

@@ -1,0 +1,281 @@
+"""A gang on one machine without agent and controller: what the SDK's own tests drive a switch with.
+
+`Gang` plays both: it starts ranks and twins as plain processes with the environment of docs/design/001-processes.md, hosts the
+stores, answers the channel and writes pages. Real processes, real sockets, real groups; only who decides is the test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from restow.page import Page, create_page
+from restow.placement import Placement, moved_ranks, parse_placement
+
+PATIENCE_S = 90.0
+SECRET = "5e" * 16
+
+
+@dataclass
+class Process:
+    rank: int
+    generation: int
+    role: str
+    popen: subprocess.Popen[bytes]
+    page: Page
+    log: Path
+    facts: list[dict[str, Any]] = field(default_factory=list)
+    connection: socket.socket | None = None
+
+
+class Gang:
+    """One job. Use as a context manager: everything is ended and removed on the way out."""
+
+    def __init__(self, script: str | Path, placement: str, arguments: Sequence[str] = (), holds: Sequence[int] = (20,)):
+        """`holds`: steps after which the script waits for `release`, so that a test has time for what it does."""
+        self.placement = parse_placement(placement)
+        self.generation = 1
+        self.folder = Path(tempfile.mkdtemp(prefix="rg-"))
+        self.script = str(script)
+        self.holds = list(holds)
+        self.arguments = [*arguments, "--holds", f"{self.folder}:{','.join(map(str, self.holds))}"]
+        self.shm = Path(tempfile.mkdtemp(prefix="restow-gang-", dir="/dev/shm"))
+        self.processes: list[Process] = []
+        self.messages: queue.Queue[tuple[Process, dict[str, Any]]] = queue.Queue()
+        self._stores: list[dist.TCPStore] = []
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._server.bind(str(self.folder / "agent.sock"))
+        self._server.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Gang:
+        store = self.open_store()
+        for rank in range(len(self.placement)):
+            self.start(rank, self.placement, 1, "rank", store)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            try:
+                os.killpg(process.popen.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.popen.wait()
+        self._server.close()
+        self._stores.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.shm, ignore_errors=True)
+
+    # ------------------------------------------------------------ processes
+
+    def open_store(self) -> dist.TCPStore:
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+        self._stores.append(store)
+        return store
+
+    def start(self, rank: int, placement: Placement, generation: int, role: str, store: dist.TCPStore) -> Process:
+        log = self.folder / f"{rank}.g{generation}.log"
+        page = create_page(self.shm / f"job.g{generation}.r{rank}.page")
+        environment = {
+            **os.environ,
+            "RANK": str(rank),
+            "WORLD_SIZE": str(len(placement)),
+            "LOCAL_RANK": "0",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
+            "RESTOW_JOB": "job",
+            "RESTOW_GENERATION": str(generation),
+            "RESTOW_ROLE": role,
+            "RESTOW_PAGE": str(page.path),
+            "RESTOW_AGENT": str(self.folder / "agent.sock"),
+            "RESTOW_SECRET": SECRET,
+            "RESTOW_ADDRESS": "127.0.0.1",
+            "RESTOW_NODE": placement[rank].node,
+            "RESTOW_STORE": f"127.0.0.1:{store.port}",
+            "RESTOW_LOG": str(log),
+            "RESTOW_PRIVATE": str(self.shm / f"job.g{generation}.r{rank}.private"),
+        }
+        output = log if role == "rank" else log.with_suffix(".rehearsal.log")
+        with output.open("ab") as file:
+            popen = subprocess.Popen(
+                [sys.executable, self.script, *self.arguments],
+                env=environment,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        process = Process(rank, generation, role, popen, page, output)
+        self.processes.append(process)
+        return process
+
+    def live(self, rank: int) -> Process:
+        """The process that holds `rank` now."""
+        return next(p for p in reversed(self.processes) if p.rank == rank and p.role == "rank")
+
+    # ------------------------------------------------------------ messages
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._read, args=(connection,), daemon=True).start()
+
+    def _read(self, connection: socket.socket) -> None:
+        process: Process | None = None
+        for line in connection.makefile("rb"):
+            message = json.loads(line)
+            if message["type"] == "hello":
+                assert message["secret"] == SECRET
+                while process is None:
+                    process = next((p for p in self.processes if p.popen.pid == message["pid"]), None)
+                process.connection = connection
+            else:
+                assert process
+                process.facts.append(message)
+                self.messages.put((process, message))
+
+    def tell(self, process: Process, **message: Any) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while process.connection is None:
+            assert time.monotonic() < deadline, f"rank {process.rank} never said hello"
+            time.sleep(0.01)
+        process.connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def await_fact(self, processes: Sequence[Process], kind: str, generation: int | None = None) -> list[dict[str, Any]]:
+        """The fact of this kind from each of the processes. Fails when one of them ends without it."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            found = [
+                next((f for f in p.facts if f["type"] == kind and (generation is None or f.get("generation") == generation)), None)
+                for p in processes
+            ]
+            if all(found):
+                return found  # type: ignore[return-value]
+            for process, fact in zip(processes, found, strict=True):
+                failed = [f for f in process.facts if f["type"] == "failed"]
+                ended = process.popen.poll() is not None
+                assert fact or not (failed or ended), f"{kind}: {failed} {process.log.read_text()[-3000:]}"
+            assert time.monotonic() < deadline, f"no {kind} from {[p.rank for p, f in zip(processes, found) if not f]}"
+            time.sleep(0.005)
+
+    def await_step(self, step: int) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        ranks = [self.live(rank) for rank in range(len(self.placement))]
+        while min(p.page.get("step") for p in ranks) < step:
+            for process in ranks:
+                assert process.popen.poll() in (None, 0), process.log.read_text()[-3000:]
+            assert time.monotonic() < deadline, f"step {step} not reached"
+            time.sleep(0.002)
+
+    def release(self) -> None:
+        """Let the script go on from the hold that it has come to."""
+        if self.holds:
+            (self.folder / str(self.holds.pop(0))).touch()
+
+    # ------------------------------------------------------------ a switch
+
+    def prepare(self, then: str, fill: str) -> Switching:
+        """Twins parked, groups of the next generation connected."""
+        target = parse_placement(then)
+        self.generation += 1
+        store = self.open_store()
+        moved = moved_ranks(self.placement, target)
+        old = [self.live(rank) for rank in range(len(target))]
+        twins = [self.start(rank, target, self.generation, "twin", store) for rank in moved]
+        signatures = {f["signature"] for f in self.await_fact(old, "ready")}
+        parked = self.await_fact(twins, "parked")
+        assert {f["signature"] for f in parked} == signatures, (signatures, parked)
+        return Switching(self, target, fill, store, old, twins)
+
+    def move(self, then: str, fill: str = "replica", at: int | None = None) -> list[dict[str, Any]]:
+        """The whole move; returns what the ranks of the new generation said."""
+        switching = self.prepare(then, fill)
+        switching.connect()
+        switching.propose(at)
+        switching.decide("go")
+        self.release()
+        return switching.await_done()
+
+    def await_end(self) -> None:
+        """Every rank ends by itself with code 0."""
+        while self.holds:
+            self.release()
+        for rank in range(len(self.placement)):
+            process = self.live(rank)
+            code = process.popen.wait(PATIENCE_S)
+            assert code == 0, f"rank {rank}: {code}\n{process.log.read_text()[-3000:]}"
+
+    def output(self, rank: int) -> list[str]:
+        """What the rank printed over all generations, rehearsals left out."""
+        logs = sorted(self.folder.glob(f"{rank}.g*.log"), key=lambda p: int(p.name.split(".g")[1].split(".")[0]))
+        return [line for log in logs if "rehearsal" not in log.name for line in log.read_text().splitlines()]
+
+
+@dataclass
+class Switching:
+    gang: Gang
+    then: Placement
+    fill: str
+    store: dist.TCPStore
+    old: list[Process]
+    twins: list[Process]
+    step: int = -1
+
+    @property
+    def moved(self) -> tuple[int, ...]:
+        return moved_ranks(self.gang.placement, self.then)
+
+    def connect(self) -> None:
+        for process in [*self.old, *self.twins]:
+            self.gang.tell(
+                process,
+                type="connect",
+                generation=self.gang.generation,
+                now=[list(slot) for slot in self.gang.placement],
+                then=[list(slot) for slot in self.then],
+                store=["127.0.0.1", self.store.port],
+                fill=self.fill,
+            )
+        self.gang.await_fact([*self.old, *self.twins], "connected", self.gang.generation)
+        if self.fill == "shadow":
+            self.gang.await_fact(self.twins, "shadowing", self.gang.generation)
+
+    def propose(self, at: int | None = None) -> None:
+        step = at or max(p.page.get("step") for p in self.old) + 5
+        for process in self.old:
+            process.page.set("switch_generation", self.gang.generation)
+            process.page.set("switch_step", step)
+        assert max(p.page.get("step") for p in self.old) < step
+        self.step = int(step)
+
+    def decide(self, word: str) -> str:
+        return self.store.compare_set(f"decision/{self.step}", "", word).decode()
+
+    def await_done(self) -> list[dict[str, Any]]:
+        staying = [p for p in self.old if p.rank not in self.moved]
+        facts = self.gang.await_fact([*staying, *self.twins], "switched", self.gang.generation)
+        for process in self.old:
+            if process.rank in self.moved:
+                assert process.popen.wait(PATIENCE_S) == 0
+        for twin in self.twins:
+            twin.role = "rank"
+        self.gang.placement = self.then
+        return facts

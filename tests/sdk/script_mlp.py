@@ -1,0 +1,75 @@
+"""A training script with everything that must travel: dropout, BatchNorm, shuffling, random augmentation, a schedule."""
+
+import argparse
+import hashlib
+import json
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import restow
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--steps", type=int, default=60)
+parser.add_argument("--width", type=int, default=64)
+parser.add_argument("--workers", type=int, default=0)
+parser.add_argument("--holds", default="", help="folder:step,step,... wait after such a step until the folder has a file of that name")
+options = parser.parse_args()
+folder, _, held = options.holds.partition(":")
+holds = {int(step) for step in held.split(",") if step}
+
+
+class Noisy(Dataset):
+    def __len__(self):
+        return 96
+
+    def __getitem__(self, index):
+        x = torch.full((16,), index / 96.0) + 0.1 * torch.randn(16) + 0.01 * random.random() + 0.01 * float(np.random.rand())
+        return x, torch.tensor([index % 3])
+
+
+class History:
+    def __init__(self):
+        self.losses = []
+
+    def state_dict(self):
+        return {"losses": list(self.losses)}
+
+    def load_state_dict(self, state):
+        self.losses = list(state["losses"])
+
+
+torch.set_num_threads(1)
+job = restow.init(seed=7)
+w = options.width
+model = torch.nn.Sequential(
+    torch.nn.Linear(16, w), torch.nn.BatchNorm1d(w), torch.nn.ReLU(), torch.nn.Dropout(0.3), torch.nn.Linear(w, w), torch.nn.Linear(w, 3)
+)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+model, optimizer, schedule = job.prepare(model, optimizer, schedule)
+history = job.carry("history", History())
+loader = DataLoader(Noisy(), batch_size=4, shuffle=True, num_workers=options.workers)
+for x, y in job.steps(loader, total=options.steps):
+    loss = torch.nn.functional.cross_entropy(model(x), y.squeeze(1)) + 0.001 * torch.rand(()) * x.mean()
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    schedule.step()
+    history.losses.append(loss.item().hex())
+    print(job.step, loss.item().hex(), flush=True)
+    job.report(loss=loss.item())
+    while job.step in holds and not job.is_rehearsal and not Path(folder, str(job.step)).exists():
+        time.sleep(0.002)
+digest = hashlib.sha256()
+for name, tensor in model.state_dict().items():
+    digest.update(name.encode() + tensor.numpy().tobytes())
+for state in optimizer.state_dict()["state"].values():
+    for key in sorted(state):
+        digest.update(torch.as_tensor(state[key]).numpy().tobytes())
+print("digest", digest.hexdigest(), len(history.losses), hashlib.sha256(json.dumps(history.losses).encode()).hexdigest(), flush=True)
