@@ -19,7 +19,8 @@ help:      ## this list
 setup: $(STAMP)   ## make .venv and install everything, pinned; instant when nothing changed
 
 $(STAMP): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "setup: no Python >= 3.11 found; install one or say make PYTHON=/path/to/python"; exit 1; }
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "setup: Python '$(PYTHON)' is not there or older than 3.11; say make setup PYTHON=/path/to/python"; exit 1; }
 	@echo "setup 1/3: $(VENV) with $$($(PYTHON) --version)"
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) \
 		|| { echo "setup: python -m venv failed; on Debian and Ubuntu: apt install python3-venv"; rm -rf $(VENV); exit 1; }

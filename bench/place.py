@@ -74,6 +74,8 @@ def environment(node: Any, **more: str) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": node.interface,
         "TORCH_DISABLE_ADDR2LINE": "1",
+        # with it, an agent that joins a later round waits in vain for an address that was given only in the first
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         **more,
     }
 

@@ -18,6 +18,7 @@ Most systems have one boundary per move; one in which a member joins before anot
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -154,7 +155,7 @@ def cost(marks: Sequence[Mark], world_size: int, began_s: float, until_s: float 
 
 
 def _periods(ends: Sequence[float]) -> list[float]:
-    return [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)]
+    return [later - earlier for earlier, later in itertools.pairwise(ends)]
 
 
 def losses(marks: Iterable[Mark]) -> dict[tuple[int, int], str]:

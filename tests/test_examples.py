@@ -70,7 +70,7 @@ def test_the_digit_reader_runs_under_torchrun_with_loader_workers(tmp_path, exam
     run(tmp_path, examples / "digits_cnn.py", *"--steps 4 --loader-workers 1 --digest d.json".split(), ranks=2)
     first, second = digest(tmp_path, "d.json"), digest(tmp_path, "d.json.rank1")
     assert first["steps"] == second["steps"] == 4
-    assert first["losses"] != second["losses"]          # each rank sees its own images
+    assert first["losses"] != second["losses"]  # each rank sees its own images
 
 
 def test_the_gpt_gives_the_same_numbers_twice_and_the_same_parameters_on_both_ranks(tmp_path, examples):

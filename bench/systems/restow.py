@@ -6,6 +6,7 @@ Only the public ways are used: `restow up`, `restow up --join`, and what the cli
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ from bench.timeline import read_marks, said
 from restow.client import Client
 from restow.config import Home
 
-OPEN_ENDED = 1_000_000  # steps
+STEPS_BETWEEN = 30  # while a job moves out again, at steps of some tenths of a second
 LOG_POLL_S = 0.1
 
 
@@ -34,6 +35,8 @@ class Cluster:
     def __init__(self, place: Any, nodes: tuple[str, ...] = ("m1", "m2")) -> None:
         self._place, self._nodes = place, nodes
         self._home = Path(tempfile.mkdtemp(prefix="restow-bench-home-", dir="/tmp"))
+        self._devices = self._home / "devices.json"  # as many as ranks, not bound to a core: the rivals' ranks are not either
+        self._devices.write_text(json.dumps({"devices": [{"index": index, "kind": "cpu"} for index in range(WORLD_SIZE)]}))
         self.client = Client(Home(path=self._home))
 
     def environment(self, name: str) -> dict[str, str]:
@@ -44,8 +47,9 @@ class Cluster:
 
     def command(self, name: str, *words: str) -> str:
         """Run `restow WORDS` on this node; returns what it printed. Raises RunFailed."""
+        argv = ["env", f"RESTOW_DEVICES={self._devices}", *python("-m", "restow", *words)]  # instead of the lab's
         program = self._place.nodes[name].popen(
-            python("-m", "restow", *words), env=self.environment(name), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            argv, env=self.environment(name), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL, cwd=ROOT,
         )  # fmt: skip
         out, err = program.communicate(timeout=180)
@@ -118,7 +122,8 @@ class Watched:
         deadline_s = time.monotonic() + timeout_s
         while not is_so(view := self.show()):
             if time.monotonic() > deadline_s:
-                raise RunFailed(f"job {self.job}: waited {timeout_s:.0f} s for {what}; {view['state']}, step {view['step']}: {view['reason']}")
+                at = f"{view['state']}, step {view['step']}: {view['reason']}"
+                raise RunFailed(f"job {self.job}: waited {timeout_s:.0f} s for {what}; {at}")
             time.sleep(LOG_POLL_S)
         return view
 
@@ -150,12 +155,9 @@ class Restow:
     def why_not(self) -> str:
         return ""
 
-    def steps(self, case: Case) -> int:
-        return OPEN_ENDED
-
     def reference(self, case: Case, place: Any, folder: Path, options: list[str]) -> Reference:
-        """Not used: `trials` runs the job again as long as the moved one was, since that is not known beforehand."""
-        raise NotImplementedError
+        """The run that was left alone in the same cluster, after the moves."""
+        return self._alone
 
     def trials(self, case: Case, place: Any, folder: Path, moves: int, options: list[str]) -> Iterator[Trial]:
         """As many moves as asked of one job, which then ends by itself; its twin that never moves follows."""
@@ -184,7 +186,7 @@ class Restow:
             alone = Watched(cluster, cluster.submit("alone", case.fill, [*options, f"--steps={total}"]))
             alone.wait_until("its end", lambda view: view["state"] == "done", timeout_s=1800)
             (folder / "restow-alone.log").write_text("\n".join(alone.lines()))
-            self.alone = Reference(marks=read_marks(alone.lines()), digests=digests(alone.lines()))
+            self._alone = Reference(marks=read_marks(alone.lines()), digests=digests(alone.lines()))
             for number, (began_s, until_s, view) in enumerate(began):
                 told = view["moves"][-1] if view["moves"] else {}
                 yield Trial(
@@ -197,9 +199,6 @@ class Restow:
                     told={key: told[key] for key in ("downtime_s", "wire_bytes", "step_predicted_s", "step_after_s") if key in told}
                     | {"number": number},
                 )
-
-
-STEPS_BETWEEN = 30  # while a job moves out again, at steps of some tenths of a second
 
 
 def digests(lines: list[str]) -> dict[int, str]:

@@ -58,7 +58,10 @@ class TorchFT:
                         lambda since=left_s: any(mark.start_s > since for mark in run.marks()),
                     )
                 over_s = time.monotonic()
-                run.wait_for("steps after", lambda: len({m.step for m in run.marks() if m.start_s > over_s}) > case.after)
+                run.wait_for(
+                    "steps after",
+                    lambda since=over_s: len({mark.step for mark in run.marks() if mark.start_s > since}) > case.after,
+                )
                 yield Trial(marks=run.marks(), began_s=began_s, wire=wire)
 
     def _start(self, run: Run, place: Any, ranks_on: Any, options: list[str]) -> tuple[dict[int, Any], str]:

@@ -88,7 +88,7 @@ class _Restarting:
                     began_s = self._move(run, place, case, [*options, *more])
                     yield Trial(
                         marks=run.marks(),
-                        began_s=min(run.noted("move") + [began_s]),
+                        began_s=min([*run.noted("move"), began_s]),
                         wire=wire,
                         digests=run.digests(),
                         state_bytes=run.state_bytes(),
@@ -125,7 +125,7 @@ class TorchrunElastic(_Restarting):
 
     name = "torchrun_elastic"
     note = (
-        "c10d rendezvous in a store of its own, N:N agents, last_call_timeout=1, keep-alive 1 s x 2, checkpoint at the move "
+        "c10d rendezvous in a store of its own, N:N agents, last_call_timeout=1, keep-alive 1 s x 3, checkpoint at the move "
         "step in shared memory, the new agent warm before the old one is ended"
     )
 
@@ -167,8 +167,9 @@ class TorchrunElastic(_Restarting):
         return f"{node.address}:{port}"
 
     def _start_agent(
-        self, run: Run, place: Any, ranks_on: Sequence[str], agents: int, endpoint: str, options: list[str], gate: Path | None = None
-    ) -> subprocess.Popen[bytes]:
+        self, run: Run, place: Any, ranks_on: Sequence[str], agents: int, endpoint: str, options: list[str],
+        gate: Path | None = None,
+    ) -> subprocess.Popen[bytes]:  # fmt: skip
         """With `gate`, it imports everything, says `@agent {}` and joins when that file appears."""
         node = place.nodes[ranks_on[0]]
         later = (
@@ -183,7 +184,7 @@ class TorchrunElastic(_Restarting):
                 *(("-c", later, str(gate)) if gate else ("-m", "torch.distributed.run")),
                 f"--nnodes={agents}:{agents}", f"--nproc-per-node={len(ranks_on)}",
                 "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=bench", f"--local-addr={node.address}",
-                "--rdzv-conf=is_host=false,last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=2",
+                "--rdzv-conf=is_host=false,last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=3",
                 "--max-restarts=5", "--monitor-interval=0.02", str(self.script), *options,
             ),
             environment(node),

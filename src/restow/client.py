@@ -1,8 +1,8 @@
 """Talking to the controller from another process: the CLI, the demo, a notebook. Standard library only, so it starts fast.
 
-    client = Client()
-    job = client.submit({"command": ["python", "train.py"], "workers": 2, "cwd": "/work"})
-    for event in client.events(follow=True): ...
+client = Client()
+job = client.submit({"command": ["python", "train.py"], "workers": 2, "cwd": "/work"})
+for event in client.events(follow=True): ...
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ class Client:
             connection.connect(str(self._home.socket))
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()
-            raise Unreachable(f"no controller runs for {self._home.path}; start one with restow up (or set RESTOW_HOME)") from None
+            raise Unreachable(
+                f"no controller runs for {self._home.path}; start one with restow up (or set RESTOW_HOME)"
+            ) from None
         except OSError as error:
             connection.close()
             raise Unreachable(f"controller at {self._home.socket}: {error.strerror or error}") from None
@@ -111,6 +113,8 @@ class Client:
         except TimeoutError:
             if limit_s is not None:
                 raise
-            raise Unreachable(f"the controller of {self._home.path} does not answer within {self._answer_s_max:.0f} s") from None
+            raise Unreachable(
+                f"the controller of {self._home.path} does not answer within {self._answer_s_max:.0f} s"
+            ) from None
         except ConnectionError:
             return  # the caller says that it hung up

@@ -73,7 +73,9 @@ class Home:
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
-                raise SetupError(f"folder {folder} cannot be made: {error.strerror}; set RESTOW_HOME to one that can") from None
+                raise SetupError(
+                    f"folder {folder} cannot be made: {error.strerror}; set RESTOW_HOME to one that can"
+                ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +87,9 @@ class NodeConfig:
 
     def __post_init__(self) -> None:
         if not NODE_NAME.fullmatch(self.name):
-            raise SetupError(f"node name is {self.name!r}; use letters, digits, '.', '_' and '-', at most 63 (RESTOW_NODE_NAME)")
+            raise SetupError(
+                f"node name is {self.name!r}; use letters, digits, '.', '_' and '-', at most 63 (RESTOW_NODE_NAME)"
+            )
         if not self.address:
             raise SetupError("node address is empty; set RESTOW_NODE_ADDRESS to one that the other nodes reach")
 
@@ -147,7 +151,9 @@ def read_token(path: Path) -> str:
         token = path.read_text().strip()
         mode = path.stat().st_mode
     except OSError as error:
-        raise SetupError(f"token file {path}: {error.strerror}; copy it from the first machine ($RESTOW_HOME/token)") from None
+        raise SetupError(
+            f"token file {path}: {error.strerror}; copy it from the first machine ($RESTOW_HOME/token)"
+        ) from None
     if mode & 0o077:
         raise SetupError(f"token file {path} can be read by others (mode {mode & 0o777:04o}); run chmod 600 {path}")
     if not re.fullmatch(r"[0-9a-f]{32,}", token):

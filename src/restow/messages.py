@@ -338,7 +338,7 @@ def to_json(value: Any) -> Any:
 
 def from_json(wire: Any) -> Any:
     """The message that `to_json` wrote. Raises SpecError on anything else."""
-    if not isinstance(wire, dict) or wire.get("type") not in TYPES:
+    if not isinstance(wire, dict) or not isinstance(wire.get("type"), str) or wire["type"] not in TYPES:
         raise SpecError(f"message is {str(wire)[:80]!r}; expected an object whose type is one of {', '.join(sorted(TYPES))}")
     return _build(TYPES[wire["type"]], {k: v for k, v in wire.items() if k != "type"})
 
@@ -355,7 +355,7 @@ def _build(kind: Any, wire: Any) -> Any:
         return None if wire is None else _build(next(a for a in args if a is not type(None)), wire)
     if kind is Slot:
         if isinstance(wire, list) and len(wire) == 3:
-            return Slot(str(wire[0]), int(wire[1]), float(wire[2]))
+            return Slot(_build(str, wire[0]), _build(int, wire[1]), _build(float, wire[2]))
     elif origin is tuple and isinstance(wire, list):
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(_build(args[0], item) for item in wire)

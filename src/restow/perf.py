@@ -30,9 +30,13 @@ PRIVATE_BYTES = 16_384  # generators, data position, loop state of one rank: 12.
 REPLICA_PAUSE_S = 0.05  # 54-89 ms measured for 104 MB in all; what is left without the copy
 COPY_PAUSE_S = 0.05  # the same decision, proof and swap
 SHADOW_PAUSE_S = 0.03  # 8-32 ms measured
-RESTART_PAUSE_S = 7.0  # stop, start and first step of an ordinary script: 4.5-7 s measured; its own checkpoint not counted
+RESTART_PAUSE_S = (
+    7.0  # stop, start and first step of an ordinary script: 4.5-7 s measured; its own checkpoint not counted
+)
 BUCKET_BYTES = 25 * 2**20  # DDP's default bucket
-UNKNOWN_WIRE_BYTES = 25_000_000  # a job that was never measured: one full bucket, so that layouts can be compared at all
+UNKNOWN_WIRE_BYTES = (
+    25_000_000  # a job that was never measured: one full bucket, so that layouts can be compared at all
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +53,9 @@ def ring_bytes(workers: int, payload_bytes: float) -> float:
     return 2 * (workers - 1) / workers * payload_bytes
 
 
-def communication_s(placement: Placement, payload_bytes: float, snapshot: Snapshot, local_bytes_per_s: float = 0.0) -> float:
+def communication_s(
+    placement: Placement, payload_bytes: float, snapshot: Snapshot, local_bytes_per_s: float = 0.0
+) -> float:
     """Seconds that collectives of one step need if nothing hides them. `local_bytes_per_s` of the job itself, if known."""
     workers = len(placement)
     if workers == 1:
@@ -150,7 +156,9 @@ def move_cost(job: Job, now: Placement, then: Placement, snapshot: Snapshot) -> 
     wire_bytes = private + shared * len(fresh_nodes)
     fill = choose_fill(job.spec, profile, now, then)
     if fill == "replica":
-        return MoveCost(fill=fill, downtime_s=profile.state_bytes / REPLICA_BYTES_PER_S + REPLICA_PAUSE_S, wire_bytes=wire_bytes)
+        return MoveCost(
+            fill=fill, downtime_s=profile.state_bytes / REPLICA_BYTES_PER_S + REPLICA_PAUSE_S, wire_bytes=wire_bytes
+        )
     if fill == "shadow":
         return MoveCost(fill=fill, downtime_s=SHADOW_PAUSE_S, wire_bytes=wire_bytes)
     slowest_s = 0.0

@@ -1,15 +1,15 @@
 """From what a user writes (a YAML file, or options) to a JobSpec. Every mistake names the key, the value and the line.
 
-    name: digits                     # optional; the job's id is made from it
-    command: python train.py --lr 1  # or a list of words; needed
-    workers: 2                       # default 1
-    cwd: ../digits                   # default: where you submit; relative to the file
-    env: {OMP_NUM_THREADS: "1"}
-    memory: 8GB                      # peak device memory of one worker
-    migrate: true                    # may restow move it?
-    fill: auto                       # auto, replica, copy or shadow
-    max_pause_s: 60                  # the longest pause that one move may cost
-    stop_grace_s: 10                 # between SIGTERM and SIGKILL
+name: digits                     # optional; the job's id is made from it
+command: python train.py --lr 1  # or a list of words; needed
+workers: 2                       # default 1
+cwd: ../digits                   # default: where you submit; relative to the file
+env: {OMP_NUM_THREADS: "1"}
+memory: 8GB                      # peak device memory of one worker
+migrate: true                    # may restow move it?
+fill: auto                       # auto, replica, copy or shadow
+max_pause_s: 60                  # the longest pause that one move may cost
+stop_grace_s: 10                 # between SIGTERM and SIGKILL
 """
 
 from __future__ import annotations
@@ -50,7 +50,11 @@ def load(path: Path, *, cwd: Path, instead: Mapping[str, Any] | None = None) -> 
     lines = {key.value: key.start_mark.line + 1 for key, _ in tree.value}
     if isinstance(written.get("cwd"), str):
         written["cwd"] = str(path.parent / written["cwd"])
-    return build({**written, **(instead or {})}, cwd=cwd, where=lambda key: f"{path}, line {lines[key]}: " if key in lines else f"{path}: ")
+    return build(
+        {**written, **(instead or {})},
+        cwd=cwd,
+        where=lambda key: f"{path}, line {lines[key]}: " if key in lines else f"{path}: ",
+    )
 
 
 def build(written: Mapping[Any, Any], *, cwd: Path, where: Callable[[str], str] = lambda key: "") -> JobSpec:
@@ -121,7 +125,9 @@ def _words(key: str, value: Any) -> tuple[str, ...]:
             return tuple(shlex.split(value))
         except ValueError as error:
             raise SpecError(f"{key} is {value!r}: {error}; write a list of words instead") from None
-    if isinstance(value, list) and all(isinstance(word, (str, int, float)) and not isinstance(word, bool) for word in value):
+    if isinstance(value, list) and all(
+        isinstance(word, (str, int, float)) and not isinstance(word, bool) for word in value
+    ):
         return tuple(str(word) for word in value)
     raise SpecError(f"{key} is {value!r} ({_kind(value)}); write text or a list of words")
 

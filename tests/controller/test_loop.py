@@ -36,7 +36,12 @@ def test_what_happened_is_in_the_journal_before_anybody_is_told(tmp_path):
             await requests.submit(spec(1))
             await world.reach("train-1", "running")
         types = world_types(world)
-        assert types.index("JobSubmitted") < types.index("ScheduleAdopted") < types.index("StoreOpened") < types.index("RankStarted")
+        assert (
+            types.index("JobSubmitted")
+            < types.index("ScheduleAdopted")
+            < types.index("StoreOpened")
+            < types.index("RankStarted")
+        )
 
     def world_types(world):
         from restow.controller.journal import Journal
@@ -100,9 +105,6 @@ def test_a_rank_that_vanished_with_its_agent_ends_the_job_with_a_reason(tmp_path
 
 def test_a_launch_that_a_killed_agent_took_with_it_is_asked_again(tmp_path):
     world = World(tmp_path, m1=1)
-
-    class Deaf:
-        """An agent that is killed between receiving the launch and doing it."""
 
     async def story():
         async with world.controller() as requests:

@@ -18,7 +18,15 @@ def progressed(time_s, step, *, rank, generation):
 
 def switched(rank, pause_s, wire_bytes=0, phases=()):
     return RankSwitched(
-        time_s=20.0, job="j", generation=2, node="m1", rank=rank, step=40, pause_s=pause_s, wire_bytes=wire_bytes, phases=phases
+        time_s=20.0,
+        job="j",
+        generation=2,
+        node="m1",
+        rank=rank,
+        step=40,
+        pause_s=pause_s,
+        wire_bytes=wire_bytes,
+        phases=phases,
     )
 
 
@@ -28,13 +36,15 @@ def observe_all(measurer, events):
 
 def before(measurer, last_step=40):
     """Both ranks at 0.5 s per step until time 20."""
-    for step in range(0, last_step + 1):
+    for step in range(last_step + 1):
         for rank in (0, 1):
             assert observe_all(measurer, [progressed(step * 0.5, step, rank=rank, generation=1)]) == []
 
 
 def after(first_step=40, count=20, step_s=0.2):
-    return [progressed(20.5 + n * step_s, first_step + n, rank=rank, generation=2) for n in range(count) for rank in (0, 1)]
+    return [
+        progressed(20.5 + n * step_s, first_step + n, rank=rank, generation=2) for n in range(count) for rank in (0, 1)
+    ]
 
 
 def test_a_move_is_measured_against_what_was_predicted():
@@ -75,7 +85,9 @@ def test_the_twins_rehearsal_does_not_count_as_the_time_before():
     measurer = Measurer()
     before(measurer)
     measurer.expect("j", 2, NOW, THEN)
-    observe_all(measurer, [progressed(20.0 + n * 2.0, 40 + n, rank=rank, generation=1) for n in range(1, 15) for rank in (0, 1)])
+    observe_all(
+        measurer, [progressed(20.0 + n * 2.0, 40 + n, rank=rank, generation=1) for n in range(1, 15) for rank in (0, 1)]
+    )
     measurer.expect("j", 2, NOW, THEN)
     assert round(measurer.step_s("j"), 6) != 0.5
     observe_all(measurer, [switched(0, 0.03), switched(1, 0.07)])

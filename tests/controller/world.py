@@ -74,11 +74,16 @@ async def until(holds: Callable[[], Any], controller: Controller, limit_s: float
     while not holds():
         assert time.monotonic() < deadline, "waited in vain"
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(controller.changed.wait(), 0.05)
+            async with asyncio.timeout(0.05):
+                await controller.changed.wait()
 
 
 def play(story: Any) -> None:
-    asyncio.run(asyncio.wait_for(story(), 60))
+    async def within_a_minute() -> None:
+        async with asyncio.timeout(60):
+            await story()
+
+    asyncio.run(within_a_minute())
 
 
 def spec(workers: int, **fields: Any) -> dict[str, Any]:

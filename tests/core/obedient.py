@@ -14,9 +14,35 @@ from restow.core import invariants
 from restow.core.state import ClusterState
 from restow.job import Job, JobSpec
 from restow.messages import (
-    Abandon, CancelAsked, Command, Connect, Decide, Event, Forget, JobSubmitted, Launch, LinkMeasured, MigrateAsked, NodeJoined,
-    NodeLost, OpenStore, Prepare, Progressed, Propose, RankConnected, RankExited, RankReady, RankStarted, RankSwitched,
-    ShadowReady, StepAccepted, StepRefused, Stop, StoreOpened, TwinParked,
+    Abandon,
+    CancelAsked,
+    Command,
+    Connect,
+    Decide,
+    Event,
+    Forget,
+    JobSubmitted,
+    Launch,
+    LinkMeasured,
+    MigrateAsked,
+    NodeJoined,
+    NodeLost,
+    OpenStore,
+    Prepare,
+    Progressed,
+    Propose,
+    RankConnected,
+    RankExited,
+    RankReady,
+    RankRolledBack,
+    RankStarted,
+    RankSwitched,
+    ShadowReady,
+    StepAccepted,
+    StepRefused,
+    Stop,
+    StoreOpened,
+    TwinParked,
 )  # fmt: skip
 from restow.placement import Schedule, parse_placement
 from restow.policies.consolidate import Consolidate
@@ -96,7 +122,7 @@ class Agents:
 
     def connect(self, node: str, command: Connect) -> None:
         for (_, generation, rank), worker in self.here(node, command.job):
-            if worker.role == "twin" and generation != command.generation or worker.role == "leaver":
+            if (worker.role == "twin" and generation != command.generation) or worker.role == "leaver":
                 continue
             self.say(RankConnected, command, node, rank=rank, role=worker.role)
             if worker.role == "twin" and command.fill == "shadow":
@@ -111,13 +137,25 @@ class Agents:
 
     def decide(self, node: str, command: Decide) -> None:
         go = self.decisions.setdefault((command.job, command.generation, command.step), command.go)
-        twins = [k for k, w in self.workers.items() if k[:2] == (command.job, command.generation) and w.role == "twin"]
-        if not (go and command.go and twins):
-            return
         then = self.placements[command.job, command.generation]
+        twins = {
+            k[2]: k for k, w in self.workers.items() if k[:2] == (command.job, command.generation) and w.role == "twin"
+        }
         old = {k[2]: k for k, w in self.workers.items() if k[0] == command.job and w.role == "rank"}
-        if len(old) != len(then):
-            return  # a rank is dead: no verdict is ever reached
+        if not (go and command.go) or any(key[1] == command.generation for key in old.values()):
+            return  # said before
+        whole = all(
+            rank in old and (rank in twins or self.workers[old[rank]].node == slot.node)
+            for rank, slot in enumerate(then)
+        )
+        if not whole:  # somebody is missing: the others wait in vain, and their verdict is to roll back
+            for rank, key in sorted(old.items()):
+                self.say(
+                    RankRolledBack, command, self.workers[key].node, rank=rank, step=command.step, reason="no answer"
+                )
+            for _, key in sorted(twins.items()):
+                self.exit(key, 1, "rolled back")
+            return
         program = self.programs[command.job]
         program.step = max(program.step, command.step)
         for rank, slot in enumerate(then):
@@ -194,6 +232,16 @@ class Cluster:
             self.agents.programs[job] = program
         spec_ = JobSpec(command=("python", "train.py"), workers=workers, **spec)  # type: ignore[arg-type]
         self.observe(JobSubmitted(time_s=self.now_s, job=job, spec=spec_))
+
+    def place(self, **placements: str) -> None:
+        """Start jobs exactly there, whatever the policy would say."""
+        schedule = Schedule({id: job.intended for id, job in self.state.jobs.items() if job.intended})
+        for job, text in placements.items():
+            schedule.put(job, parse_placement(text), "put there")
+        adopted = self.state.adoption(schedule, self.now_s)
+        assert adopted
+        self.observe(adopted)
+        self.run(decide=False)
 
     def cancel(self, job: str) -> None:
         self.observe(CancelAsked(time_s=self.now_s, job=job))

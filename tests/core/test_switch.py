@@ -4,7 +4,17 @@ import pytest
 
 from restow.job import JobState, Phase
 from restow.messages import (
-    Abandon, Connect, Decide, Prepare, Propose, RankConnected, RankExited, RankRolledBack, RankSwitched, StepRefused, SwitchFailed,
+    Abandon,
+    Connect,
+    Decide,
+    Prepare,
+    Propose,
+    RankConnected,
+    RankExited,
+    RankRolledBack,
+    RankSwitched,
+    StepRefused,
+    SwitchFailed,
 )  # fmt: skip
 from tests.core.obedient import Cluster, Program
 
@@ -84,7 +94,9 @@ def test_a_proposal_covers_what_is_done_while_it_travels():
 def test_ranks_that_waited_too_long_for_the_decision_get_a_later_proposal():
     cluster = stopped_in(Phase.PROPOSE)
     step = cluster.job("a").switch.step
-    cluster.observe(RankRolledBack(time_s=1, job="a", generation=2, node="m2", rank=2, step=step, reason="no decision for 5 s"))
+    cluster.observe(
+        RankRolledBack(time_s=1, job="a", generation=2, node="m2", rank=2, step=step, reason="no decision for 5 s")
+    )
     cluster.run()
     assert cluster.job("a").moves == 1
     assert cluster.job("a").failed_moves == 0
@@ -96,6 +108,9 @@ def test_a_failure_before_the_commit_leaves_the_job_as_it_was(phase):
     cluster.told.clear()
     cluster.observe(SwitchFailed(time_s=5, job="a", generation=2, node="m1", rank=2, reason="shared memory is full"))
     cluster.run(decide=False)
+    if phase is Phase.STANDBY:  # twins that never were cannot say that they are gone
+        cluster.clock(NEVER)
+        cluster.run(decide=False)
     job = cluster.job("a")
     assert (job.state, job.generation, cluster.where("a"), job.switch) == (JobState.RUNNING, 1, "m1:0 m1:1 m2:0", None)
     assert job.intended == job.placement
@@ -190,9 +205,28 @@ def test_a_leaver_that_is_killed_after_the_commit_fails_the_job_when_it_is_rolle
     cluster = stopped_in(Phase.COMMIT)
     step = cluster.job("a").switch.step
     cluster.observe(exited(2, "m2", 1, "rank", -9))
-    cluster.observe(RankRolledBack(time_s=2, job="a", generation=2, node="m1", rank=0, step=step, reason="its peer is gone"))
+    cluster.observe(
+        RankRolledBack(time_s=2, job="a", generation=2, node="m1", rank=0, step=step, reason="its peer is gone")
+    )
     cluster.run()
     assert (cluster.job("a").state, cluster.job("a").reason) == (JobState.FAILED, "rank 2 on m2 was ended by signal 9")
+
+
+def test_twins_that_say_nothing_after_the_whole_old_gang_was_lost_fail_the_job():
+    cluster = Cluster("m1:1 m2:1")
+    cluster.submit("a")
+    cluster.run()
+    cluster.migrate("a", "m2:0")
+    cluster.agents.deaf = {Decide}
+    cluster.run()
+    cluster.lose("m1")
+    cluster.run()
+    assert cluster.state.records["a"].phase is Phase.COMMIT  # the twin may have got everything
+    cluster.clock(31)
+    cluster.run()
+    assert cluster.job("a").state is JobState.FAILED
+    assert cluster.job("a").reason == "node m1 was lost (no answer for 3 s), and rank 0 with it"
+    assert cluster.agents.workers == {}
 
 
 def test_a_staying_rank_that_is_killed_after_the_commit_ends_the_job():
@@ -281,7 +315,11 @@ def test_the_controller_may_die_in_every_phase():
         cluster = stopped_in(phase)
         cluster.restart()
         cluster.run()
-        assert (cluster.job("a").state, cluster.job("a").generation, cluster.job("a").moves) == (JobState.RUNNING, 2, 1), phase
+        assert (cluster.job("a").state, cluster.job("a").generation, cluster.job("a").moves) == (
+            JobState.RUNNING,
+            2,
+            1,
+        ), phase
 
 
 def test_steps_that_are_refused_again_and_again_end_the_attempt():

@@ -2,7 +2,7 @@ import json
 
 from restow.demo.alone import compare
 
-LOSSES = [2.5.hex(), 1.25.hex(), 1.0.hex()]
+LOSSES = [(2.5).hex(), (1.25).hex(), (1.0).hex()]
 
 
 def written(folder, name, *ranks):
@@ -19,7 +19,7 @@ def test_equal_losses_and_parameters_of_every_rank_are_identical(tmp_path):
 
 
 def test_one_bit_in_one_loss_of_one_rank_is_found_and_named(tmp_path):
-    moved = written(tmp_path, "moved", (LOSSES, "a"), ([*LOSSES[:2], 1.0000000000000002.hex()], "a"))
+    moved = written(tmp_path, "moved", (LOSSES, "a"), ([*LOSSES[:2], (1.0000000000000002).hex()], "a"))
     alone = written(tmp_path, "alone", (LOSSES, "a"), (LOSSES, "a"))
     assert compare(moved, alone, workers=2).why_not == "rank 1: the losses differ from step 3 on"
 

@@ -40,7 +40,7 @@ def test_the_machines_are_drawn_with_a_narrow_terminal_too():
 
 def test_plain_lines_tell_each_event_once_and_the_state_now_and_then():
     output = io.StringIO()
-    audience, timeline = Lines(output), play()
+    audience, timeline = Lines(output, origin_s=0.0), play()
     moments, timeline.moments = timeline.moments, []
     timeline.happenings.append(Happening(time_s=0.0, job="gpt", text="submitted, 2 workers"))
     for seen in moments:
@@ -48,19 +48,21 @@ def test_plain_lines_tell_each_event_once_and_the_state_now_and_then():
         audience.see(timeline)
     text = output.getvalue()
     assert text.count("submitted, 2 workers") == 1
-    assert text.count("gpt running") == 11          # every second of 24, the first two seconds apart
+    assert text.count("gpt running") == 11  # every second of 24, the first two seconds apart
     assert "gpt running on m2:0 m2:1, step 124, 10.0 steps/s" in text
 
 
 def test_a_move_under_way_is_told():
-    timeline = Timeline(moments=[moment(1.0, job("gpt", "m1:1 m2:1", 5, switch={"phase": "standby", "reason": "together"}))])
+    timeline = Timeline(
+        moments=[moment(1.0, job("gpt", "m1:1 m2:1", 5, switch={"phase": "standby", "reason": "together"}))]
+    )
     assert "gpt running, moving (standby) on m1:1 m2:1, step 5" in progress_line(timeline)
 
 
 def test_a_terminal_gets_the_screen_and_a_file_gets_lines():
     terminal = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "xterm"})
-    assert isinstance(choose_audience(terminal, consolidate(), has_link=True), Screen)
-    assert isinstance(choose_audience(Console(file=io.StringIO()), consolidate(), has_link=True), Lines)
+    assert isinstance(choose_audience(terminal, consolidate(), has_link=True, origin_s=0.0), Screen)
+    assert isinstance(choose_audience(Console(file=io.StringIO()), consolidate(), has_link=True, origin_s=0.0), Lines)
 
 
 def test_the_table_says_before_predicted_after_and_whether_the_numbers_agree():
@@ -71,7 +73,15 @@ def test_the_table_says_before_predicted_after_and_whether_the_numbers_agree():
 
 def test_the_json_has_the_seven_numbers():
     numbers = Result(move=MOVE, comparison=IDENTICAL).numbers()
-    seven = ("step_before_s", "step_predicted_s", "step_after_s", "downtime_s", "wire_bytes", "lost_steps", "bit_identical")
+    seven = (
+        "step_before_s",
+        "step_predicted_s",
+        "step_after_s",
+        "downtime_s",
+        "wire_bytes",
+        "lost_steps",
+        "bit_identical",
+    )
     assert [numbers[key] for key in seven] == [0.5, 0.11, 0.1, 0.0712, 12_600, 0, True]
 
 

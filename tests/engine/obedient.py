@@ -63,7 +63,9 @@ class ObedientAgent:
                     key = (command.job, command.generation, rank)
                     if slot.node == self.machine.node and key not in self.machine.processes:
                         pid = 1000 + len(self.machine.logs)
-                        self.machine.processes[key] = dict(zip(("job", "generation", "rank"), key, strict=True), role="rank", pid=pid)
+                        self.machine.processes[key] = dict(
+                            zip(("job", "generation", "rank"), key, strict=True), role="rank", pid=pid
+                        )
                         self.machine.logs[key] = f"rank {rank} starts\n"
                         self.say(RankStarted(**about, rank=rank, pid=pid))
             case Stop():
@@ -75,16 +77,25 @@ class ObedientAgent:
         if not self._unread and wait_s:
             self._news.clear()
             try:
-                await asyncio.wait_for(self._news.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._news.wait()
             except TimeoutError:
                 pass  # an empty answer is the answer
         return {"epoch": self.epoch, "events": list(self._unread)}
 
     async def ask(self, what: str, arguments: dict[str, Any]) -> Any:
         if what == "status":
-            devices = [{"index": i, "kind": "cpu", "memory_bytes": 0, "share": 1.0} for i in range(self.machine.devices)]
+            devices = [
+                {"index": i, "kind": "cpu", "memory_bytes": 0, "share": 1.0} for i in range(self.machine.devices)
+            ]
             processes = list(self.machine.processes.values())
-            return {"node": self.machine.node, "address": "127.0.0.1", "devices": devices, "processes": processes, "pid": os.getpid()}
+            return {
+                "node": self.machine.node,
+                "address": "127.0.0.1",
+                "devices": devices,
+                "processes": processes,
+                "pid": os.getpid(),
+            }
         raise NotFound(f"question is {what!r}; this agent knows status")
 
     def say(self, event: Event) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from restow.lab import Lab, availability
+from restow.lab import availability
 from restow.lab.state import states
+from restow.lab.sweep import remove
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,5 +25,5 @@ def ends_clean() -> Iterator[None]:
     yield
     left = [state for state in states() if state.id not in before and state.name.startswith("test-")]
     for state in left:
-        Lab.open(state.name).close()
+        remove(state)
     assert not left, f"the test left {', '.join(state.name for state in left)}"

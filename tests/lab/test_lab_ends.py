@@ -170,7 +170,7 @@ def test_processes_of_another_lab_and_of_ours_are_left_alone(made: tuple[subproc
     assert maker.poll() is None
 
 
-@pytest.mark.parametrize("at", ["reserve", "_start_holder", "_adopt"])
+@pytest.mark.parametrize("at", ["propose", "place", "_start_holder", "_adopt"])
 def test_ctrl_c_while_it_is_made_leaves_nothing(at: str, ends_clean: None):
     """The signal comes at a known place: an audit of calls interrupts as the terminal would."""
     name = f"test-{os.getpid()}-{at.strip('_').replace('_', '-')}"

@@ -49,13 +49,15 @@ w = options.width
 model = torch.nn.Sequential(
     torch.nn.Linear(16, w), torch.nn.BatchNorm1d(w), torch.nn.ReLU(), torch.nn.Dropout(0.3), torch.nn.Linear(w, w), torch.nn.Linear(w, 3)
 )
+model.to(job.device)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
 model, optimizer, schedule = job.prepare(model, optimizer, schedule)
 history = job.carry("history", History())
 loader = DataLoader(Noisy(), batch_size=4, shuffle=True, num_workers=options.workers)
 for x, y in job.steps(loader, total=options.steps):
-    loss = torch.nn.functional.cross_entropy(model(x), y.squeeze(1)) + 0.001 * torch.rand(()) * x.mean()
+    x, y = x.to(job.device), y.to(job.device)
+    loss = torch.nn.functional.cross_entropy(model(x), y.squeeze(1)) + 0.001 * torch.rand((), device=job.device) * x.mean()
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -68,8 +70,8 @@ for x, y in job.steps(loader, total=options.steps):
         time.sleep(0.002)
 digest = hashlib.sha256()
 for name, tensor in model.state_dict().items():
-    digest.update(name.encode() + tensor.numpy().tobytes())
+    digest.update(name.encode() + tensor.cpu().numpy().tobytes())
 for state in optimizer.state_dict()["state"].values():
     for key in sorted(state):
-        digest.update(torch.as_tensor(state[key]).numpy().tobytes())
+        digest.update(torch.as_tensor(state[key]).cpu().numpy().tobytes())
 print("digest", digest.hexdigest(), len(history.losses), hashlib.sha256(json.dumps(history.losses).encode()).hexdigest(), flush=True)

@@ -54,6 +54,7 @@ def test_a_twin_goes_on_bit_by_bit_where_the_job_was(optimizer: str):
     for name, tensor in twin.table.tensors().items():
         tensor.copy_(job.table.tensors()[name])
     job_losses = [job.step() for _ in range(4)]
+    assert twin.table.read_extra(blob) == {"step": 3}
     assert twin.table.install_private(blob) == {"step": 3}
     assert twin.optimizer.param_groups[0]["lr"] != lr_before
     assert [twin.step() for _ in range(4)] == job_losses
@@ -65,8 +66,9 @@ def test_names_are_those_of_the_module_inside_ddp_and_compile():
     plain = StateTable({"model": model})
     assert list(plain.tensors()) == ["model.weight", "model.bias"]
     assert list(StateTable({"model": nn.DataParallel(model)}).tensors()) == ["model.weight", "model.bias"]
-    compiled = StateTable({"model": torch.compile(model)})
-    assert compiled.signature() == plain.signature()
+    compiled = nn.Module()  # what torch.compile returns keeps the module under this name; making one here takes 10 s
+    compiled._orig_mod = model
+    assert StateTable({"model": nn.DataParallel(compiled)}).signature() == plain.signature()
 
 
 def test_tensors_are_the_live_ones_and_shared_parameters_come_once():
@@ -105,7 +107,7 @@ def test_what_is_not_moved_in_place_travels_in_the_blob():
             super().__init__()
             self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
             self.register_buffer("mask", torch.zeros(1, 3).expand(4, 3), persistent=False)
-            self.register_buffer("half", torch.zeros(3, dtype=torch.bfloat16))
+            self.register_buffer("halves", torch.zeros(3, dtype=torch.bfloat16))
             self.register_buffer("flags", torch.zeros(5, dtype=torch.bool))
             self.register_buffer("empty", torch.zeros(0))
             self.notes = "a"
@@ -120,7 +122,7 @@ def test_what_is_not_moved_in_place_travels_in_the_blob():
         model, history, ema = Counting(), History([value]), torch.full((2,), value)
         model.seen.fill_(int(value))
         model.mask[:1].fill_(value)
-        model.half.fill_(value)
+        model.halves.fill_(value)
         model.flags.fill_(value > 1)
         model.notes = str(value)
         model.train(value > 1)
@@ -131,7 +133,7 @@ def test_what_is_not_moved_in_place_travels_in_the_blob():
     *_, there = table(7.0)
     model, history, ema, generator, here = table(1.0)
     here.install_private(there.capture_private({}))
-    assert (model.seen.item(), model.mask[3, 2].item(), model.half[2].item()) == (7, 7.0, 7.0)
+    assert (model.seen.item(), model.mask[3, 2].item(), model.halves[2].item()) == (7, 7.0, 7.0)
     assert model.flags.all() and model.notes == "7.0" and model.training
     assert history.losses == [7.0] and ema.tolist() == [7.0, 7.0]
     assert generator.initial_seed() == 7
@@ -190,19 +192,23 @@ def test_another_model_is_named_and_nothing_is_written():
     model = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(8))
     with pytest.raises(ScriptError, match=r"model\.1\.running_mean is \(4,\) torch.float32 there and \(8,\)"):
         StateTable({"model": model}).install_private(there.capture_private({}))
+    carried = StateTable({"model": model, "history": torch.Generator()})
     with pytest.raises(ScriptError, match=r"others: history exists only here"):
-        carried = {"model": there._modules["model"], "history": torch.Generator()}
-        StateTable(carried).install_private(there.capture_private({}))
-    with pytest.raises(ScriptError, match=r"freezes parameters"):
-        there._modules["model"][0].weight.requires_grad_(False)
-        fresh = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4))
-        StateTable({"model": fresh}).install_private(there.capture_private({}))
+        carried.install_private(there.capture_private({}))
+
+
+def test_a_parameter_frozen_on_one_side_only_is_named():
+    model = nn.Linear(2, 2)
+    model.weight.requires_grad_(False)
+    blob = StateTable({"model": model}).capture_private({})
+    with pytest.raises(ScriptError, match=r"model\.weight has requires_grad=False there and True here"):
+        StateTable({"model": nn.Linear(2, 2)}).install_private(blob)
 
 
 def test_what_cannot_be_carried_is_refused_at_once():
     with pytest.raises(ScriptError, match="meter is a list without state_dict"):
         StateTable({"meter": [1, 2]})
-    with pytest.raises(ScriptError, match="table is a torch.sparse_coo tensor"):
+    with pytest.raises(ScriptError, match=r"table is a torch\.sparse_coo tensor"):
         StateTable({"table": torch.eye(3).to_sparse()}).private_tensors()
 
 
@@ -271,7 +277,7 @@ def test_gradients_that_are_never_cleared_are_live():
 
 
 def test_a_backward_after_the_step_makes_them_live():
-    assert live_after("zbs", "zbsb", "zbs") == ["live", "live", "spent"]
+    assert live_after("zbs", "zbsb", "zbs") == ["live", "live", "live"]  # and from then on we don't trust it
 
 
 def test_live_gradients_arrive_and_absent_ones_stay_absent():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 START_S = 120.0  # importing torch from a cold network disk takes its time
 ANSWER_S = 60.0
 LINE_BYTES_MAX = 64 << 20
+READY, ANOTHER = "ready", "another nursery lives here"  # what it says on its stdout
 _CODE = """import sys
 sys.path.remove("")
 where, *about = sys.argv[1:]
@@ -52,16 +53,18 @@ class NurseryClient:
         self._on_list, self._on_exit = on_list, on_exit
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter | None = None
-        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._waiting: dict[int, tuple[asyncio.Future[Any], Callable[[Any], None]]] = {}
         self._number = 0
         self._connected = asyncio.Event()
+        self.listed = asyncio.Event()  # what lives there is known
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Raises SetupError when no nursery can be started."""
+        """Returns when `on_list` has been told. Raises SetupError when no nursery can be started."""
         await self._connect()
         self._task = asyncio.create_task(self._run())
-        self._on_list(await self._ask("list"))
+        await self._ask("list", hear=self._on_list)
+        self.listed.set()
 
     async def close(self) -> None:
         """Let go of it; it lives on."""
@@ -81,9 +84,10 @@ class NurseryClient:
 
     # ------------------------------------------------------------ requests
 
-    async def bear(self, birth: Birth) -> int:
-        """Start a process; its pid. Raises NurseryRefused with the reason why it cannot be started."""
-        return int((await self._ask("start", birth=birth.to_wire()))["pid"])
+    async def bear(self, birth: Birth, on_born: Callable[[int, Mapping[str, Any]], None]) -> None:
+        """Start a process; `on_born(pid, label)` is called before its exit can be heard of. Raises NurseryRefused with the
+        reason why it cannot be started, Unreachable when the nursery was killed meanwhile."""
+        await self._ask("start", birth=birth.to_wire(), hear=lambda value: on_born(int(value["pid"]), birth.label))
 
     async def open_store(self, address: str, label: Mapping[str, Any]) -> dict[str, Any]:
         """{"pid", "host", "port", "socket"} of a new store. Raises NurseryRefused."""
@@ -100,7 +104,8 @@ class NurseryClient:
         """Its exit has been told on; it may be forgotten."""
         await self._ask("taken", pid=pid)
 
-    async def _ask(self, do: str, **arguments: Any) -> Any:
+    async def _ask(self, do: str, *, hear: Callable[[Any], None] = lambda value: None, **arguments: Any) -> Any:
+        """`hear(value)` is called in the order in which the nursery speaks; whoever awaits wakes up some time later."""
         try:
             await asyncio.wait_for(self._connected.wait(), START_S)
         except TimeoutError:
@@ -108,7 +113,7 @@ class NurseryClient:
         assert self._writer
         self._number += 1
         number, answer = self._number, asyncio.get_running_loop().create_future()
-        self._waiting[number] = answer
+        self._waiting[number] = (answer, hear)
         self._writer.write(json.dumps({"id": number, "do": do, **arguments}).encode() + b"\n")
         try:
             return await asyncio.wait_for(answer, ANSWER_S)
@@ -123,7 +128,8 @@ class NurseryClient:
         while True:
             await self._receive()
             self._connected.clear()
-            for answer in self._waiting.values():
+            self.listed.clear()
+            for answer, _ in self._waiting.values():
                 if not answer.done():
                     answer.set_exception(Unreachable("the nursery was killed while it was asked"))
             log.warning("the nursery is gone; starting another one")
@@ -134,32 +140,45 @@ class NurseryClient:
                 except SetupError as error:
                     log.error("%s", error)
                     await asyncio.sleep(1.0)
-            greeting = asyncio.create_task(self._greet())
-            greeting.add_done_callback(_complain)
+            self._greeting = asyncio.create_task(self._greet())
 
     async def _greet(self) -> None:
-        self._on_list(await self._ask("list"))
+        try:
+            await self._ask("list", hear=self._on_list)
+        except RestowError as error:  # killed again; so is asked again
+            log.error("nursery: %s", error)
+        else:
+            self.listed.set()
 
     async def _receive(self) -> None:
-        while line := await self._reader.readline():
+        while line := await self._next_line():
             message = json.loads(line)
             if "exited" in message:
                 self._on_exit(message["exited"])
                 continue
-            answer = self._waiting.get(message["id"])
-            if answer is None or answer.done():
+            answer, hear = self._waiting.get(message["id"], (None, None))
+            if answer is None or hear is None or answer.done():
                 continue
             if "error" in message:
                 answer.set_exception(NurseryRefused(message["error"]))
             else:
+                hear(message["value"])
                 answer.set_result(message["value"])
+
+    async def _next_line(self) -> bytes:
+        try:
+            return await self._reader.readline()
+        except ConnectionError:
+            return b""
 
     async def _connect(self) -> None:
         """To the living nursery, or to a new one. Raises SetupError."""
-        if not await self._open():
-            await self._start_process()
-            if not await self._open():
+        deadline = time.monotonic() + START_S
+        while not await self._open():
+            if time.monotonic() > deadline:
                 raise SetupError(f"the nursery was started but does not listen; see {self._folders.nursery_log}")
+            if await self._start_process() == ANOTHER:  # that one is still importing
+                await asyncio.sleep(0.2)
         self._connected.set()
 
     async def _open(self) -> bool:
@@ -171,7 +190,8 @@ class NurseryClient:
             return False
         return True
 
-    async def _start_process(self) -> None:
+    async def _start_process(self) -> str:
+        """READY, or ANOTHER if one lives already. Raises SetupError."""
         where = str(Path(restow.__file__).resolve().parents[1])
         with self._folders.nursery_log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
@@ -185,19 +205,6 @@ class NurseryClient:
         except TimeoutError:
             said = f"nothing within {START_S:.0f} s"
         await process.wait()
-        if said not in ("ready", "another nursery lives here"):
+        if said not in (READY, ANOTHER):
             raise SetupError(f"the nursery did not start: {said or 'it ended at once'}; see {self._folders.nursery_log}")
-
-
-def _complain(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()):
-        log.error("%s", error)
-
-
-def strip_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What of the agent's environment the user's programs get: not what Ray says to its own workers, its token among it."""
-    return {name: value for name, value in environment.items() if not name.startswith("RAY_")}
-
-
-def own_environment() -> dict[str, str]:
-    return strip_environment(os.environ)
+        return said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,13 +90,3 @@ class Folders:
             match = _SHARED.fullmatch(path.name)
             if match:
                 yield path, match["job"], int(match["generation"]), int(match["rank"])
-
-    def sweep(self, keep: Collection[tuple[str, int, int]], job: str | None = None) -> list[Path]:
-        """Remove the shared memory of processes (job, generation at birth, rank) that are not in `keep`; of one job only if
-        it is named. Returns what went."""
-        gone = []
-        for path, owner, generation, rank in self.shared():
-            if (owner, generation, rank) not in keep and job in (None, owner):
-                path.unlink(missing_ok=True)
-                gone.append(path)
-        return gone

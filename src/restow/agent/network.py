@@ -14,4 +14,4 @@ def interface_of(address: str) -> str:
         if address in addresses:
             return name
     known = ", ".join(sorted(a for addresses in found.values() for a in addresses if "." in a))
-    raise SetupError(f"node address is {address}, which no interface of this machine has (there are {known}); set RESTOW_NODE_ADDRESS")
+    raise SetupError(f"node address is {address}; this machine has {known}: set RESTOW_NODE_ADDRESS to one that other nodes reach")

@@ -35,6 +35,7 @@ WARM_MODULES = (
     "numpy", "torch", "torch.distributed", "torch.optim", "torch.optim.lr_scheduler", "torch.nn.parallel",
     "torch.utils.data", "torch.utils.data.distributed", "restow",
 )  # fmt: skip
+IDLE_S = 600.0
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -72,7 +73,7 @@ class Nursery:
         self._clients: list[Client] = []
         self._unborn: dict[int, Callable[[], None]] = {}  # pid → reads the rest of its report and answers
         self._kills: list[tuple[float, int]] = []  # (when, pid): SIGKILL to what was told to end
-        self._descriptors: list[int] = []  # not to be kept by children
+        self._used = time.monotonic()
         self._selector = selectors.DefaultSelector()
         folders.nursery_socket.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -94,10 +95,18 @@ class Nursery:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         try:
             while True:
-                for key, _ in self._selector.select(self._kill_late()):
+                for key, _ in self._selector.select(self._kill_late() or IDLE_S):
                     key.data()
+                self._quit_if_forgotten()
         except Quit:
             return
+
+    def _quit_if_forgotten(self) -> None:
+        """Nobody to serve and nobody to watch, for long. How children ended stays in the run folder."""
+        if self._clients or any(child.code is None for child in self.children.values()):
+            self._used = time.monotonic()
+        elif time.monotonic() - self._used > IDLE_S:
+            raise Quit
 
     def _kill_late(self) -> float | None:
         """SIGKILL to those whose grace is over; seconds until the next one's is."""
@@ -246,11 +255,9 @@ class Nursery:
         except ProcessLookupError:
             self._gone(child, None)
             return
-        self._descriptors.append(descriptor)
 
         def ended() -> None:
             self._selector.unregister(descriptor)
-            self._descriptors.remove(descriptor)
             os.close(descriptor)
             self._gone(child, None)
 

@@ -46,7 +46,9 @@ def up(home: config.Home, node: config.NodeConfig, *, port: int | None, say: Say
             if port is not None and not head.gcs.endswith(f":{port}"):
                 raise Refused(f"Ray runs already at {head.gcs}; restow down first to use port {port}")
             say(f"Ray runs at {head.gcs}")
-        _write(home.cluster, {"cluster_id": head.cluster_id, "gcs": head.gcs, "node": head.name, "home": str(home.path)})
+        _write(
+            home.cluster, {"cluster_id": head.cluster_id, "gcs": head.gcs, "node": head.name, "home": str(home.path)}
+        )
         client = Client(home)
         try:
             client.ping()
@@ -247,7 +249,9 @@ def _check_reachable(host: str, port: int) -> None:
     try:
         socket.create_connection((host, port), 5.0).close()
     except OSError as error:
-        raise Unreachable(f"{host}:{port} does not answer ({error.strerror or error}); is restow up there, is the port open?") from None
+        raise Unreachable(
+            f"{host}:{port} does not answer ({error.strerror or error}); is restow up there, is the port open?"
+        ) from None
 
 
 def _last_words(log: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -20,14 +21,26 @@ from restow.errors import Refused, SpecError
 
 @click.command()
 @click.option("--join", "gcs", metavar="HOST:PORT", help="Join the cluster that runs there, instead of making one.")
-@click.option("--token-file", type=click.Path(dir_okay=False, path_type=Path), help="With --join: a copy of the first machine's token.")
-@click.option("--port", type=click.IntRange(1024, 65535), help=f"Ray's port (default {bring_up.DEFAULT_PORT}, or a free one).")
+@click.option(
+    "--token-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="With --join: a copy of the first machine's token.",
+)
+@click.option(
+    "--port", type=click.IntRange(1024, 65535), help=f"Ray's port (default {bring_up.DEFAULT_PORT}, or a free one)."
+)
 @click.option("--name", help="This machine's name in the cluster (default $RESTOW_NODE_NAME, or the host's name).")
 @click.option("--address", help="Where the others reach it (default $RESTOW_NODE_ADDRESS, or found out).")
 @click.option("--foreground", is_flag=True, help="Stay, and take everything down at Ctrl-C or SIGTERM.")
 @json_option
 def up(
-    gcs: str | None, token_file: Path | None, port: int | None, name: str | None, address: str | None, foreground: bool, json_: bool
+    gcs: str | None,
+    token_file: Path | None,
+    port: int | None,
+    name: str | None,
+    address: str | None,
+    foreground: bool,
+    json_: bool,
 ) -> None:
     """Start restow on this machine, or let this machine join others.
 
@@ -79,7 +92,7 @@ def down(yes: bool, purge: bool, json_: bool) -> None:
     unfinished = bring_up.unfinished_jobs(home)
     if unfinished and not yes:
         what = f"{len(unfinished)} job{'s are' if len(unfinished) > 1 else ' is'} not finished ({', '.join(unfinished[:5])})"
-        if json_ or not click.get_text_stream("stdin").isatty():
+        if json_ or not sys.stdin.isatty():
             raise Refused(f"{what}; restow down --yes ends them")
         click.confirm(f"{what}; end them?", abort=True)
     was_up = bring_up.down(home, say=lambda line: click.echo(f"  {line}", err=json_), purge=purge)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import signal
 import tempfile
+import time
 from pathlib import Path
 from types import FrameType
 
 import click
 
 from restow.errors import Refused, SpecError
+
+LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command()
@@ -46,12 +49,16 @@ def demo(json_file: Path | None, picture: Path | None, scene: str, fast: bool) -
     for file in (json_file, picture):
         if file and not file.absolute().parent.is_dir():
             raise SpecError(f"{file} cannot be written: the folder {file.absolute().parent} does not exist")
-    signal.signal(signal.SIGTERM, _leave)  # taken down as by Ctrl-C
-    signal.signal(signal.SIGHUP, _leave)
+    for number in LEAVING:
+        signal.signal(number, _leave)
     _play(json_file, picture, scene, fast)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
+    """Everything is taken down, once: a second Ctrl-C must not interrupt that."""
+    for other in LEAVING:
+        signal.signal(other, signal.SIG_IGN)
+    click.echo("taking everything down, a moment", err=True)
     raise KeyboardInterrupt
 
 
@@ -66,6 +73,7 @@ def _play(json_file: Path | None, picture: Path | None, scene_name: str, fast: b
 
     if picture:
         check_name(picture)
+    origin_s = time.time()
     scene, console, kind = SCENES[scene_name](fast=fast), Console(), find_kind()
     notes = (
         ()
@@ -74,10 +82,10 @@ def _play(json_file: Path | None, picture: Path | None, scene_name: str, fast: b
     )
     with (
         tempfile.TemporaryDirectory(prefix="restow-demo-") as folder,
-        choose_audience(console, scene, has_link=kind.has_link) as audience,
+        choose_audience(console, scene, has_link=kind.has_link, origin_s=origin_s) as audience,
     ):
         with Stage(scene, kind, audience.say) as stage:
-            story = Story(stage, audience, Path(folder))
+            story = Story(stage, audience, Path(folder), origin_s=origin_s)
             move = story.play()
             audience.say("taking the cluster and the lab down")
         result = story.judge(move, notes)

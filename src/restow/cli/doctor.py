@@ -41,7 +41,9 @@ def doctor(json_: bool) -> int:
     else:
         colours = {"ok": "green", "note": "yellow", "problem": "red"}
         for finding in findings:
-            click.echo(f"{click.style(f'{finding.level:<8}', fg=colours[finding.level])}{finding.what:<12} {finding.line}")
+            click.echo(
+                f"{click.style(f'{finding.level:<8}', fg=colours[finding.level])}{finding.what:<12} {finding.line}"
+            )
     return SetupError.exit_code if any(finding.level == "problem" for finding in findings) else 0
 
 
@@ -57,14 +59,18 @@ def check_packages() -> Iterator[Finding]:
             yield Finding(what=name, level="problem", line=f"missing; python -m pip install '{name}>={needed}'")
             continue
         old = _numbers(version) < _numbers(needed)
-        line = f"{version}; restow needs {needed} or later: python -m pip install '{name}>={needed}'" if old else version
+        line = (
+            f"{version}; restow needs {needed} or later: python -m pip install '{name}>={needed}'" if old else version
+        )
         yield Finding(what=name, level="problem" if old else "ok", line=line)
 
 
 def check_shm() -> Iterator[Finding]:
     folder = config.shm_folder("x", "x").parent
     if not os.access(folder, os.W_OK):
-        yield Finding(what="shm", level="problem", line=f"{folder} cannot be written; set RESTOW_SHM to a folder in memory")
+        yield Finding(
+            what="shm", level="problem", line=f"{folder} cannot be written; set RESTOW_SHM to a folder in memory"
+        )
         return
     free = shutil.disk_usage(folder).free
     if free < SHM_BYTES_MIN:
@@ -100,7 +106,9 @@ def check_network() -> Iterator[Finding]:
         yield Finding(what="network", level="problem", line=str(error))
         return
     except OSError as error:
-        line = f"{node.address} cannot be bound ({error.strerror}); set RESTOW_NODE_ADDRESS to an address of this machine"
+        line = (
+            f"{node.address} cannot be bound ({error.strerror}); set RESTOW_NODE_ADDRESS to an address of this machine"
+        )
         yield Finding(what="network", level="problem", line=line)
         return
     if node.address.startswith("127."):
@@ -120,7 +128,9 @@ def check_port() -> Iterator[Finding]:
         ray_node.check_port(config.node().address, DEFAULT_PORT)
         yield Finding(what="port", level="ok", line=f"{DEFAULT_PORT} is free")
     except (RestowError, OSError):
-        yield Finding(what="port", level="note", line=f"{DEFAULT_PORT} is in use; restow up takes a free one, or give --port")
+        yield Finding(
+            what="port", level="note", line=f"{DEFAULT_PORT} is in use; restow up takes a free one, or give --port"
+        )
 
 
 def check_lab() -> Iterator[Finding]:
@@ -131,7 +141,9 @@ def check_lab() -> Iterator[Finding]:
         return
     how, missing = availability()
     if how == "none":
-        yield Finding(what="lab", level="note", line=f"not possible here: {missing}; the demo runs without shaped links")
+        yield Finding(
+            what="lab", level="note", line=f"not possible here: {missing}; the demo runs without shaped links"
+        )
     else:
         yield Finding(what="lab", level="ok", line=f"network namespaces as {how}" + (f"; {missing}" if missing else ""))
 
@@ -144,13 +156,19 @@ def check_cgroup() -> Iterator[Finding]:
     elif os.access(folder, os.W_OK):
         yield Finding(what="cgroup", level="ok", line=f"{version}, {folder} can be written")
     else:
-        yield Finding(what="cgroup", level="note", line=f"{version}, {folder} is read-only; devices of a lab are bound to cores only")
+        yield Finding(
+            what="cgroup",
+            level="note",
+            line=f"{version}, {folder} is read-only; devices of a lab are bound to cores only",
+        )
 
 
 def check_devices() -> Iterator[Finding]:
     named = config.devices_file()
     if named:
-        level, line = ("ok", str(named)) if named.is_file() else ("problem", f"RESTOW_DEVICES is {named}; there is no such file")
+        level, line = (
+            ("ok", str(named)) if named.is_file() else ("problem", f"RESTOW_DEVICES is {named}; there is no such file")
+        )
         yield Finding(what="devices", level=level, line=line)
         return
     try:
@@ -161,7 +179,9 @@ def check_devices() -> Iterator[Finding]:
         yield Finding(what="devices", level="ok", line=f"{count} NVIDIA GPU{'s' * (count != 1)}")
         pynvml.nvmlShutdown()
     except ImportError:
-        yield Finding(what="devices", level="note", line=f"{os.cpu_count()} CPU cores; pip install nvidia-ml-py to find GPUs")
+        yield Finding(
+            what="devices", level="note", line=f"{os.cpu_count()} CPU cores; pip install nvidia-ml-py to find GPUs"
+        )
     except pynvml.NVMLError as error:
         yield Finding(what="devices", level="note", line=f"{os.cpu_count()} CPU cores; no GPU ({error})")
 

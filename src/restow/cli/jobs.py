@@ -53,7 +53,9 @@ def submit(
     }  # fmt: skip
     written = {key: value for key, value in written.items() if value is not None}
     if not words:
-        raise SpecError("nothing to run; give a spec (restow submit train.yaml) or a command (restow submit -- python train.py)")
+        raise SpecError(
+            "nothing to run; give a spec (restow submit train.yaml) or a command (restow submit -- python train.py)"
+        )
     if len(words) == 1 and words[0].endswith((".yaml", ".yml")):
         asked = specs.load(Path(words[0]), cwd=Path.cwd(), instead=written)
     else:
@@ -121,11 +123,20 @@ def show(job: str, json_: bool) -> None:
     if found["values"]:
         lines.append(("reports", "  ".join(f"{name}={value:.6g}" for name, value in found["values"].items())))
     lines.append(("waiting", f"{out.seconds(profile['exposed_s'])} of each step for communication"))
-    lines.append(("state size", f"{out.size(profile['state_bytes'])} per rank" if profile["state_bytes"] else "not known"))
-    lines.append(("movable", "yes, live" if found["movable"] else f"no{': ' + found['why_not'] if found['why_not'] else ''}"))
+    lines.append(
+        ("state size", f"{out.size(profile['state_bytes'])} per rank" if profile["state_bytes"] else "not known")
+    )
+    lines.append(
+        ("movable", "yes, live" if found["movable"] else f"no{': ' + found['why_not'] if found['why_not'] else ''}")
+    )
     if found["switch"]:
         switch = found["switch"]
-        lines.append(("moving", f"to {out.places(switch['placement'])}, {switch['phase']}, fill {switch['fill']}; {switch['reason']}"))
+        lines.append(
+            (
+                "moving",
+                f"to {out.places(switch['placement'])}, {switch['phase']}, fill {switch['fill']}; {switch['reason']}",
+            )
+        )
     for move in found["moves"]:
         lines.append(("moved", out.move_line(move) + (f"; {move['reason']}" if move["reason"] else "")))
     click.echo(click.style(found["id"], bold=True))

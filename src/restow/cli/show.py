@@ -60,8 +60,25 @@ def clock(time_s: float) -> str:
 
 def event_line(event: dict[str, Any]) -> str:
     """One event as one line: time, kind, job, and what matters of the rest."""
-    skipped = {"type", "number", "time_s", "job", "generation", "spec", "placements", "reasons", "phases", "secret", "move", "devices"}
-    words = [f"{name}={_short(value)}" for name, value in event.items() if name not in skipped and value not in ("", None, [])]
+    skipped = {
+        "type",
+        "number",
+        "time_s",
+        "job",
+        "generation",
+        "spec",
+        "placements",
+        "reasons",
+        "phases",
+        "secret",
+        "move",
+        "devices",
+    }
+    words = [
+        f"{name}={_short(value)}"
+        for name, value in event.items()
+        if name not in skipped and value not in ("", None, [])
+    ]
     match event["type"]:
         case "ScheduleAdopted":
             words = [f"{job}→{_short(placement)}" for job, placement in event["placements"]]

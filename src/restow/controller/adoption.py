@@ -27,7 +27,9 @@ def compare(jobs: Mapping[str, Job], status: Mapping[str, Any], now_s: float) ->
             process = running.get((job.id, job.generation, rank))
             if process and rank not in job.alive | job.exited:
                 events.append(
-                    RankStarted(time_s=now_s, job=job.id, generation=job.generation, node=node, rank=rank, pid=process["pid"])
+                    RankStarted(
+                        time_s=now_s, job=job.id, generation=job.generation, node=node, rank=rank, pid=process["pid"]
+                    )
                 )
             if not process and rank in job.alive:
                 reason = f"ended while the agent of {node} was away; its exit code is unknown"

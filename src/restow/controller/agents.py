@@ -72,7 +72,9 @@ class Contact:
                     log.warning("%s: %s", self.node, error)
                     self.joined = False
                     self._forget_commands()
-                    await self._take([NodeLost(time_s=time.time(), node=self.node, reason=f"silent for {silence_s:.0f} s")])
+                    await self._take(
+                        [NodeLost(time_s=time.time(), node=self.node, reason=f"silent for {silence_s:.0f} s")]
+                    )
                 await asyncio.sleep(min(RETRY_S, self._silence_s / 4))
             except RestowError as error:  # the agent answers, but has a problem, or speaks another version
                 self.answered = time.monotonic()
@@ -87,7 +89,9 @@ class Contact:
         is_new = not self.joined
         if is_new:
             devices = tuple(Device(**device) for device in status["devices"])
-            await self._take([NodeJoined(time_s=time.time(), node=self.node, address=status["address"], devices=devices)])
+            await self._take(
+                [NodeJoined(time_s=time.time(), node=self.node, address=status["address"], devices=devices)]
+            )
             self.epoch, self.after = "", 0  # numbers are only good within one life; what comes twice is harmless
             self.joined = True
         if await self._receive(0.0):

@@ -78,7 +78,8 @@ async def serve(home: config.Home, engine: Engine, *, cluster_secret: str, about
     running = asyncio.create_task(controller.run())
     await server.open()
     log.info("serving %s", home.socket)
-    await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    either: set[asyncio.Future[Any]] = {running, stopping}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     end_agents = stopping.done() and stopping.result()
     if end_agents and not running.done():
         await end_jobs(controller)

@@ -61,12 +61,17 @@ class Journal:
 
     def events(self, after: int = 0) -> Iterator[tuple[int, Event]]:
         """Every event with a number above `after`, in order. Raises SpecError where a later restow wrote what we don't know."""
-        for number, body in self._database.execute("select number, body from events where number > ? order by number", (after,)):
+        for number, body in self._database.execute(
+            "select number, body from events where number > ? order by number", (after,)
+        ):
             yield number, from_json(json.loads(body))
 
     def progress(self) -> list[Progressed]:
         """The last kept word of each rank."""
-        return [from_json(json.loads(body)) for (body,) in self._database.execute("select body from progress order by job, rank")]
+        return [
+            from_json(json.loads(body))
+            for (body,) in self._database.execute("select body from progress order by job, rank")
+        ]
 
     def close(self) -> None:
         self._database.close()

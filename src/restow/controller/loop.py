@@ -96,7 +96,8 @@ class Controller:
 
     async def _next_batches(self) -> list[tuple[Sequence[Event], asyncio.Future[None]]]:
         try:
-            batches = [await asyncio.wait_for(self._inbox.get(), self.config.tick_s)]
+            async with asyncio.timeout(self.config.tick_s):  # not wait_for: in 3.11 it can swallow a cancellation
+                batches = [await self._inbox.get()]
         except TimeoutError:
             return []
         while not self._inbox.empty():

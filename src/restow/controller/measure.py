@@ -12,7 +12,16 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from restow.messages import Event, MoveMeasured, MovePredicted, Progressed, RankExited, RankRolledBack, RankSwitched, TwinParked
+from restow.messages import (
+    Event,
+    MoveMeasured,
+    MovePredicted,
+    Progressed,
+    RankExited,
+    RankRolledBack,
+    RankSwitched,
+    TwinParked,
+)
 from restow.placement import Move, Placement
 
 STEPS_MIN = 10  # a slope over fewer is mostly the grain of two reports a second

@@ -66,7 +66,9 @@ class Requests:
         found = self._find(job)
         if rank is not None and not 0 <= rank < found.workers:
             raise NotFound(f"rank is {rank}; job {found.id} has ranks 0 to {found.workers - 1}")
-        readers = [_LogReader(self._controller, found.id, r) for r in ([rank] if rank is not None else range(found.workers))]
+        readers = [
+            _LogReader(self._controller, found.id, r) for r in ([rank] if rank is not None else range(found.workers))
+        ]
         while True:
             was_final = self._find(found.id).state.is_final  # looked at before reading: then the last lines are in
             for reader in readers:
@@ -112,7 +114,9 @@ class Requests:
         if found.state is not JobState.RUNNING:
             raise Refused(f"job {found.id} is {found.state.value}; only a running job can be moved")
         if found.switch:
-            raise Refused(f"job {found.id} is being moved to {_text(found.switch.placement)}; try again when that is done")
+            raise Refused(
+                f"job {found.id} is being moved to {_text(found.switch.placement)}; try again when that is done"
+            )
         placement = self._packed(found) if pack else parse_placement(to or "")
         self._check_destination(found, placement)
         await self._controller.take([MigrateAsked(time_s=self._controller.now(), job=found.id, placement=placement)])
@@ -196,7 +200,9 @@ class Requests:
 
     def _check_destination(self, job: Job, placement: Placement) -> None:
         if len(placement) != job.workers:
-            raise SpecError(f"--to names {len(placement)} slots; job {job.id} has {job.workers} workers, write one slot per rank")
+            raise SpecError(
+                f"--to names {len(placement)} slots; job {job.id} has {job.workers} workers, write one slot per rank"
+            )
         places = [(slot.node, slot.device) for slot in placement]
         for slot, place in zip(placement, places, strict=True):
             if places.count(place) > 1:
@@ -208,7 +214,9 @@ class Requests:
             if place not in existing:
                 raise NotFound(f"device {place[0]}:{place[1]} does not exist or its node is lost; see restow nodes")
             if held.get(place, job.id) != job.id:
-                raise Refused(f"device {place[0]}:{place[1]} is held by {held[place]}; choose another or move that job first")
+                raise Refused(
+                    f"device {place[0]}:{place[1]} is held by {held[place]}; choose another or move that job first"
+                )
         if places == [(slot.node, slot.device) for slot in job.placement]:
             raise Refused(f"job {job.id} is at {_text(placement)} already")
 
@@ -223,17 +231,26 @@ class _LogReader:
         self._offsets: dict[tuple[str, int], int] = {}  # (node, generation) → read so far
 
     async def read(self) -> AsyncIterator[dict[str, Any]]:
+        """What is new, older generations first, since a rank that moved goes on printing elsewhere."""
+        places = []
         for node in self._controller.agents.joined:
             listing = await self._controller.agents.ask(node, "logs", job=self._job, rank=self._rank)
-            for generation in sorted(entry["generation"] for entry in listing["logs"]):
-                async for piece in self._read_one(node, generation):
-                    yield piece
+            places += [(entry["generation"], node) for entry in listing["logs"]]
+        for generation, node in sorted(places):
+            async for piece in self._read_one(node, generation):
+                yield piece
 
     async def _read_one(self, node: str, generation: int) -> AsyncIterator[dict[str, Any]]:
         while True:
             offset = self._offsets.get((node, generation), 0)
             answer = await self._controller.agents.ask(
-                node, "logs", job=self._job, rank=self._rank, generation=generation, offset=offset, max_bytes=LOG_CHUNK_BYTES
+                node,
+                "logs",
+                job=self._job,
+                rank=self._rank,
+                generation=generation,
+                offset=offset,
+                max_bytes=LOG_CHUNK_BYTES,
             )
             if not answer["text"]:
                 return

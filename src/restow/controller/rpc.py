@@ -93,7 +93,9 @@ class Server:
             raise
         except Exception as error:  # our mistake in answering; the state is owned elsewhere and is not touched by it
             log.exception("request %r", line[:200])
-            await _write(writer, {"error": "RestowError", "line": f"the controller failed to answer: {error!r}; see its log"})
+            await _write(
+                writer, {"error": "RestowError", "line": f"the controller failed to answer: {error!r}; see its log"}
+            )
 
     def _call(self, line: bytes) -> Any:
         try:

@@ -80,7 +80,8 @@ def node_view(node: Node, holders: dict[tuple[str, int], list[str]]) -> dict[str
         "address": node.address,
         "alive": node.is_alive,
         "devices": [
-            {**dataclasses.asdict(device), "jobs": holders.get((node.name, device.index), [])} for device in node.devices
+            {**dataclasses.asdict(device), "jobs": holders.get((node.name, device.index), [])}
+            for device in node.devices
         ],
     }
 

@@ -8,6 +8,7 @@ do not matter, and after a restart everybody gets the full time again.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from restow.core.config import CoreConfig
 from restow.core.record import Record
@@ -15,32 +16,37 @@ from restow.job import JobState, Phase
 from restow.messages import Event, LaunchFailed, RankExited, RankReady, RankRolledBack, StepProposed, SwitchFailed
 from restow.placement import moved_ranks
 
+Key = tuple[object, ...]
+Wait = tuple[Key, float, Event]  # what is waited for, for how long at most, and what then happened
+
 
 class Watch:
     """When each thing that is waited for was first seen."""
 
     def __init__(self, config: CoreConfig):
         self.config = config
-        self._since: dict[tuple, float] = {}
+        self._since: dict[Key, float] = {}
 
     def due(self, records: list[Record], now_s: float) -> list[Event]:
         """Events that are due at `now_s`, in the order of the records."""
         before, self._since = self._since, {}
         events: list[Event] = []
         for record in records:
-            waits: list[tuple[tuple, float, Event]] = [*self._gang(record, now_s), *self._switch(record, now_s)]
+            waits: list[Wait] = [*self._gang(record, now_s), *self._switch(record, now_s)]
             for key, wait_s, event in waits:
                 since_s = self._since.setdefault(key, before.get(key, now_s))
                 if now_s - since_s >= wait_s:
                     events.append(event)
         return events
 
-    def _gang(self, record: Record, now_s: float) -> list[tuple[tuple, float, Event]]:
+    def _gang(self, record: Record, now_s: float) -> list[Wait]:
         job, config = record.job, self.config
         key = (job.id, job.generation)
-        waits: list[tuple[tuple, float, Event]] = []
+        waits: list[Wait] = []
         if job.state is JobState.STARTING:
-            missing = [f"rank {rank} on {p.slot.node}" for rank, p in record.gang() if not p.is_started] or ["its store"]
+            missing = [f"rank {rank} on {p.slot.node}" for rank, p in record.gang() if not p.is_started] or [
+                "its store"
+            ]
             reason = f"not ready after {config.start_s:g} s: {', '.join(missing)}"
             waits.append(((*key, "start"), config.start_s, LaunchFailed(
                 time_s=now_s, job=job.id, generation=job.generation, node="", rank=-1, reason=reason)))  # fmt: skip
@@ -64,15 +70,15 @@ class Watch:
         """Twins are told to end, and leavers hang on no command: only the former may be taken for gone."""
         return key[0] in record.abandoned or key[0] > record.job.generation
 
-    def _switch(self, record: Record, now_s: float) -> list[tuple[tuple, float, Event]]:
+    def _switch(self, record: Record, now_s: float) -> list[Wait]:
         job, switch, config = record.job, record.job.switch, self.config
         if job.state is not JobState.RUNNING or switch is None:
             return []
-        common = {"time_s": now_s, "job": job.id, "generation": switch.generation, "node": ""}
+        common: dict[str, Any] = {"time_s": now_s, "job": job.id, "generation": switch.generation, "node": ""}
         key = (job.id, switch.generation, switch.phase.value, switch.step)
         moved = moved_ranks(job.placement, switch.placement)
 
-        def late(wait_s: float, what: str) -> list[tuple[tuple, float, Event]]:
+        def late(wait_s: float, what: str) -> list[Wait]:
             return [(key, wait_s, SwitchFailed(**common, rank=-1, reason=f"{what} within {wait_s:g} s"))]
 
         if switch.phase is Phase.STANDBY:
@@ -91,9 +97,18 @@ class Watch:
         if switch.phase is Phase.COMMIT and switch.step is not None and not switch.finished:
             # The page is not read in one piece: one step too many may belong to the new generation, two cannot.
             past = [r for r in record.progress.values() if r.generation == job.generation and r.step >= switch.step + 2]
-            return [((*key, "past"), 0.0, RankRolledBack(
+            waits: list[Wait] = [((*key, "past"), 0.0, RankRolledBack(
                 **(common | {"node": r.node}), rank=r.rank, step=switch.step,
                 reason="the ranks had waited too long for the decision")) for r in past[:1]]  # fmt: skip
+            if not any(
+                generation == job.generation for generation, _ in record.processes
+            ):  # nobody old is left to tell
+                waits += [((*key, rank, "alone"), config.connect_s, RankExited(
+                    **(common | {"node": process.slot.node}), rank=rank, role="twin", code=-1,
+                    reason=f"silent for {config.connect_s:g} s after the last old rank had gone"))
+                    for (generation, rank), process in sorted(record.processes.items()) if generation == switch.generation
+                ]  # fmt: skip
+            return waits
         return []
 
     def _proposal(self, record: Record, now_s: float) -> Event:
@@ -103,7 +118,7 @@ class Watch:
         """
         job, switch, config = record.job, record.job.switch, self.config
         assert switch is not None
-        common = {"time_s": now_s, "job": job.id, "generation": switch.generation, "node": ""}
+        common: dict[str, Any] = {"time_s": now_s, "job": job.id, "generation": switch.generation, "node": ""}
         tries = len(record.dead_steps)
         if tries >= config.proposals_max:
             reason = f"{tries} switch steps were refused, the last one {record.dead_steps[-1]}"
@@ -113,9 +128,11 @@ class Watch:
         age_s = min(max(0.0, now_s - reported_s), config.progress_age_s_max) if not record.dead_steps else 0.0
         ahead = math.ceil(config.propose_ahead_s * 2**tries / step_s) if step_s > 0 else 0
         made = math.ceil(age_s / step_s) if step_s > 0 else 0
-        known = max(record.known_step, *record.dead_steps, 0) if record.dead_steps else record.known_step
+        known = max((record.known_step, *record.dead_steps))
         step = known + made + max(config.propose_ahead_steps, ahead)
         if job.steps_total is not None and step >= job.steps_total:
             left = max(0, job.steps_total - record.known_step)
-            return SwitchFailed(**common, rank=-1, reason=f"the job is over first: {left} steps are left, not worth a move")
+            return SwitchFailed(
+                **common, rank=-1, reason=f"the job is over first: {left} steps are left, not worth a move"
+            )
         return StepProposed(**common, step=step)

@@ -85,7 +85,12 @@ def progressed(record: Record, event: Progressed) -> None:
         wire_bytes=max(report.wire_bytes for report in latest),
         memory_bytes=max(report.memory_bytes for report in latest),
     )
-    if not is_scattered(job.placement) and profile.exposed_s > 0 and profile.wire_bytes >= LEARNING_BYTES_MIN and job.workers > 1:
+    if (
+        not is_scattered(job.placement)
+        and profile.exposed_s > 0
+        and profile.wire_bytes >= LEARNING_BYTES_MIN
+        and job.workers > 1
+    ):
         profile = replace(profile, local_bytes_per_s=ring_bytes(job.workers, profile.wire_bytes) / profile.exposed_s)
     total = event.steps_total if event.steps_total is not None else job.steps_total
     record.change(profile=profile, steps_done=min(report.step for report in latest), steps_total=total)
@@ -143,7 +148,9 @@ def gang_exited(record: Record, event: RankExited) -> None:
     if record.job.state is JobState.STOPPING:
         return
     if event.code != 0:
+        is_node_lost = event.reason.startswith("node ")
         reason = f"rank {event.rank} on {event.node} {ending_words(event)}"
+        reason = f"{event.reason}, and rank {event.rank} with it" if is_node_lost else reason
         record.change(exit_code=event.code)
         end(record, JobState.FAILED, reason, event.time_s)
         return
@@ -228,13 +235,23 @@ def _find(record: Record, event: RankExited) -> tuple[int, int] | None:
     if event.role == "leaver":
         current = newer or job.generation
         for key, process in sorted(record.processes.items()):
-            if key[1] == event.rank and key[0] < current and key[0] <= event.generation and process.slot.node == event.node:
+            if (
+                key[1] == event.rank
+                and key[0] < current
+                and key[0] <= event.generation
+                and process.slot.node == event.node
+            ):
                 return key
         return None
     key = (event.generation, event.rank)
     if key in record.processes:
         return key
     older = (job.generation, event.rank)
-    if event.generation == newer and older in record.processes and record.processes[older].slot.node == event.node:
+    if (
+        newer
+        and event.generation == newer
+        and older in record.processes
+        and record.processes[older].slot.node == event.node
+    ):
         return older
     return None

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 from restow.errors import IllegalTransition
 from restow.job import JobState, Phase
+from restow.placement import Slot
+
+Uses = dict[tuple[str, int], tuple[float, str]]  # device → share in use, by whom
 
 if TYPE_CHECKING:
     from restow.core.record import Record
@@ -14,34 +17,34 @@ if TYPE_CHECKING:
 
 def check(state: ClusterState) -> None:
     """Raises IllegalTransition naming the first thing that is wrong. O(jobs x ranks)."""
-    promised: dict[tuple[str, int], tuple[float, str]] = {}
-    used: dict[tuple[str, int], tuple[float, str]] = {}
+    promised: Uses = {}
+    used: Uses = {}
     for record in state.records.values():
         _check_job(record)
         for slot in record.job.intended:
-            _add(promised, slot.node, slot.device, slot.share, record.job.id, "promised")
+            _add(promised, slot, record.job.id, "promised")
         for process in record.processes.values():
             slot = process.slot
-            _add(used, slot.node, slot.device, slot.share, record.job.id, "held")
+            _add(used, slot, record.job.id, "held")
             if not state.nodes[slot.node].is_alive:
                 raise IllegalTransition(f"{record.job.id} holds {slot}, a node that is lost")
 
 
-def _add(slots: dict, node: str, device: int, share: float, job: str, word: str) -> None:
-    before, other = slots.get((node, device), (0.0, job))
-    if before + share > 1.0 + 1e-9:
-        raise IllegalTransition(f"slot {node}:{device} is {word} twice: by {other} and {job}")
-    slots[node, device] = (before + share, job)
+def _add(slots: Uses, slot: Slot, job: str, word: str) -> None:
+    before, other = slots.get(slot[:2], (0.0, job))
+    if before + slot.share > 1.0 + 1e-9:
+        raise IllegalTransition(f"slot {slot} is {word} twice: by {other} and {job}")
+    slots[slot[:2]] = (before + slot.share, job)
 
 
 def _check_job(record: Record) -> None:
     job, switch = record.job, record.job.switch
     wrong = None
-    if job.placement and len(job.placement) != job.workers or job.intended and len(job.intended) != job.workers:
+    if (job.placement and len(job.placement) != job.workers) or (job.intended and len(job.intended) != job.workers):
         wrong = "holds or is promised half a gang"
     elif bool(job.placement) != (job.state in (JobState.STARTING, JobState.RUNNING, JobState.STOPPING)):
         wrong = f"is {job.state.value} with {len(job.placement)} slots"
-    elif job.generation > job.generations or switch and not job.generation < switch.generation <= job.generations:
+    elif job.generation > job.generations or (switch and not job.generation < switch.generation <= job.generations):
         wrong = f"counts its generations wrong ({job.generation} of {job.generations})"
     elif switch and job.state is not JobState.RUNNING:
         wrong = f"has a switch while it is {job.state.value}"
@@ -51,7 +54,7 @@ def _check_job(record: Record) -> None:
         wrong = f"has ranks both alive and gone, or ranks that are none: {sorted(job.alive)} {sorted(job.exited)}"
     elif job.state is JobState.RUNNING and len(job.alive | job.exited) != job.workers:
         wrong = "runs without all its ranks"
-    elif (job.state is JobState.STOPPING) != (record.ending is not None and not job.state.is_final and bool(job.placement)):
+    elif job.state is JobState.STOPPING and record.ending is None:
         wrong = f"is {job.state.value} and to end as {record.ending}"
     if wrong:
         raise IllegalTransition(f"job {job.id}, generation {job.generation}, {wrong}")

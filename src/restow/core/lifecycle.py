@@ -87,6 +87,8 @@ TURNS: dict[tuple[Phase, Turn], Phase | None] = {  # None: the switch is over
 def turn(switch: Switch, cause: Turn, time_s: float) -> Switch | None:
     """`switch` after `cause`, None when it is over. Raises IllegalTransition on our own mistake."""
     if (switch.phase, cause) not in TURNS:
-        raise IllegalTransition(f"the switch to generation {switch.generation} is in {switch.phase.value}: {cause.value}")
+        raise IllegalTransition(
+            f"the switch to generation {switch.generation} is in {switch.phase.value}: {cause.value}"
+        )
     after = TURNS[switch.phase, cause]
     return None if after is None else replace(switch, phase=after, phase_s=time_s)

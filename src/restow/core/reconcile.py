@@ -15,7 +15,7 @@ from restow.core import gang, switching
 from restow.core.record import Record
 from restow.job import JobState, Phase
 from restow.messages import Abandon, Command, Connect, Decide, Forget, Launch, OpenStore, Prepare, Propose, Stop
-from restow.placement import Placement, main_node, moved_ranks, nodes_of
+from restow.placement import Placement, Slot, main_node, moved_ranks, nodes_of
 
 FORGET_S = 3600.0  # after a restart of the controller, jobs that ended longer ago are not named to the agents again
 
@@ -74,7 +74,7 @@ def _begin(record: Record, records: list[Record], time_s: float) -> None:
             gang.end(record, JobState.PENDING, f"{why} ({job.why_not})", time_s)
 
 
-def are_free(slots: Iterable, record: Record, records: Iterable[Record]) -> bool:
+def are_free(slots: Iterable[Slot], record: Record, records: Iterable[Record]) -> bool:
     """Does no process of any job, this one included, hold these devices, leavers and abandoned twins counted? Shares add up."""
     used: dict[tuple[str, int], float] = {}
     for other in records:
@@ -87,7 +87,9 @@ def are_free(slots: Iterable, record: Record, records: Iterable[Record]) -> bool
     return all(used.get(slot[:2], 0.0) + slot.share <= 1.0 + 1e-9 for slot in slots)
 
 
-def wanted(records: Mapping[str, Record], nodes: Mapping[str, Node], cluster_secret: str, now_s: float) -> list[tuple[str, Command]]:
+def wanted(
+    records: Mapping[str, Record], nodes: Mapping[str, Node], cluster_secret: str, now_s: float
+) -> list[tuple[str, Command]]:
     """Every command that was not answered yet, with its node, in a fixed order; only nodes that are alive."""
     commands: list[tuple[str, Command]] = []
     for _, record in sorted(records.items()):

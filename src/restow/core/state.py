@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from restow.cluster import Link, Node, Snapshot
 from restow.core import gang, reconcile, switching
@@ -107,7 +107,9 @@ class ClusterState:
 
     def snapshot(self, now_s: float) -> Snapshot:
         """The frozen cluster for a policy: every job that is not final."""
-        jobs = sorted((r.job for r in self.records.values() if not r.job.state.is_final), key=lambda j: (j.submitted_s, j.id))
+        jobs = sorted(
+            (r.job for r in self.records.values() if not r.job.state.is_final), key=lambda j: (j.submitted_s, j.id)
+        )
         residue = {process.slot: id for id, record in self.records.items() for _, process in record.residue()}
         recent = sum(1 for s in self._moves_s if s > now_s - HOUR_S)
         return Snapshot(
@@ -218,7 +220,9 @@ class ClusterState:
         return any(
             placements.get(id, ()) != record.job.intended or reasons.get(id, record.job.reason) != record.job.reason
             for id, record in self.records.items()
-            if not record.job.state.is_final and record.ending in (None, JobState.PENDING) and record.phase is not Phase.COMMIT
+            if not record.job.state.is_final
+            and record.ending in (None, JobState.PENDING)
+            and record.phase is not Phase.COMMIT
         )
 
     def _check(self, schedule: Schedule) -> None:
@@ -229,7 +233,9 @@ class ClusterState:
             if record is None or record.job.state.is_final:
                 raise IllegalTransition(f"the schedule places {id}, which is not there any more")
             if len(placement) != record.job.workers:
-                raise IllegalTransition(f"the schedule gives {id} {len(placement)} slots; its gang has {record.job.workers}")
+                raise IllegalTransition(
+                    f"the schedule gives {id} {len(placement)} slots; its gang has {record.job.workers}"
+                )
             for slot in placement:
                 node = self.nodes.get(slot.node)
                 if node is None or not node.is_alive or slot.device not in {d.index for d in node.devices}:
@@ -250,7 +256,11 @@ class ClusterState:
             who = f"rank {event.rank} on {event.node}: " if event.rank >= 0 else ""
             switching.fail(record, who + event.reason, event.time_s, self.config)
 
-    _handlers: dict[type, Callable[..., Any]] = {
+    def _store_opened(self, record: Record, event: StoreOpened) -> None:
+        gang.store_opened(record, event)
+        switching.store_opened(record, event)
+
+    _handlers: ClassVar[dict[type, Callable[..., Any]]] = {
         NodeJoined: _node_joined,
         NodeLost: _node_lost,
         LinkMeasured: _link_measured,
@@ -258,10 +268,7 @@ class ClusterState:
         CancelAsked: _cancel_asked,
         MigrateAsked: _migrate_asked,
         ScheduleAdopted: _schedule_adopted,
-        StoreOpened: lambda self, record, event: (
-            gang.store_opened(record, event),
-            switching.store_opened(record, event),
-        ),
+        StoreOpened: _store_opened,
         RankStarted: lambda self, record, event: gang.rank_started(record, event),
         RankReady: lambda self, record, event: gang.rank_ready(record, event),
         RankExited: lambda self, record, event: gang.rank_exited(record, event, self.config),

@@ -93,7 +93,11 @@ def shadow_ready(record: Record, event: ShadowReady) -> None:
 
 def _all_shadowing(record: Record, time_s: float) -> None:
     switch = record.job.switch
-    if switch and switch.phase is Phase.SHADOW and switch.shadowing == set(moved_ranks(record.job.placement, switch.placement)):
+    if (
+        switch
+        and switch.phase is Phase.SHADOW
+        and switch.shadowing == set(moved_ranks(record.job.placement, switch.placement))
+    ):
         _turn(record, Turn.ALL_SHADOWING, time_s)
 
 
@@ -183,9 +187,17 @@ def _drop(record: Record, cause: Turn, reason: str, time_s: float, config: CoreC
     words = f"the move to {' '.join(nodes_of(job.switch.placement))} failed: {reason}; next try in {wait_s:g} s at the earliest"
     pinned = job.pinned
     if pinned and failures >= config.wishes_max:
-        pinned, words = (), f"the move to {' '.join(map(str, pinned))} failed {failures} times and is given up: {reason}"
+        pinned, words = (
+            (),
+            f"the move to {' '.join(map(str, pinned))} failed {failures} times and is given up: {reason}",
+        )
     record.change(
-        intended=job.placement, reason=words, pinned=pinned, failed_moves=failures, not_before_s=time_s + wait_s, moved_s=time_s
+        intended=job.placement,
+        reason=words,
+        pinned=pinned,
+        failed_moves=failures,
+        not_before_s=time_s + wait_s,
+        moved_s=time_s,
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from types import TracebackType
-from typing import Protocol, Self, TextIO
+from typing import IO, Protocol, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -30,9 +29,9 @@ class Audience(Protocol):
 class Lines:
     """Plain progress lines, for logs and pipes: each sentence and event once, the state now and then."""
 
-    def __init__(self, output: TextIO) -> None:
+    def __init__(self, output: IO[str], *, origin_s: float) -> None:
         self._output = output
-        self._began_s = time.monotonic()
+        self._origin_s = origin_s  # wall clock, as of the events that are told
         self._told = 0
         self._line_s = 0.0
 
@@ -45,7 +44,7 @@ class Lines:
         self._output.flush()
 
     def say(self, text: str) -> None:
-        print(f"{time.monotonic() - self._began_s:5.1f} s  {text}", file=self._output, flush=True)
+        print(f"{time.time() - self._origin_s:5.1f} s  {text}", file=self._output, flush=True)
 
     def see(self, timeline: Timeline) -> None:
         lines = happening_lines(timeline)
@@ -90,8 +89,8 @@ class Screen:
         self._live.update(screen(self._timeline, self._names, title=title, rate_bits_per_s=self._rate, act=self._act))
 
 
-def choose_audience(console: Console, scene: Scene, *, has_link: bool) -> Screen | Lines:
+def choose_audience(console: Console, scene: Scene, *, has_link: bool, origin_s: float) -> Screen | Lines:
     """A live display where `console` is a terminal, else lines on its file."""
     if console.is_terminal and not console.is_dumb_terminal:
         return Screen(console, scene, has_link=has_link)
-    return Lines(console.file if console.file else sys.stderr)
+    return Lines(console.file, origin_s=origin_s)

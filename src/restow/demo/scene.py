@@ -65,10 +65,10 @@ def consolidate(*, fast: bool = False) -> Scene:
         ),
         early=Part(
             name="visitor",
-            what="a short job, soon gone",
+            what="a short job that knows nothing of restow",
             workers=1,
-            script="digits_cnn.py",
-            arguments=("--steps", "60", "--seed", "3", *reader),
+            script="plain_ddp.py",
+            arguments=("--steps", "200", "--seed", "3"),
         ),
         neighbour=Part(
             name="neighbour",

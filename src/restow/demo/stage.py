@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from restow import config
 from restow.demo.scene import Scene, find_examples
 from restow.errors import SetupError, Unreachable
 from restow.lab import Lab, availability
@@ -94,7 +95,7 @@ class Stage:
     def _head(self) -> str:
         """Where Ray listens, as `restow up` wrote it."""
         cluster = json.loads((self.home / "cluster.json").read_text())
-        return str(cluster["head"])
+        return str(cluster["gcs"])
 
     def link_bytes(self) -> int | None:
         """Bytes over the first machine's interface so far, both ways."""
@@ -160,7 +161,7 @@ class Stage:
             if self._is_up:
                 self._is_up = False
                 try:
-                    self._run(self.node_names[0], ["down", "--yes"], DOWN_S_MAX)
+                    self._run(self.node_names[0], ["down", "--yes", "--purge"], DOWN_S_MAX)
                 except (SetupError, Unreachable) as error:
                     self._say(f"taking down: {error}")
         finally:
@@ -169,7 +170,16 @@ class Stage:
             lab, self.lab = self.lab, None
             if lab:
                 lab.close()  # ends whatever is still in it
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._remove_files()
+
+    def _remove_files(self) -> None:
+        """Also those that `restow down` would have removed, if it could not run to its end."""
+        if (self.home / "token").exists():
+            cluster_id = config.cluster_id_of(config.read_token(self.home / "token"))
+            shutil.rmtree(config.run_folder(cluster_id), ignore_errors=True)
+            for name in self.node_names:
+                shutil.rmtree(config.shm_folder(cluster_id, name), ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     # -------------------------------------------------------- without a lab
 
@@ -186,8 +196,8 @@ class Stage:
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
-    """End a child that is still there, with its process group: first politely."""
-    for number, patience_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 10.0)):
+    """End a child that is still there, with its process group: as by Ctrl-C first, so that it can undo what it began."""
+    for number, patience_s in ((signal.SIGINT, 5.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 10.0)):
         if child.poll() is not None:
             return
         try:

@@ -19,7 +19,7 @@ from restow.demo.audience import Audience
 from restow.demo.result import Result
 from restow.demo.scene import Part
 from restow.demo.stage import Stage
-from restow.demo.timeline import Happening, JobSeen, Timeline
+from restow.demo.timeline import JobSeen, Timeline
 from restow.errors import Refused
 from restow.placement import is_scattered
 
@@ -31,26 +31,29 @@ ACT_S_MAX = 120.0  # until the neighbour has left, the move is done, the gang ha
 class Story:
     """One performance. `folder` is for what outlives the stage: the digests."""
 
-    def __init__(self, stage: Stage, audience: Audience, folder: Path) -> None:
+    def __init__(self, stage: Stage, audience: Audience, folder: Path, *, origin_s: float) -> None:
         self.stage, self.scene = stage, stage.scene
         self.timeline = Timeline()
         self._audience = audience
         self._digest = folder / "moved.json"
         self._alone = folder / "alone.json"
         self._client = Client(Home(path=stage.home))
-        self._origin_s = time.time()
+        self._origin_s = origin_s  # wall clock; all times are told since then
+        self._nodes = 0
         self._event = 0  # the number of the last one seen
         self._gang: dict[str, Any] = {}  # the gang's view, newest
 
     def play(self) -> dict[str, Any]:
         """All that needs the stage. Returns the controller's record of the gang's move."""
         scene = self.scene
+        self._until(lambda: self._nodes == scene.nodes, f"{scene.nodes} machines to join", START_S_MAX)
         for part in (scene.resident, scene.early, scene.neighbour):
-            self._arrive(part)
+            self._arrive(part)  # each is placed before the next comes; none is waited for, so the visitor is still there
         self._audience.say(f"{scene.early.name} is a short job; when it leaves, one device is free on each machine")
         self._until(lambda: self._is_final(scene.early), f"{scene.early.name} to finish", ACT_S_MAX)
 
         self._arrive(scene.gang, "--digest", str(self._digest))
+        self._until(lambda: self._step(scene.gang) > 0, f"{scene.gang.name} to make a step", START_S_MAX)
         gang = self._seen(scene.gang)
         if not gang or not is_scattered(gang.slots):
             where = " ".join(map(str, gang.slots)) if gang else "nowhere"
@@ -93,6 +96,7 @@ class Story:
     def look(self) -> None:
         """Take in how things are now and show them."""
         jobs, nodes = self._client.ps(), self._client.nodes()
+        self._nodes = len(nodes)
         self.timeline.moments.append(watch.moment(time.time() - self._origin_s, jobs, nodes, self.stage.link_bytes()))
         for event in self._client.events(after=self._event):
             self._event = event["number"]
@@ -106,12 +110,11 @@ class Story:
 
     def _arrive(self, part: Part, *more: str) -> None:
         self._audience.say(f"{part.name} arrives: {part.what}")
-        self.timeline.happenings.append(Happening(time_s=time.time() - self._origin_s, text=part.what, job=part.name))
         command = list(part.command(self.stage.examples, *more))
         self._client.submit(
             {"command": command, "name": part.name, "workers": part.workers, "cwd": str(self.stage.folder)}
         )
-        self._until(lambda: self._step(part) > 0, f"{part.name} to make a step", START_S_MAX)
+        self._until(lambda: self._is_placed(part), f"{part.name} to be placed", START_S_MAX)
 
     def _until(self, is_so: Callable[[], bool], what: str, limit_s: float) -> None:
         """Look again and again until it is so. Raises Refused when it takes too long or a job failed."""
@@ -141,6 +144,10 @@ class Story:
     def _step(self, part: Part) -> int:
         job = self._seen(part)
         return job.step if job else 0
+
+    def _is_placed(self, part: Part) -> bool:
+        job = self._seen(part)
+        return bool(job and (job.slots or job.is_final))
 
     def _is_final(self, part: Part) -> bool:
         job = self._seen(part)

@@ -66,7 +66,12 @@ def marked_with(cluster_id: str, nodes: Collection[str] | None = None) -> list[i
             environment = set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
         except OSError:
             continue  # ended meanwhile, or another user's: not ours
-        if mark in environment and (names is None or names & environment) and pid not in spared and started_of(pid) is not None:
+        if (
+            mark in environment
+            and (names is None or names & environment)
+            and pid not in spared
+            and started_of(pid) is not None
+        ):
             marked.append(pid)
     return marked
 

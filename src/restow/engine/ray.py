@@ -23,7 +23,9 @@ from restow.messages import Command, to_json
 log = logging.getLogger(__name__)
 
 NAMESPACE = "restow"
-ANSWER_S_MAX = 10.0  # a call takes milliseconds; an actor that Ray starts again needs about 2 s, more on a loaded machine
+ANSWER_S_MAX = (
+    10.0  # a call takes milliseconds; an actor that Ray starts again needs about 2 s, more on a loaded machine
+)
 CALLS_MAX = 1000  # at once in one agent; each waiting `events` and each follower of a log holds one
 
 
@@ -60,7 +62,8 @@ class RayHandle:
         from ray.exceptions import RayError
 
         try:
-            answer = await asyncio.wait_for(getattr(self._actor, method).remote(*arguments), limit_s)
+            async with asyncio.timeout(limit_s):
+                answer = await getattr(self._actor, method).remote(*arguments)
         except TimeoutError:
             raise Unreachable(f"node {self.node} does not answer within {limit_s:.0f} s") from None
         except RayError as error:
@@ -73,7 +76,9 @@ class RayHandle:
 class RayEngine:
     """`gcs` is host:port of the Ray head; `token_file` opens it. `factory` names what makes a node's agent, there."""
 
-    def __init__(self, *, gcs: str, token_file: Path, cluster_id: str, factory: str = "restow.engine.ray_agent:make_agent"):
+    def __init__(
+        self, *, gcs: str, token_file: Path, cluster_id: str, factory: str = "restow.engine.ray_agent:make_agent"
+    ):
         self._gcs = gcs
         self._token_file = token_file
         self._cluster_id = cluster_id
@@ -87,7 +92,11 @@ class RayEngine:
 
         def connect() -> None:
             ray.init(
-                address=self._gcs, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False
+                address=self._gcs,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
             )
 
         try:
@@ -127,7 +136,9 @@ class RayEngine:
         import ray
 
         return {
-            node["Labels"][LABEL]: node["NodeID"] for node in ray.nodes() if node["Alive"] and LABEL in node.get("Labels", {})
+            node["Labels"][LABEL]: node["NodeID"]
+            for node in ray.nodes()
+            if node["Alive"] and LABEL in node.get("Labels", {})
         }
 
     def _actor(self, name: str, ray_id: str) -> Any:

@@ -84,4 +84,3 @@ def make_agent(cluster_id: str) -> Any:
             devices_file=config.devices_file(),
         )
     )
-

@@ -104,7 +104,9 @@ def start(
 
 def stop(home: config.Home, ray_node: RayNode) -> list[int]:
     """End all Ray processes of that node; returns the pids that would not go."""
-    left = end(members_of(ray_node.session), grace_s=0)  # on SIGTERM Ray drains for 30 s; our agents have stopped before
+    left = end(
+        members_of(ray_node.session), grace_s=0
+    )  # on SIGTERM Ray drains for 30 s; our agents have stopped before
     if not left:
         (home.nodes / f"{ray_node.name}.json").unlink(missing_ok=True)
     return left

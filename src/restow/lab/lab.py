@@ -30,8 +30,8 @@ from restow import errors
 from restow.errors import NotFound, RestowError, SetupError, SpecError, Unreachable
 from restow.lab import enter
 from restow.lab.shape import Shape
-from restow.lab.state import LabState, Process, find, locked, read_state, reserve, states
-from restow.lab.sweep import processes_inside, remove, remove_abandoned
+from restow.lab.state import LabState, Process, find, locked, place, propose, read_state, states
+from restow.lab.sweep import HOLDER_GRACE_S, processes_inside, remove, remove_abandoned
 
 NODES_MAX = 100
 DEVICES_MAX = 64
@@ -106,15 +106,17 @@ class Lab:
         options = {"rate_bits_per_s": shape.rate_bits_per_s, "delay_s": shape.delay_s, "share": share}
         self._holder: subprocess.Popen[Any] | None = None
         self._children: list[subprocess.Popen[Any]] = []
-        with locked() as base:
-            remove_abandoned(base)
-            self._state = reserve(name, nodes=nodes, devices=devices)
         try:
+            with locked() as base:
+                remove_abandoned(base)
+                self._state = propose(name, nodes=nodes, devices=devices)
+                place(self._state)
             self._start_holder(options)
+            self._adopt(read_state(self._state.folder) or self._state)
         except BaseException:  # Ctrl-C too
-            self.close()
+            if hasattr(self, "_state"):  # else nothing was made
+                self.close()
             raise
-        self._adopt(read_state(self._state.folder) or self._state)
 
     @classmethod
     def open(cls, name: str | None = None) -> Lab:
@@ -244,7 +246,12 @@ class Lab:
         if current is None or current.id == state.id:  # else somebody made a new lab of that name
             remove(state)
         if self._holder:
-            self._holder.wait()
+            self._holder.terminate()  # if it was only just started the state may not name it yet
+            try:
+                self._holder.wait(HOLDER_GRACE_S)
+            except subprocess.TimeoutExpired:
+                self._holder.kill()
+                self._holder.wait()
         for child in self._children:
             if child.poll() is None:  # it was on its way in just now
                 child.kill()

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -85,11 +86,12 @@ class LabState:
     def devices_file(self, node: str) -> Path:
         return self.folder / f"{node}.devices.json"
 
-    def write(self) -> None:
-        """Replace the state file at once."""
-        fresh = self.folder / f"state.json.{os.getpid()}"
+    def write(self, into: Path | None = None) -> None:
+        """Replace the state file of the lab's folder (or of `into`) at once."""
+        folder = into or self.folder
+        fresh = folder / f"state.json.{os.getpid()}"
         fresh.write_text(json.dumps(asdict(self), default=str))
-        fresh.rename(self.folder / "state.json")
+        fresh.rename(folder / "state.json")
 
 
 def base_folder() -> Path:
@@ -163,7 +165,7 @@ def read_state(folder: Path) -> LabState | None:
 def states() -> list[LabState]:
     """All labs of this user, by name, abandoned ones too."""
     base = base_folder()
-    found = (read_state(folder) for folder in sorted(base.iterdir()) if folder.is_dir()) if base.is_dir() else ()
+    found = (read_state(folder) for folder in sorted(base.glob("[a-z0-9]*")))
     return [state for state in found if state]
 
 
@@ -181,8 +183,11 @@ def find(name: str | None) -> LabState:
     return alive[name]
 
 
-def reserve(name: str | None, *, nodes: int, devices: int) -> LabState:
-    """A new lab's state and folder, owned by this process. To be called under the lock, after the abandoned are gone."""
+def propose(name: str | None, *, nodes: int, devices: int) -> LabState:
+    """The state of a new lab, owned by this process: a free name, a free subnet. Makes nothing.
+
+    To be called under the lock, after the abandoned ones are gone. Raises SpecError or Refused.
+    """
     identity = os.urandom(3).hex()
     name = name or f"lab-{identity}"
     if not _NAME.fullmatch(name):
@@ -195,9 +200,18 @@ def reserve(name: str | None, *, nodes: int, devices: int) -> LabState:
     if subnet is None:
         raise Refused("250 labs are up already; take one down")
     me = identify(os.getpid())
-    state = LabState(
+    return LabState(
         name=name, id=identity, folder=base_folder() / name, nodes=nodes, devices=devices, subnet=subnet, owner=me
     )
-    state.folder.mkdir(mode=0o700)
-    state.write()
-    return state
+
+
+def place(state: LabState) -> None:
+    """Make the lab's folder, with the state inside from its first moment. To be called under the lock."""
+    fresh = state.folder.with_name(f".{state.id}")
+    try:
+        fresh.mkdir(mode=0o700)
+        state.write(into=fresh)
+        fresh.rename(state.folder)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise

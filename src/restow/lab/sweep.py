@@ -18,8 +18,8 @@ from pathlib import Path
 
 from restow.lab.state import LabState, Process, identify, read_state
 
-TERM_GRACE_S = 2.0  # a Ray node needs about one second to leave in peace
-HOLDER_GRACE_S = 8.0  # its own sweep takes the grace above, twice at worst
+TERM_GRACE_S = 1.0  # everything in a lab is disposable; this is for programs that remove files of their own
+HOLDER_GRACE_S = 5.0  # its own sweep takes the grace above, three times at worst
 _PAUSE_S = 0.02
 
 
@@ -104,7 +104,9 @@ def empty(state: LabState, *, held: bool) -> None:
     """Remove everything but the holder."""
     end_processes(lambda: processes_inside(state, held=held))
     remove_cgroups(state.cgroups)
-    shutil.rmtree(state.folder, ignore_errors=True)
+    current = read_state(state.folder)
+    if current and current.id == state.id:  # else it is gone, or a new lab has the name
+        shutil.rmtree(state.folder, ignore_errors=True)
 
 
 def remove(state: LabState) -> None:
@@ -128,7 +130,7 @@ def remove_abandoned(base: Path) -> list[str]:
         if not folder.is_dir():
             continue
         state = read_state(folder)
-        if state is None:  # its maker died between two lines, or its holder is just removing it
+        if state is None:  # somebody was killed while making or removing it
             shutil.rmtree(folder, ignore_errors=True)
         elif state.is_abandoned:
             remove(state)

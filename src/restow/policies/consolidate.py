@@ -28,7 +28,9 @@ class ConsolidateConfig:
     steps_min: int = 10  # a median over fewer steps is warm-up
     gain_min: float = 0.05  # of the step time; below it the prediction's own error is larger
     margin: float = 2.0  # saved time must be so many times the cost
-    trouble_s: float = 1.0  # what each move costs besides its pause: rehearsal beside the training, and nobody's surprise
+    trouble_s: float = (
+        1.0  # what each move costs besides its pause: rehearsal beside the training, and nobody's surprise
+    )
     patience_s: float = 1800.0  # a gang that waited longer is not overtaken any more
 
 
@@ -41,7 +43,7 @@ class Proposal:
     costs: float
 
     @property
-    def order(self) -> tuple:
+    def order(self) -> tuple[float, int, list[tuple[str, Placement]]]:
         """Best first: what is left after the cost, then fewer moved ranks, then names."""
         moved = sum(len(move.ranks) for move in self.moves)
         return (-(self.saves - self.costs), moved, [(move.job, move.then) for move in self.moves])
@@ -82,8 +84,8 @@ class Consolidate:
     def decide(self, snapshot: Snapshot) -> Schedule:
         schedule = self.plan(snapshot)
         for job in snapshot.jobs:
-            stays = job.state is not JobState.PENDING and schedule.placement(job.id) == job.intended
-            if stays or job.intended and schedule.placement(job.id) == job.intended:
+            waits_for_wish = job.pinned and job.pinned != job.intended
+            if job.intended and schedule.placement(job.id) == job.intended and not waits_for_wish:
                 schedule.reasons.pop(job.id, None)  # nothing new to say; the reason that brought it there stays
         return schedule
 
@@ -110,13 +112,17 @@ class Consolidate:
         for job in snapshot.jobs:
             if not job.pinned or job.pinned == job.intended or job.state not in (JobState.PENDING, JobState.RUNNING):
                 continue
-            if job.switch and job.switch.phase in (Phase.COMMIT, Phase.ABORT) or snapshot.now_s < job.not_before_s:
+            if (job.switch and job.switch.phase in (Phase.COMMIT, Phase.ABORT)) or snapshot.now_s < job.not_before_s:
+                schedule.explain(job.id, job.reason)  # why the last attempt failed and when the next may be
                 continue
             then = rearranged(job.placement, job.pinned) if job.placement else job.pinned
-            blocking = [f"{slot} is held by {board.taken[slot[:2]]}" for slot in then if board.taken.get(slot[:2], job.id) != job.id]
+            holders = {slot: board.taken.get(slot[:2], job.id) for slot in then}
+            blocking = [f"{slot} is held by {holder}" for slot, holder in holders.items() if holder != job.id]
             missing = [str(slot) for slot in then if slot not in snapshot.slots]
             if missing:
-                schedule.explain(job.id, f"asked to be on {' '.join(map(str, then))}, but {missing[0]} is not there (any more)")
+                schedule.explain(
+                    job.id, f"asked to be on {' '.join(map(str, then))}, but {missing[0]} is not there (any more)"
+                )
             elif blocking:
                 schedule.explain(job.id, f"asked to be on {' '.join(map(str, then))}, but {blocking[0]}")
             else:
@@ -136,7 +142,9 @@ class Consolidate:
             if job.pinned:
                 continue  # its wish was explained above
             if waits_for is not None:
-                schedule.explain(job.id, f"waits behind {waits_for.id}, which has waited for {waits_for.workers} slots for long")
+                schedule.explain(
+                    job.id, f"waits behind {waits_for.id}, which has waited for {waits_for.workers} slots for long"
+                )
                 continue
             every = [slot for slot in snapshot.slots if slot in self._fitting(job, snapshot)]
             usable = board.usable(job)
@@ -182,9 +190,13 @@ class Consolidate:
             for job in snapshot.jobs:
                 if job.id in done or not is_scattered(job.intended) or job.state is not JobState.RUNNING:
                     continue
+                if job.pinned and job.pinned != job.intended:
+                    continue  # its wish waits, which was explained above
                 hindrance = self._hindrance(job, snapshot)
                 if hindrance:
-                    schedule.explain(job.id, f"stays scattered over {' and '.join(nodes_of(job.intended))}: {hindrance}")
+                    schedule.explain(
+                        job.id, f"stays scattered over {' and '.join(nodes_of(job.intended))}: {hindrance}"
+                    )
                     continue
                 found = sorted(self._proposals(job, snapshot, board, done), key=lambda proposal: proposal.order)
                 worth = [proposal for proposal in found if self._is_worth(proposal)]
@@ -196,7 +208,9 @@ class Consolidate:
             if not affordable:
                 for proposal in proposals:
                     limit = self.config.moves_per_hour
-                    schedule.explain(proposal.moves[-1].job, f"could move, but the budget of {limit} moves per hour is used up")
+                    schedule.explain(
+                        proposal.moves[-1].job, f"could move, but the budget of {limit} moves per hour is used up"
+                    )
                 return
             for move in affordable[0].moves:
                 schedule.put(move.job, move.then, move.reason)
@@ -217,7 +231,11 @@ class Consolidate:
         if job.exited:
             return "it is ending"
         if not job.movable:
-            return f"it cannot move while it trains: {job.why_not}" if job.why_not else "it has not finished its first steps"
+            return (
+                f"it cannot move while it trains: {job.why_not}"
+                if job.why_not
+                else "it has not finished its first steps"
+            )
         if now_s < job.not_before_s:
             return f"{job.reason or 'its last move failed'} ({job.not_before_s - now_s:.0f} s from now)"
         if job.moved_s is not None and now_s - job.moved_s < config.cool_down_s:
@@ -238,7 +256,11 @@ class Consolidate:
                 continue
             for other in snapshot.jobs:
                 here = [slot for slot in other.intended if slot.node == node.name]
-                if other.id in {job.id, *done} or len(roomy) + len(here) < job.workers or self._hindrance(other, snapshot):
+                if (
+                    other.id in {job.id, *done}
+                    or len(roomy) + len(here) < job.workers
+                    or self._hindrance(other, snapshot)
+                ):
                     continue
                 for away in self._ways_out(other, node.name, board):
                     freed = [slot for slot in board.usable(job, {job.id, other.id}) if slot.node == node.name]
@@ -262,7 +284,11 @@ class Consolidate:
 
     def _gather(self, job: Job, then: Placement, snapshot: Snapshot, after: Job | None = None) -> Move:
         nodes = nodes_of(then)
-        where = f"so that it trains on {nodes[0]} alone" if len(nodes) == 1 else f"so that it needs only {' and '.join(nodes)}"
+        where = (
+            f"so that it trains on {nodes[0]} alone"
+            if len(nodes) == 1
+            else f"so that it needs only {' and '.join(nodes)}"
+        )
         first = f", once {after.id} has made room" if after else ""
         return self._move(job, then, snapshot, f"{self._ways(job, then)} {where}{first}")
 
@@ -271,7 +297,9 @@ class Consolidate:
 
     @staticmethod
     def _ways(job: Job, then: Placement) -> str:
-        pairs = [f"rank {r} from {job.placement[r]} to {then[r]}" for r in range(job.workers) if job.placement[r] != then[r]]
+        pairs = [
+            f"rank {r} from {job.placement[r]} to {then[r]}" for r in range(job.workers) if job.placement[r] != then[r]
+        ]
         return f"moves {', '.join(pairs)}"
 
     @staticmethod
@@ -304,7 +332,9 @@ class Consolidate:
 
     def _not_worth(self, job: Job, found: list[Proposal]) -> str:
         stays = f"stays scattered over {' and '.join(nodes_of(job.intended))}"
-        together = [proposal for proposal in found if len(nodes_of(proposal.moves[-1].then)) < len(nodes_of(job.intended))]
+        together = [
+            proposal for proposal in found if len(nodes_of(proposal.moves[-1].then)) < len(nodes_of(job.intended))
+        ]
         if not together:
             return f"{stays}: no machine has, or can be given, room for more of its {job.workers} workers"
         best = together[0]
@@ -313,7 +343,8 @@ class Consolidate:
             longest_s = max(move.downtime_s for move in best.moves)
             return f"{stays}: the move would pause training for about {longest_s:.3g} s, more than max_pause_s allows"
         if main.step_now_s - main.step_then_s < self.config.gain_min * main.step_now_s:
-            return f"{stays}: on {' '.join(nodes_of(main.then))} a step is predicted to take {main.step_then_s:.3g} s instead of {main.step_now_s:.3g} s"
+            there = " and ".join(nodes_of(main.then))
+            return f"{stays}: on {there} a step is predicted to take {main.step_then_s:.3g} s instead of {main.step_now_s:.3g} s"
         return (
             f"{stays}: moving would save about {max(0.0, best.saves):.3g} device seconds in the steps that are left and cost"
             f" {best.costs:.3g}; worth it from {self.config.margin:g} times the cost on"

@@ -41,7 +41,7 @@ def best_start(workers: int, usable: Iterable[Slot], wire_bytes: int, snapshot: 
     slots = list(usable)
     places = by_node(slots)
 
-    def cost(placement: Placement) -> tuple:
+    def cost(placement: Placement) -> tuple[object, ...]:
         left = sum(len(places[node]) for node in nodes_of(placement)) - workers
         seconds = communication_s(placement, wire_bytes or UNKNOWN_WIRE_BYTES, snapshot)
         return (len(nodes_of(placement)) > 1, round(seconds, 9), len(nodes_of(placement)), left, placement)

@@ -22,13 +22,15 @@ import torch.distributed as dist
 from restow.placement import Placement, Slot, moved_ranks
 from restow.plan import Box, Copy, Holding, plan
 from restow.sdk.boxes import StateTable
-from restow.sdk.group import Inner, NetInner, SwitchGroup, device_types
+from restow.sdk.group import Inner, NetInner, SwitchGroup
 from restow.sdk.transport import FillClient, FillServer
 
 CONNECT_TIMEOUT = timedelta(seconds=60)
 DECISION_TIMEOUT = timedelta(seconds=5)  # a controller that is alive decides within milliseconds of the last acceptance
 FILL_BYTES_PER_S_MIN = 5e6  # a transfer slower than this (40 Mbit/s) is given up
 FILL_TIMEOUT_S_MIN = 30.0
+POLL_S = 0.0005
+PARKED_POLL_S = 0.01  # a proposal comes at least 0.3 s ahead
 STORED_PRIVATE_BYTES_MAX = 1 << 20  # random generators, positions and BatchNorm buffers are tens of kilobytes
 SIGNATURE_BYTES = 32
 VERDICT_TIMEOUT_S = 20.0  # beyond the transfer: proof and three store round trips
@@ -89,9 +91,20 @@ class Report:
 class Attempt:
     """See the module. `connect` once, then `take_part` once; `close` always."""
 
-    def __init__(self, terms: Terms, *, role: Role, rank: int, address: str, secret: bytes, table: StateTable):
+    def __init__(
+        self,
+        terms: Terms,
+        *,
+        role: Role,
+        rank: int,
+        address: str,
+        secret: bytes,
+        table: StateTable,
+        libraries: Mapping[str, str],
+    ):
         self.terms, self.role, self.rank = terms, role, rank
         self._address, self._secret, self._table = address, secret, table
+        self._libraries = dict(libraries)
         self._server: FillServer | None = None
         self._clients: dict[tuple[str, int], FillClient] = {}
         self._copies: list[Copy] = []
@@ -121,8 +134,8 @@ class Attempt:
                 self._find_sources(store)
             if self.role is not Role.LEAVING:
                 for group in groups:
-                    prefixed = dist.PrefixStore(f"inner/{group.name}", store)
-                    self._inners[group.name] = NetInner(prefixed, group.rank(), group.size(), device_types())
+                    prefixed = dist.PrefixStore(f"inner/{group.key}", store)
+                    self._inners[group.key] = NetInner(prefixed, group.rank(), group.size(), self._libraries)
             self._store = self.open_store()  # one client per thread: this one is the training thread's
         except Exception as error:  # whatever torch, sockets or shared memory raise here ends only this attempt
             raise AttemptFailed(f"rank {self.rank} could not connect: {_one_line(error)}") from error
@@ -140,11 +153,9 @@ class Attempt:
         """The switch step that is likely; waits for ever (an abandoned twin is ended by the worker)."""
         assert self._store
         while True:
-            try:
-                self._store.wait(["upcoming"], CONNECT_TIMEOUT)
-            except dist.DistStoreError:
-                continue
-            return int(self._store.get("upcoming"))
+            if self._store.check(["upcoming"]):
+                return int(self._store.get("upcoming"))
+            time.sleep(PARKED_POLL_S)
 
     def _find_sources(self, store: dist.Store) -> None:
         """Plan which boxes come from whom, and connect to each of them ahead of time."""
@@ -183,7 +194,7 @@ class Attempt:
                 self._server.publish(self._table.tensors(), private)
                 clock.mark("publish")
             if self.role is not Role.LEAVING:
-                self._replaced = {group.name: group.swap(self._inners[group.name]) for group in groups}
+                self._replaced = {group.key: group.swap(self._inners[group.key]) for group in groups}
                 self._prove(groups)
                 clock.mark("prove")
             self._vote()
@@ -196,8 +207,8 @@ class Attempt:
             report.outcome = Outcome.DONE
             return report
         for group in groups:
-            if group.name in self._replaced:
-                group.swap(self._replaced.pop(group.name))
+            if group.key in self._replaced:
+                group.swap(self._replaced.pop(group.key))
         report.reason = verdict.removeprefix("rollback ")
         return report
 
@@ -205,9 +216,9 @@ class Attempt:
         """Leaving: small private state goes into the store, where it outlives us, signed; what is left is served directly."""
         assert self._store
         if len(private) > STORED_PRIVATE_BYTES_MAX:
-            self._store.set(f"private/{self.rank}", b"")
+            self._store.set(f"private/{self.rank}", b"")  # type: ignore[arg-type]
             return private
-        self._store.set(f"private/{self.rank}", self._sign(private) + private)
+        self._store.set(f"private/{self.rank}", self._sign(private) + private)  # type: ignore[arg-type]
         return b""
 
     def _take_over(self, patience_s: float) -> bytes:
@@ -229,14 +240,14 @@ class Attempt:
         """Arriving: private state from the leaver, boxes by plan, shadow's last steps."""
         patience_s = self._patience_s()
         private = self._take_over(patience_s)
-        report.extra = self._table.install_private(private)
         clock.restart()  # before this it only waited for the gang to come to the switch step
-        clock.mark("private")
         if self._is_elsewhere(("rank", self.rank)):
             report.wire_bytes += len(private)
-        if self.shadow:
-            self.shadow.finish(report.extra["optimizer_steps"], patience_s)
+        if self.shadow:  # first: it still writes gradients and learning rates of the steps that it repeats
+            self.shadow.finish(self._table.read_extra(private)["optimizer_steps"], patience_s)
             clock.mark("shadow")
+        report.extra = self._table.install_private(private)
+        clock.mark("private")
         tensors = self._table.tensors()
         assert self._server
         crossing = [copy for copy in self._copies if copy.source[0] == "rank"]
@@ -261,11 +272,11 @@ class Attempt:
         options = dist.AllreduceOptions()
         options.timeout = timedelta(seconds=self._patience_s())
         for group in groups:
-            for device_type in device_types():
+            for device_type in self._libraries:
                 number = torch.full((1,), float(self.terms.generation), device=device_type)
                 group.inner.backend(device_type).allreduce([number], options).wait()
                 if number.item() != self.terms.generation * group.size():
-                    raise AttemptFailed(f"{group.name} answers for another generation")
+                    raise AttemptFailed(f"{group.key} answers for another generation")
 
     def _vote(self) -> None:
         if self.role is Role.LEAVING:
@@ -277,11 +288,9 @@ class Attempt:
     def _first_word(self, key: str, patience: timedelta, otherwise: str) -> str:
         """The word that was written first under `key`; `otherwise` becomes it if there is none in time."""
         assert self._store
-        try:
-            if patience:
-                self._store.wait([key], patience)
-        except dist.DistStoreError:
-            pass  # nobody wrote in time; whoever is first now wins
+        give_up_s = time.monotonic() + patience.total_seconds()
+        while not self._store.check([key]) and time.monotonic() < give_up_s:  # `wait` would print its time-out into the log
+            time.sleep(POLL_S)
         return self._store.compare_set(key, "", otherwise).decode()
 
     def _patience_s(self) -> float:

@@ -10,7 +10,6 @@ A module's plain Python attributes are not state: register an object with state_
 from __future__ import annotations
 
 import hashlib
-import io
 import pickle
 import struct
 from collections.abc import Iterator, Mapping
@@ -20,11 +19,11 @@ import torch
 
 from restow.errors import ScriptError
 from restow.sdk import randomness
+from restow.sdk.blob import ALIGN, dump, joined, split, write
 from restow.sdk.gradients import Gradients, GradientWatch
 
 __all__ = ["GradientWatch", "Gradients", "StateTable"]
 
-_ALIGN = 16  # pieces of the blob start at multiples of it, so that they can be viewed as any dtype
 _HEAD = struct.Struct("<Q")  # length of the pickled head; the private tensors' bytes follow it
 
 
@@ -121,19 +120,23 @@ class StateTable:
             "random": randomness.capture(),
         }
         raw = _pickled(head)
-        return b"".join((_HEAD.pack(len(raw)), raw, bytes(-(_HEAD.size + len(raw)) % _ALIGN), _joined(pieces)))
+        return b"".join((_HEAD.pack(len(raw)), raw, bytes(-(_HEAD.size + len(raw)) % ALIGN), joined(pieces)))
+
+    @staticmethod
+    def read_extra(blob: bytes) -> dict[str, Any]:
+        """The `extra` of a blob without installing anything: what must be known before it is safe to install."""
+        return dict(_head(blob)["extra"])
 
     def install_private(self, blob: bytes) -> dict[str, Any]:
         """Put everything in `blob` back in place (tensors keep their identity) and return its `extra`. Checks before it
         writes: raises ScriptError naming what does not fit."""
-        (length,) = _HEAD.unpack_from(blob)
-        head = pickle.loads(memoryview(blob)[_HEAD.size : _HEAD.size + length])
-        pieces = _split(blob, _HEAD.size + length, head["pieces"])
+        head = _head(blob)
+        pieces = split(blob, _HEAD.size + _HEAD.unpack_from(blob)[0], head["pieces"])
         own, parameters = self._own_tensors(), self._parameters()
         self._check(head, own, pieces, parameters)
         with torch.no_grad():
             for name, tensor in own.items():
-                _write(tensor, pieces[name])
+                write(tensor, pieces[name])
             for name, parameter in parameters.items():
                 _install_gradient(parameter, head["gradients"].get(name), pieces.get(f"{name}.grad"))
             for name, module in self._modules.items():
@@ -143,7 +146,7 @@ class StateTable:
             for name, optimizer in self._optimizers.items():  # last: schedulers may write into param_groups
                 _install_optimizer(optimizer, head["loose"]["optimizers"][name])
         randomness.restore(head["random"])
-        return head["extra"]
+        return dict(head["extra"])
 
     def signature(self) -> str:
         """A hash that is equal where the same script built the same things: names, shapes, dtypes, strides and order of
@@ -381,82 +384,22 @@ def _is_gradient(name: str, parameters: dict[str, torch.Tensor]) -> bool:
     return name.endswith(".grad") and name.removesuffix(".grad") in parameters
 
 
-# ---------------------------------------------------------------- bytes
-
-
-class _Pickler(pickle.Pickler):
-    """Tensors as plain bytes with their device: faster than torch's own way, and sharing nothing."""
-
-    def reducer_override(self, thing: Any) -> Any:
-        if isinstance(thing, torch.Tensor):
-            raw = thing.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes()
-            kind = isinstance(thing, torch.nn.Parameter)
-            return _tensor_back, (raw, thing.dtype, tuple(thing.shape), str(thing.device), kind, thing.requires_grad)
-        return NotImplemented
-
-
-def _tensor_back(raw: bytes, dtype: torch.dtype, shape: tuple[int, ...], device: str, is_parameter: bool,
-                 requires_grad: bool) -> torch.Tensor:
-    flat = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
-    tensor = flat.view(dtype).reshape(shape).to(device)
-    return torch.nn.Parameter(tensor, requires_grad) if is_parameter else tensor.requires_grad_(requires_grad)
+def _head(blob: bytes) -> dict[str, Any]:
+    (length,) = _HEAD.unpack_from(blob)
+    head: dict[str, Any] = pickle.loads(memoryview(blob)[_HEAD.size : _HEAD.size + length])
+    return head
 
 
 def _pickled(head: dict[str, Any]) -> bytes:
     try:
-        return _dump(head)
+        return dump(head)
     except Exception:  # whatever a user's __reduce__ raises; name the culprit
         loose = head["loose"]
         parts = {**head["extra"], **loose["others"], **loose["optimizers"], **loose["modules"]}
         for name, part in parts.items():
             try:
-                _dump(part)
+                dump(part)
             except Exception as error:
                 raise ScriptError(f"the state of {name} cannot be pickled: {error}; "
                                   "keep plain values and tensors in it") from None
         raise
-
-
-def _dump(value: Any) -> bytes:
-    out = io.BytesIO()
-    _Pickler(out, protocol=5).dump(value)
-    return out.getvalue()
-
-
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-
-
-def _joined(pieces: Mapping[str, torch.Tensor]) -> bytes:
-    """The bytes of all pieces, each from a multiple of _ALIGN; those of one device come over in one copy."""
-    flats = {name: _flat(tensor) for name, tensor in pieces.items()}
-    for device in {flat.device for flat in flats.values() if flat.device.type != "cpu"}:
-        names = [name for name, flat in flats.items() if flat.device == device]
-        together = torch.cat([flats[name] for name in names]).cpu()
-        flats.update(zip(names, together.split([flats[name].numel() for name in names]), strict=True))
-    out = bytearray()
-    for flat in flats.values():
-        out += flat.numpy().data
-        out += bytes(-len(out) % _ALIGN)
-    return bytes(out)
-
-
-def _split(blob: bytes, start: int, index: list[tuple[str, str, tuple[int, ...]]]) -> dict[str, torch.Tensor]:
-    """Name → tensor for what `_joined` wrote behind `start`."""
-    pieces: dict[str, torch.Tensor] = {}
-    if not index:
-        return pieces
-    body = torch.frombuffer(bytearray(memoryview(blob)[start + -start % _ALIGN :]) or bytearray(1), dtype=torch.uint8)
-    at = 0
-    for name, dtype_name, shape in index:
-        dtype = getattr(torch, dtype_name.removeprefix("torch."))
-        length = dtype.itemsize * torch.Size(shape).numel()
-        pieces[name] = body[at : at + length].view(dtype).reshape(shape)
-        at += length + -length % _ALIGN
-    return pieces
-
-
-def _write(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    """In place; of an expanded tensor, whose items share memory, each once."""
-    once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride())
-    tensor[once].copy_(value[once])

@@ -258,7 +258,7 @@ class _Begin:
     def __call__(self, worker: int) -> None:
         info = get_worker_info()
         assert info is not None
-        info.__dict__["dataset"] = cast(_Seeded, info.dataset).dataset
+        object.__setattr__(info, "dataset", cast(_Seeded, info.dataset).dataset)  # frozen for everybody else
         if self._then is not None:
             self._then(worker)
 
@@ -338,7 +338,7 @@ class _Iterated:
     def _repeat(self, step: int) -> None:
         """Read and drop up to `step`, from here or from the nearest epoch whose beginning is known."""
         epoch, start = max((item for item in self._starts.items() if item[1] <= step), key=lambda item: item[1])
-        if step < self._at or start > self._at:
+        if step < self._at or (start > self._at and not self._keeps_state):
             self.close()
             self._epoch, self._batch, self._at = epoch, 0, start
         while self._at < step:

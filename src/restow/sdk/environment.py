@@ -21,6 +21,7 @@ class Environment:
     agent: str  # path of the agent's socket
     secret: bytes
     store: tuple[str, int]
+    cuda_collectives: str  # "nccl", or "gloo" where ranks of the job share a GPU
     log: str
     private: str  # where private state is kept while a switch is being prepared, so that it outlives this process
 
@@ -43,6 +44,7 @@ def read_environment() -> Environment | None:
         agent=os.environ["RESTOW_AGENT"],
         secret=bytes.fromhex(os.environ["RESTOW_SECRET"]),
         store=(host, int(port)),
+        cuda_collectives=read("RESTOW_CUDA_COLLECTIVES", "nccl"),
         log=read("RESTOW_LOG", ""),
         private=read("RESTOW_PRIVATE", ""),
     )

@@ -9,9 +9,11 @@ Needs no private torch API but the Python trampoline of `ProcessGroup` (torch >=
 
 from __future__ import annotations
 
+# mypy: disable-error-code="override"
+
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -32,13 +34,14 @@ class Inner(Protocol):
 
 
 class NetInner:
-    """Real communicators between all ranks of one generation: gloo for CPU tensors, NCCL for CUDA tensors."""
+    """Real communicators between all ranks of one generation. `libraries`: see `collective_libraries`."""
 
-    def __init__(self, store: dist.Store, rank: int, size: int, device_types: Sequence[str] = ("cpu",)):
+    def __init__(self, store: dist.Store, rank: int, size: int, libraries: Mapping[str, str] | None = None):
         self._backends: dict[str, Any] = {}
-        for device_type in device_types:
+        self._libraries = dict(libraries or {"cpu": "gloo"})
+        for device_type, library in self._libraries.items():
             prefixed = dist.PrefixStore(device_type, store)
-            if device_type == "cuda":
+            if library == "nccl":
                 options = dist.ProcessGroupNCCL.Options()
                 options._timeout = COLLECTIVE_TIMEOUT
                 self._backends[device_type] = dist.ProcessGroupNCCL(prefixed, rank, size, options)
@@ -50,7 +53,7 @@ class NetInner:
 
     def close(self) -> None:
         for device_type, backend in self._backends.items():
-            if device_type == "cuda":
+            if self._libraries[device_type] == "nccl":
                 backend.abort()
         self._backends = {}
 
@@ -150,8 +153,8 @@ class SwitchGroup(dist.ProcessGroup):
     """The process group that a job sees. `swap` is the whole switch as far as torch is concerned (40 microseconds)."""
 
     def __init__(self, name: str, ranks: Sequence[int], rank: int, inner: Inner):
-        super().__init__(rank, len(ranks))
-        self.name = name
+        super().__init__(rank, len(ranks))  # type: ignore[call-arg]
+        self.key = name  # the same on every rank: its prefix in the stores
         self.ranks = tuple(ranks)  # global ranks, in group order
         self._rank, self._size = rank, len(ranks)
         self.inner = inner
@@ -166,10 +169,10 @@ class SwitchGroup(dist.ProcessGroup):
 
     # ------------------------------------------------------------ constant identity
 
-    def getRank(self) -> int:  # noqa: N802 (torch's name)
+    def getRank(self) -> int:
         return self._rank
 
-    def getSize(self) -> int:  # noqa: N802
+    def getSize(self) -> int:
         return self._size
 
     def rank(self) -> int:
@@ -178,7 +181,7 @@ class SwitchGroup(dist.ProcessGroup):
     def size(self) -> int:
         return self._size
 
-    def getBackendName(self) -> str:  # noqa: N802
+    def getBackendName(self) -> str:
         return BACKEND
 
     def abort(self) -> None:
@@ -212,12 +215,12 @@ class SwitchGroup(dist.ProcessGroup):
         return self._run("reduce", tensors, tensors, opts or dist.ReduceOptions())
 
     def allgather(self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor], opts: Any = None) -> dist.Work:
-        return self._run("allgather", inputs, outputs, inputs, opts or dist.AllgatherOptions())
+        return self._run("allgather", inputs, outputs, inputs, opts or dist.AllgatherOptions())  # type: ignore[attr-defined]
 
     def _allgather_base(self, output: torch.Tensor, own: torch.Tensor, opts: Any = None) -> dist.Work:
-        return self._run("_allgather_base", [own], output, own, opts or dist.AllgatherOptions())
+        return self._run("_allgather_base", [own], output, own, opts or dist.AllgatherOptions())  # type: ignore[attr-defined]
 
-    all_gather_single = _allgather_base
+    all_gather_single = _allgather_base  # type: ignore[assignment]
 
     def reduce_scatter(self, outputs: list[torch.Tensor], inputs: list[list[torch.Tensor]], opts: Any = None) -> dist.Work:
         return self._run("reduce_scatter", inputs[0], outputs, inputs, opts or dist.ReduceScatterOptions())
@@ -225,7 +228,7 @@ class SwitchGroup(dist.ProcessGroup):
     def _reduce_scatter_base(self, output: torch.Tensor, own: torch.Tensor, opts: Any = None) -> dist.Work:
         return self._run("_reduce_scatter_base", [own], output, own, opts or dist.ReduceScatterOptions())
 
-    reduce_scatter_single = _reduce_scatter_base
+    reduce_scatter_single = _reduce_scatter_base  # type: ignore[assignment]
 
     def gather(self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor], opts: Any = None) -> dist.Work:
         return self._run("gather", inputs, outputs, inputs, opts or dist.GatherOptions())
@@ -276,6 +279,9 @@ def install(make_inner: InnerFactory) -> None:
     dist.Backend.register_backend(BACKEND, create, extended_api=True, devices=["cpu", "cuda"])
 
 
-def device_types() -> tuple[str, ...]:
-    """The kinds of tensors that the communicators of this process must serve."""
-    return ("cpu", "cuda") if torch.cuda.is_available() and dist.is_nccl_available() else ("cpu",)
+def collective_libraries(cuda: str = "nccl") -> dict[str, str]:
+    """Device type of a tensor → library that carries it in this process. `cuda="gloo"` where several ranks of a job share one
+    GPU: NCCL refuses that, gloo copies through the host."""
+    if not torch.cuda.is_available():
+        return {"cpu": "gloo"}
+    return {"cpu": "gloo", "cuda": cuda if dist.is_nccl_available() else "gloo"}

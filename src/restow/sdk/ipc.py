@@ -21,7 +21,12 @@ def export(tensor: torch.Tensor) -> str | None:
         return None
 
 
-def copy_from(handle: str, tensor: torch.Tensor) -> None:
-    """Copy what `handle` names into `tensor`. Raises RuntimeError if it cannot be opened here."""
+def copy_from(handle: str, tensor: torch.Tensor) -> bool:
+    """Copy what `handle` names into `tensor`, on its device's current stream; False if it cannot be opened here."""
     rebuild, arguments = pickle.loads(base64.b64decode(handle))
-    tensor.copy_(rebuild(*arguments))
+    try:
+        theirs = rebuild(*arguments)
+    except RuntimeError:  # another device that this one cannot reach, or no IPC: it then goes by the socket
+        return False
+    tensor.copy_(theirs)
+    return True

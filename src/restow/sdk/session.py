@@ -247,6 +247,7 @@ def init(seed: int | None = None) -> Job:
     """
     if seed is not None:
         randomness.seed_all(seed)
+        torch.manual_seed(seed)  # CUDA's generators too
     environment = read_environment()
     if environment is None:
         rank, world_size, local_rank = torchrun_environment()

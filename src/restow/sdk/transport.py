@@ -22,7 +22,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ class FillServer:
 
     @property
     def sent_bytes(self) -> int:
-        """Tensor and private bytes that went into sockets so far."""
+        """Tensor and private bytes handed to sockets so far."""
         return self._sent
 
     def publish(self, tensors: Mapping[str, torch.Tensor], private: bytes) -> None:
@@ -181,9 +181,9 @@ class FillServer:
         for part in wire.parts(views):
             if self._edition is not edition:
                 raise OSError("withdrawn")  # in the middle of raw bytes: only hanging up is understood
-            wire.send_views(connection, part, None)
             with self._changed:
                 self._sent += sum(view.nbytes for view in part)
+            wire.send_views(connection, part, None)
 
     def _wait(self) -> _Edition:
         with self._changed:
@@ -198,13 +198,19 @@ class FillClient:
 
     def __init__(self, host: str, port: int, secret: bytes, connect_s: float = 10.0):
         self._where = f"{host}:{port}"
-        self._pool = ThreadPoolExecutor(1, "restow-fill-client")
         self._socket: socket.socket | None = None
         self._is_closed = False
-        self._ready = self._pool.submit(self._connect, host, port, secret, connect_s)
-        self._pool.shutdown(wait=False)
         self._lock = threading.Lock()
         self._edition: int | None = None  # of the private state: the tensors must be of the same
+        self._ready: Future[dict[str, Any]] = Future()
+
+        def connect() -> None:
+            try:
+                self._ready.set_result(self._connect(host, port, secret, connect_s))
+            except Exception as error:  # raised again where somebody waits for the connection
+                self._ready.set_exception(error)
+
+        threading.Thread(target=connect, name="restow-fill-client", daemon=True).start()
 
     def wait(self, timeout_s: float = 15.0) -> None:
         """Until connected and proved; raises what went wrong."""
@@ -233,31 +239,10 @@ class FillClient:
         """
         with self._lock, self._errors(timeout_s) as deadline:
             connection = self._connected(deadline)
-            local = self._ready.result()["local"]
             spans = [Span(name, tensor) for name, tensor in tensors.items()]
-            wire.send(connection, {
-                "ask": "fill", "local": local, "cuda": any(span.tensor.is_cuda for span in spans),
-                "tensors": [[span.name, *describe(span.tensor)] for span in spans],
-            }, deadline)
-            answer, _ = wire.receive(connection, deadline)
-            edition, ways = answer["edition"], answer["ways"]
-            if self._edition not in (None, edition):
-                raise Refused("the private state was of another switch than the tensors; the switch was given up")
-            if len(ways) != len(spans):
-                raise Unreachable(f"{self._where} answered for {len(ways)} of {len(spans)} tensors")
-            pieces = [(way, span) for way, span in zip(ways, spans, strict=True) if isinstance(way, int)]
-            self._read_memory(pieces)
-            for way, span in zip(ways, spans, strict=True):
-                if isinstance(way, str):
-                    ipc.copy_from(way, span.tensor)
-            received = 0
-            for group in spans_of((s for w, s in zip(ways, spans, strict=True) if w is None), for_writing=True):
-                wire.receive_views(connection, group, deadline)
-                received += sum(view.nbytes for view in group)
-            wire.send(connection, {"ask": "still", "edition": edition}, deadline)
-            wire.receive(connection, deadline)
-            for device in {span.tensor.device for span in spans if span.tensor.is_cuda}:
-                torch.cuda.synchronize(device)
+            received, not_opened = self._fill(connection, spans, True, deadline)
+            if not_opened:
+                received += self._fill(connection, not_opened, False, deadline)[0]
             return received
 
     def close(self) -> None:
@@ -266,6 +251,33 @@ class FillClient:
             wire.hang_up(self._socket)
 
     # ------------------------------------------------------------ inside
+
+    def _fill(self, connection: socket.socket, spans: list[Span], with_handles: bool,
+              deadline: float) -> tuple[int, list[Span]]:
+        """One request. Returns the bytes received, and the spans whose CUDA handle could not be opened here."""
+        with_handles = with_handles and any(span.tensor.is_cuda for span in spans)
+        wire.send(connection, {
+            "ask": "fill", "local": self._ready.result()["local"], "cuda": with_handles,
+            "tensors": [[span.name, *describe(span.tensor)] for span in spans],
+        }, deadline)
+        answer, _ = wire.receive(connection, deadline)
+        edition, ways = answer["edition"], answer["ways"]
+        if self._edition not in (None, edition):
+            raise Refused("the private state was of another switch than the tensors; the switch was given up")
+        if len(ways) != len(spans):
+            raise Unreachable(f"{self._where} answered for {len(ways)} of {len(spans)} tensors")
+        pairs = list(zip(ways, spans, strict=True))
+        self._read_memory([(way, span) for way, span in pairs if isinstance(way, int)])
+        not_opened = [span for way, span in pairs if isinstance(way, str) and not ipc.copy_from(way, span.tensor)]
+        received = 0
+        for group in spans_of((span for way, span in pairs if way is None), for_writing=True):
+            wire.receive_views(connection, group, deadline)
+            received += sum(view.nbytes for view in group)
+        for device in {span.tensor.device for span in spans if span.tensor.is_cuda}:
+            torch.cuda.synchronize(device)  # copies from handles are over before we ask whether the source still held
+        wire.send(connection, {"ask": "still", "edition": edition}, deadline)
+        wire.receive(connection, deadline)
+        return received, not_opened
 
     def _read_memory(self, pieces: list[tuple[int, Span]]) -> None:
         pid = self._ready.result()["pid"]

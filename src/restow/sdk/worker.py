@@ -26,7 +26,7 @@ from restow.sdk.attempt import Attempt, AttemptFailed, Outcome, Report, Role, Te
 from restow.sdk.boxes import StateTable
 from restow.sdk.channel import Channel
 from restow.sdk.environment import Environment
-from restow.sdk.group import NetInner, SoloInner, device_types, groups
+from restow.sdk.group import NetInner, SoloInner, collective_libraries, groups
 from restow.sdk.shadow import Leader, Shadow, followers_of
 
 SMOOTHING = 0.1  # weight of the newest step in the page's averages: about the last ten steps
@@ -39,6 +39,7 @@ class Worker:
     def __init__(self, environment: Environment):
         self.environment = environment
         self.generation = environment.generation
+        self._libraries = collective_libraries(environment.cuda_collectives)
         self.is_twin = environment.role == "twin"
         self.page: Page = open_page(Path(environment.page))
         self.table: StateTable | None = None
@@ -85,7 +86,7 @@ class Worker:
             store = dist.PrefixStore("gang", dist.TCPStore(host, port, is_master=False, wait_for_workers=False))
 
             def connect(name: str, rank: int, size: int) -> NetInner:
-                return NetInner(dist.PrefixStore(f"inner/{name}", store), rank, size, device_types())
+                return NetInner(dist.PrefixStore(f"inner/{name}", store), rank, size, self._libraries)
 
             groups_module.install(connect)
         dist.init_process_group(groups_module.BACKEND, store=store, rank=env.rank, world_size=env.world_size)
@@ -191,7 +192,13 @@ class Worker:
                 return
             env = self.environment
             attempt = Attempt(
-                terms, role=self._role_in(terms), rank=env.rank, address=env.address, secret=env.secret, table=self.table
+                terms,
+                role=self._role_in(terms),
+                rank=env.rank,
+                address=env.address,
+                secret=env.secret,
+                table=self.table,
+                libraries=self._libraries,
             )
             self._attempt = attempt
         if present:

@@ -1,0 +1,197 @@
+"""What restow costs per step when nothing moves, against the same script under torchrun; and how soon a job starts.
+
+    python bench/overhead.py --json overhead.json
+
+Two jobs of two ranks, one under restow and one under torchrun, train in windows that alternate (the one that waits does
+nothing); each pair of windows gives one difference. A step is about 20 ms of fixed computing. README.md says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "src")]
+
+from bench.place import ROOT, Here, environment, free_port, python  # noqa: E402
+from bench.run import Run, RunFailed  # noqa: E402
+from bench.systems.restow import Cluster, Watched  # noqa: E402
+from bench.timeline import said  # noqa: E402
+
+SCRIPT = ROOT / "bench" / "paced_job.py"
+
+
+def main() -> None:
+    options = _options()
+    folder = Path(tempfile.mkdtemp(prefix="restow-bench-"))
+    try:
+        work = steps_of_work(options.step_ms)
+        place = Here()
+        with Cluster(place, nodes=("m1",)) as cluster:
+            numbers = {**compared(options, cluster, place, folder, work), **started(options, cluster, place, folder)}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    options.json.write_text(json.dumps(numbers, indent=1) + "\n")
+    print(
+        f"per step     {numbers['per_step_us']:+.0f} us ({numbers['ratio'] - 1:+.2%} of {numbers['torchrun_step_ms']:.1f} ms), "
+        f"half of the {options.windows} pairs within {numbers['per_step_us_quartiles'][0]:+.0f} to "
+        f"{numbers['per_step_us_quartiles'][1]:+.0f} us\n"
+        f"first step   restow {numbers['submit_to_first_step_s']:.2f} s after submit, "
+        f"torchrun {numbers['torchrun_to_first_step_s']:.2f} s after its start"
+    )
+
+
+def steps_of_work(step_ms: float) -> int:
+    """How many products of 256 x 256 take so long here on one core; the same number is then given to both jobs."""
+    import torch
+
+    torch.set_num_threads(1)
+    square = torch.randn(256, 256) / 16
+    taken = []
+    for _ in range(200):
+        begin_s = time.perf_counter()
+        square = (square @ square).clamp(-1, 1)
+        taken.append(time.perf_counter() - begin_s)
+    return max(1, round(step_ms / 1e3 / median(taken)))
+
+
+class Turn:
+    """Whose window it is; a file that all ranks read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.give("nobody", 0)
+
+    def give(self, name: str, window: int) -> None:
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text(f"{name} {window}")
+        os.replace(fresh, self.path)
+
+
+def pace(turn: Turn, name: str, length: int, work: int) -> dict[str, str]:
+    return {"PACE_TURN": str(turn.path), "PACE_NAME": name, "PACE_STEPS": str(length), "PACE_WORK": str(work)}
+
+
+def compared(options: argparse.Namespace, cluster: Cluster, place: Here, folder: Path, work: int) -> dict[str, Any]:
+    """The paired windows; medians over the ranks' steps, then over the pairs."""
+    turn, windows = Turn(folder / "turn"), options.windows + 1  # the first of each warms up
+    script_options = [f"--state-mb={options.state_mb:g}", f"--steps={windows * options.steps}"]
+    watched = submit(cluster, "paced", options.ranks, script_options, pace(turn, "restow", options.steps, work))
+    with Run(folder / "torchrun") as run:
+        torchrun(run, place, options.ranks, script_options, pace(turn, "torchrun", options.steps, work))
+        for window in range(windows):
+            order = ("restow", "torchrun") if window % 2 else ("torchrun", "restow")
+            for name in order:
+                lines = watched.lines if name == "restow" else run.lines
+                turn.give(name, window)
+                wait_for(lambda lines=lines, window=window: all_said(lines(), "window", window, options.ranks))
+        mine, theirs = _windows(watched.lines()), _windows(run.lines())
+    pairs = [(median(mine[window]), median(theirs[window])) for window in range(1, windows)]
+    differences = [(a - b) * 1e6 for a, b in pairs]
+    low, _, high = quantiles(differences, n=4)
+    return {
+        "per_step_us": median(differences),
+        "per_step_us_quartiles": [low, high],
+        "ratio": median(a / b for a, b in pairs),
+        "restow_step_ms": median(a for a, _ in pairs) * 1e3,
+        "torchrun_step_ms": median(b for _, b in pairs) * 1e3,
+        "windows": options.windows,
+        "steps_per_window": options.steps,
+        "ranks": options.ranks,
+    }
+
+
+def _windows(lines: list[str]) -> dict[int, list[float]]:
+    """Window → the periods of all ranks in it."""
+    found: dict[int, list[float]] = {}
+    for window in said(lines, "window"):
+        found.setdefault(window["number"], []).extend(window["periods_s"])
+    return found
+
+
+def all_said(lines: list[str], kind: str, number: int, ranks: int) -> bool:
+    return len({word["rank"] for word in said(lines, kind) if word.get("number") == number}) >= ranks
+
+
+def started(options: argparse.Namespace, cluster: Cluster, place: Here, folder: Path) -> dict[str, Any]:
+    """From the command to the end of the first step of the last rank, in turns; both commands are new processes."""
+    turn = Turn(folder / "start-turn")
+    turn.give("all", 1 << 30)
+    script_options = [f"--state-mb={options.state_mb:g}", f"--steps={options.steps}"]
+    mine, theirs = [], []
+    for number in range(options.starts):
+        begin_s = time.monotonic()
+        watched = submit(cluster, f"start{number}", options.ranks, script_options, pace(turn, "start", options.steps, 1))
+        mine.append(_first_step_s(watched.lines, options.ranks) - begin_s)
+        watched.wait_until("its end", lambda view: view["state"] == "done")
+        with Run(folder / f"start{number}") as run:
+            begin_s = time.monotonic()
+            torchrun(run, place, options.ranks, script_options, pace(turn, "start", options.steps, 1))
+            theirs.append(_first_step_s(run.lines, options.ranks) - begin_s)
+            run.wait_for_end()
+    return {
+        "submit_to_first_step_s": median(mine),
+        "torchrun_to_first_step_s": median(theirs),
+        "submit_to_first_step_each_s": mine,
+        "torchrun_to_first_step_each_s": theirs,
+    }
+
+
+def _first_step_s(lines: Callable[[], list[str]], ranks: int) -> float:
+    wait_for(lambda: len(list(said(lines(), "first"))) >= ranks)
+    return max(float(first["time_s"]) for first in said(lines(), "first"))
+
+
+def submit(cluster: Cluster, name: str, ranks: int, script_options: list[str], env: dict[str, str]) -> Watched:
+    """By the command line, as a user would."""
+    source = os.pathsep.join((str(ROOT / "src"), str(ROOT)))
+    settings = [word for key, value in {**env, "PYTHONPATH": source}.items() for word in ("--env", f"{key}={value}")]
+    words = ("submit", "--json", "-n", str(ranks), "--name", name, "--no-migrate", *settings, "--")
+    printed = cluster.command("m1", *words, sys.executable, str(SCRIPT), *script_options)
+    return Watched(cluster, json.loads(printed)["id"])
+
+
+def torchrun(run: Run, place: Here, ranks: int, script_options: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+    node = place.nodes["m1"]
+    return run.start(
+        node,
+        python(
+            "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={ranks}", "--master-addr=127.0.0.1",
+            f"--master-port={free_port()}", "--monitor-interval=0.02", str(SCRIPT), *script_options,
+        ),
+        {**environment(node), **env},
+    )  # fmt: skip
+
+
+def wait_for(is_so: Callable[[], bool], timeout_s: float = 180.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not is_so():
+        if time.monotonic() > deadline_s:
+            raise RunFailed(f"nothing for {timeout_s:.0f} s")
+        time.sleep(0.02)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True, help="write the numbers here")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--windows", type=int, default=20, help="pairs of windows")
+    parser.add_argument("--steps", type=int, default=40, help="steps per window")
+    parser.add_argument("--step-ms", type=float, default=20.0, help="fixed computing per step")
+    parser.add_argument("--state-mb", type=float, default=1.0)
+    parser.add_argument("--starts", type=int, default=3, help="starts of each that are timed")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""The command line against a real controller and socket in this process: what is printed, and the exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from restow import config
+from restow.cli import main
+from restow.controller.rpc import Server
+from tests.controller.world import World
+
+
+class Cluster:
+    """A controller with obedient agents, in a thread with its own event loop, reachable through the socket of its home."""
+
+    def __init__(self, folder: Path):
+        self.home = config.Home(path=folder)
+        self.home.make()
+        self.world = World(folder, m1=2, m2=2)
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    def __enter__(self) -> Cluster:
+        self._thread.start()
+        assert self._up.wait(30)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loop.call_soon_threadsafe(self._leave.set)
+        self._thread.join(30)
+
+    async def _serve(self) -> None:
+        self.loop, self._leave = asyncio.get_running_loop(), asyncio.Event()
+        async with self.world.controller() as requests:
+            server = Server(self.home.socket, requests)
+            await server.open()
+            self._up.set()
+            await self._leave.wait()
+            await server.close()
+
+    def exit(self, job: str, rank: int, code: int, reason: str = "") -> None:
+        self.loop.call_soon_threadsafe(self.world.agents["m1"].exit, (job, 1, rank), code, reason)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    with tempfile.TemporaryDirectory(prefix="restow-test-") as folder:
+        monkeypatch.setenv("RESTOW_HOME", folder)
+        with Cluster(Path(folder)) as cluster:
+            yield cluster
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("RESTOW_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def restow(capsys, *words):
+    code = main.run(list(words))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_a_job_from_submit_to_its_end(cluster, capsys):
+    code, out, _ = restow(capsys, "submit", "-n", "2", "--env", "A=b=c", "--", "python", "train.py", "--lr", "1")
+    assert code == 0
+    assert out.startswith("train-1: ")  # pending, or starting already
+    assert out.endswith(", 2 workers\n")
+    restow(capsys, "events")  # whatever it prints, it ends
+    wait_until_running(cluster, capsys)
+    code, out, _ = restow(capsys, "show", "train-1", "--json")
+    shown = json.loads(out)
+    assert shown["spec"]["env"] == {"A": "b=c"}
+    assert shown["spec"]["command"] == ["python", "train.py", "--lr", "1"]
+    code, out, _ = restow(capsys, "ps")
+    assert "train-1" in out
+    assert "m1:0 m1:1" in out
+    code, out, _ = restow(capsys, "show", "train")
+    assert code == 0
+    assert "python train.py --lr 1" in out
+    code, out, _ = restow(capsys, "nodes")
+    assert "train-1/0" in out
+    cluster.exit("train-1", 0, 0)
+    cluster.exit("train-1", 1, 0)
+    assert restow(capsys, "wait", "train-1")[:2] == (0, "train-1: done: ended by itself\n")
+
+
+def test_a_job_that_fails_is_exit_code_1_with_its_reason(cluster, capsys):
+    restow(capsys, "submit", "--", "python", "train.py")
+    wait_until_running(cluster, capsys)
+    cluster.exit("train-1", 0, 1, "ValueError: x")
+    code, out, _ = restow(capsys, "wait", "train-1")
+    assert code == 1
+    assert "exited with code 1: ValueError: x" in out
+
+
+def test_events_are_one_line_each_and_one_object_each_with_json(cluster, capsys):
+    restow(capsys, "submit", "--", "python", "train.py")
+    wait_until_running(cluster, capsys)
+    _, out, _ = restow(capsys, "events")
+    assert "JobSubmitted" in out
+    _, out, _ = restow(capsys, "events", "--json", "--job", "train-1")
+    assert {json.loads(line)["job"] for line in out.splitlines()} == {"train-1"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (["show", "gpt"], 3, "restow: job 'gpt' does not exist; restow ps shows all"),
+        (
+            ["submit", "-n", "9", "--", "true"],
+            2,
+            "restow: workers is 9; the cluster has 4 devices (--queue waits for more)",
+        ),
+        (["submit", "-n", "0", "--", "true"], 2, "restow: workers is 0; a job needs at least 1"),
+        (["submit", "--env", "X", "--", "true"], 2, "restow: --env is 'X'; write NAME=value"),
+        (["submit"], 2, "restow: nothing to run; give a spec"),
+        (["submit", "gone.yaml"], 2, "restow: spec gone.yaml: No such file"),
+        (["migrate", "gpt"], 2, "restow: give either --to"),
+        (["migrate", "gpt", "--pack"], 3, "restow: job 'gpt' does not exist"),
+        (["up", "--token-file", "x"], 2, "restow: --token-file goes with --join"),
+        (["up", "--join", "h:1"], 2, "restow: --join needs --token-file"),
+        (["subit"], 2, "restow: No such command 'subit'"),
+        (["ps", "--colour"], 2, "restow: No such option '--colour'"),
+        (["defrag", "--plan", "--apply"], 2, "restow: give either --plan or --apply"),
+    ],
+)
+def test_a_mistake_is_one_line_and_its_code(cluster, capsys, words, code, line):
+    got, out, err = restow(capsys, *words)
+    assert (got, out) == (code, "")
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words", [["ps"], ["show", "x"], ["nodes"], ["events"], ["cancel", "x"], ["logs", "x"], ["defrag"]]
+)
+def test_without_a_controller_every_command_says_how_to_start_one(nobody, capsys, words):
+    code, out, err = restow(capsys, *words)
+    assert (code, out) == (5, "")
+    assert "start one with restow up" in err
+    assert err.count("\n") == 1
+    assert not nobody.exists()
+
+
+def test_a_plan_without_scattered_jobs_moves_nothing(cluster, capsys):
+    assert restow(capsys, "defrag", "--plan") == (0, "nothing to move\n", "")
+    _, out, _ = restow(capsys, "defrag", "--apply", "--json")
+    assert json.loads(out)["moves"] == []
+
+
+def test_our_own_mistake_is_one_line_with_the_path_of_the_details(nobody, capsys, monkeypatch):
+    def broken(self, **_):
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("restow.client.Client.ps", broken)
+    code, _, err = restow(capsys, "ps")
+    assert code == 70
+    assert err.count("\n") == 1
+    path = err.rpartition("details in ")[2].strip()
+    assert "ZeroDivisionError: oops" in Path(path).read_text()
+
+
+def test_ctrl_c_while_following_is_130_and_leaves_the_job(cluster, capsys):
+    restow(capsys, "submit", "--", "python", "train.py")
+    wait_until_running(cluster, capsys)
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "restow", "events", "-f"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ
+    )
+    assert follower.stdout.readline()  # it follows
+    follower.send_signal(signal.SIGINT)
+    _, err = follower.communicate(timeout=30)
+    assert (follower.returncode, err.strip()) == (130, b"restow: interrupted")
+    _, out, _ = restow(capsys, "show", "train-1", "--json")
+    assert json.loads(out)["state"] == "running"
+
+
+def test_the_small_commands_load_neither_torch_nor_ray_nor_yaml():
+    script = (
+        "import sys; from restow.cli import main; main.run(['ps']); "
+        "print([name for name in ('torch', 'ray', 'yaml', 'rich', 'numpy', 'asyncio') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_command_explains_itself(capsys):
+    for name in main.COMMANDS:
+        if name not in ("lab", "demo"):
+            code, out, _ = restow(capsys, name, "--help")
+            assert code == 0
+            assert "--json" in out
+
+
+def wait_until_running(cluster, capsys):
+    """Follow the journal until the last rank has started."""
+    from restow.client import Client
+
+    for event in Client().events(follow=True):
+        if event["type"] == "RankStarted":
+            break
+    while Client().show("train-1")["state"] != "running":
+        pass  # each question is answered after the turn under way
+    capsys.readouterr()
