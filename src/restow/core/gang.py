@@ -120,7 +120,9 @@ def rank_exited(record: Record, event: RankExited, config: CoreConfig) -> None:
     if switch and record.phase is Phase.COMMIT:
         stays = switch.placement[event.rank][:2] == job.placement[event.rank][:2]
         if stays and event.code != 0:
-            gang_exited(record, event)  # whatever the verdict, this rank is needed and lost
+            earlier = [e for (generation, _), e in record.exits.items() if generation == job.generation and e.code != 0]
+            for lost in (*earlier, event):  # whatever the verdict, this rank is needed and lost; the first of them is the cause
+                gang_exited(record, lost)
         else:
             record.exits[key if event.role == "leaver" else (event.generation, event.rank)] = event
             switching.decide(record, event.time_s, config)

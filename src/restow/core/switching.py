@@ -150,9 +150,9 @@ def decide(record: Record, time_s: float, config: CoreConfig) -> None:
     switch, job = record.job.switch, record.job
     assert switch is not None
     is_done = bool(switch.finished) or any(event.role == "leaver" for event in record.exits.values())
-    gone_new = {rank for generation, rank in record.exits if generation == switch.generation}
     if is_done:
-        if len(switch.finished | gone_new) == job.workers:
+        gone = {rank for key in record.exits for generation, rank in [_renamed(record, key)] if generation == switch.generation}
+        if len(switch.finished | gone) == job.workers:
             _complete(record, time_s)
         return
     left = {generation for generation, _ in record.processes}
@@ -206,6 +206,7 @@ def _complete(record: Record, time_s: float) -> None:
     job, switch = record.job, record.job.switch
     assert switch is not None
     generation, moved = switch.generation, moved_ranks(job.placement, switch.placement)
+    record.exits = {_renamed(record, key): event for key, event in record.exits.items()}
     for rank in range(job.workers):
         if rank not in moved and (job.generation, rank) in record.processes:
             record.processes[generation, rank] = record.processes.pop((job.generation, rank))
@@ -217,6 +218,15 @@ def _complete(record: Record, time_s: float) -> None:
         moves=job.moves + 1, moved_s=time_s, failed_moves=0, not_before_s=0.0,
         steps_done=max(job.steps_done, switch.step or 0),
     )  # fmt: skip
+
+
+def _renamed(record: Record, key: tuple[int, int]) -> tuple[int, int]:
+    """A process by its number after the verdict `done`: a staying rank belongs to the new generation, also when it ended
+    before its agent could say so."""
+    job, (generation, rank) = record.job, key
+    assert job.switch is not None
+    stays = rank not in moved_ranks(job.placement, job.switch.placement)
+    return (job.switch.generation, rank) if generation == job.generation and stays else key
 
 
 def _note_abandoned(record: Record, reason: str) -> None:
