@@ -160,7 +160,8 @@ class Cluster:
         """A job that runs where the test wants it; returns when every rank stands at its first hold and the controller knows it."""
         folder = Path(tempfile.mkdtemp(prefix="job-", dir=self.folder))
         workers = len(placement.split())
-        command = ["python", str(SCRIPT), "--steps", str(STEPS), "--width", str(width), "--holds", f"{folder}:{','.join(map(str, HOLDS))}"]
+        holds = f"{folder}:{','.join(map(str, HOLDS))}"
+        command = ["python", str(SCRIPT), "--steps", str(STEPS), "--width", str(width), "--holds", holds]
         view = self.client.submit(
             {
                 "command": command, "name": "net", "workers": workers, "cwd": str(folder), "migrate": False, "fill": fill,

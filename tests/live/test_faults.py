@@ -175,7 +175,9 @@ def test_a_killed_twin_costs_no_step(cluster: Cluster, submit, undisturbed, stag
     assert not cluster.has_event(job, "RankSwitched")
 
 
-@pytest.mark.parametrize(("stage", "fill"), walk((twin_parked, "replica"), (in_the_middle, "shadow"), (switched, "replica")))
+@pytest.mark.parametrize(
+    ("stage", "fill"), walk((twin_parked, "replica"), (in_the_middle, "shadow"), (switched, "replica"))
+)
 def test_a_killed_staying_rank_ends_the_job_and_is_named(cluster: Cluster, submit, undisturbed, stage: Stage, fill: str):
     job = submit(fill=fill)
     with stage(cluster, job):
@@ -231,7 +233,9 @@ def fill_up(shm: Path, left_bytes: int) -> Path:
     return file
 
 
-@pytest.mark.parametrize(("left_bytes", "what"), [(0, "shared memory page"), (64 << 10, "no room for a shadow")], ids=["page", "shadow"])
+@pytest.mark.parametrize(
+    ("left_bytes", "what"), [(0, "shared memory page"), (64 << 10, "no room for a shadow")], ids=["page", "shadow"]
+)
 def test_full_shared_memory_costs_the_move_and_no_step(cluster: Cluster, submit, undisturbed, left_bytes: int, what: str):
     if not cluster.is_bounded:
         pytest.skip("NOT TESTED: tmpfs cannot be mounted here")

@@ -121,7 +121,7 @@ def rank_exited(record: Record, event: RankExited, config: CoreConfig) -> None:
         stays = switch.placement[event.rank][:2] == job.placement[event.rank][:2]
         if stays and event.code != 0:
             earlier = [e for (generation, _), e in record.exits.items() if generation == job.generation and e.code != 0]
-            for lost in (*earlier, event):  # whatever the verdict, this rank is needed and lost; the first of them is the cause
+            for lost in (*earlier, event):  # whatever the verdict, this rank is needed and lost; the first is the cause
                 gang_exited(record, lost)
         else:
             record.exits[key if event.role == "leaver" else (event.generation, event.rank)] = event

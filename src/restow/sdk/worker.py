@@ -12,8 +12,10 @@ import resource
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -29,7 +31,7 @@ from restow.sdk.environment import Environment
 from restow.sdk.group import NetInner, SoloInner, collective_libraries, groups
 from restow.sdk.shadow import Leader, Shadow, followers_of
 
-SMOOTHING = 0.1  # weight of the newest step in the page's averages: about the last ten steps
+RECENT_STEPS = 15  # the page shows medians over these: one odd step (a checkpoint, a log line) moves nothing
 SLOW_WORDS_S = 0.25  # how often the page's dearer words (memory, reported values) are renewed
 
 
@@ -47,14 +49,13 @@ class Worker:
         self.optimizer_steps = 0
         self._attempt: Attempt | None = None
         self._attempt_changed = threading.Condition()
-        self._announced = -1
+        self._announced = (-1, -1)  # generation and step of the last proposal that we told the twins of
         self._leader: Leader | None = None  # present while a twin of this node shadows us
         self._step_word = self.page.words["step"]
         self._switch_word = self.page.words["switch_step"]
         self._last_s = 0.0
         self._slow_s = 0.0
-        self._average_s = 0.0
-        self._average_exposed_s = 0.0
+        self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT_STEPS)  # (seconds, of which exposed)
         self._exposed_s = 0.0
         self._given_before = 0
         self._step_before = 0
@@ -147,8 +148,7 @@ class Worker:
         self._step_word[0] = step  # before the load below: the agent relies on this order (page.py)
         now_s = time.perf_counter()
         step_s, self._last_s = now_s - self._last_s, now_s
-        self._average_s += SMOOTHING * (step_s - self._average_s) if self._average_s else step_s
-        self._average_exposed_s += SMOOTHING * (self._exposed_s - self._average_exposed_s)
+        self._recent.append((step_s, self._exposed_s))
         if now_s - self._slow_s > SLOW_WORDS_S:
             self._publish_slow_words(now_s)
         return self._switch_word[0] >= step
@@ -160,8 +160,8 @@ class Worker:
         if step > self._step_before:
             page.set("wire_bytes", (given - self._given_before) // (step - self._step_before))
         self._given_before, self._step_before = given, step
-        page.set("step_s", self._average_s)
-        page.set("exposed_s", self._average_exposed_s)
+        page.set("step_s", median(step_s for step_s, _ in self._recent))
+        page.set("exposed_s", median(exposed_s for _, exposed_s in self._recent))
         page.set("last_step_ns", time.monotonic_ns())
         if torch.cuda.is_available():
             page.set("memory_bytes", torch.cuda.max_memory_allocated())
@@ -170,9 +170,9 @@ class Worker:
         if self.values:
             page.write_text(json.dumps(self.values))
 
-    def forget_averages(self) -> None:
+    def forget_times(self) -> None:
         """After a move the old step time means nothing."""
-        self._average_s = self._average_exposed_s = 0.0
+        self._recent.clear()
         self._slow_s = 0.0
         self._last_s = time.perf_counter()
 
@@ -278,10 +278,10 @@ class Worker:
             or attempt.terms.generation != self.page.get("switch_generation")
         ):
             return  # abandoned meanwhile: the others find `abort`, or roll back without us
+        if (attempt.terms.generation, proposed) != self._announced:  # at the step itself too: it may have come just now
+            self._announced = (attempt.terms.generation, proposed)
+            attempt.announce(proposed)
         if proposed != step:
-            if proposed != self._announced:
-                self._announced = proposed
-                attempt.announce(proposed)
             return
         began_s = time.perf_counter()
         with attempt.busy:  # an `abandon` may come meanwhile
@@ -340,7 +340,7 @@ class Worker:
             wire_bytes=report.wire_bytes,
             phases=report.phases,
         )
-        self.forget_averages()
+        self.forget_times()
         self._close_later(attempt)
 
     def _close_later(self, attempt: Attempt) -> None:
