@@ -25,7 +25,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "lines.log"
-        self.log.touch()
+        self.log.write_bytes(b"")  # of an earlier run with the same --keep
         self.started: list[subprocess.Popen[bytes]] = []
         self.watched: list[subprocess.Popen[bytes]] = []  # an error of one of these ends the waiting
 

@@ -3,8 +3,7 @@
 The one that joins is a spare at first: it follows, without a say in the gradients, until another leaves.
 """
 
-from __future__ import annotations
-
+# no `from __future__ import annotations`: DDP checks the annotations of its hook, and strings fail it
 import os
 from datetime import timedelta
 
@@ -16,6 +15,17 @@ from torchft.checkpointing.pg_transport import PGTransport
 from torchft.manager import WorldSizeMode
 
 from bench import workload
+
+
+class Network(DistributedDataParallel):
+    """torchft 0.2's own hook fails an assertion when a collective fails, so a member that dies would take all others along."""
+
+    @staticmethod
+    def _comm_hook(manager: Manager, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        manager.allreduce(bucket.buffer()).wait()
+        averaged: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        averaged.set_result(bucket.buffer())
+        return averaged
 
 
 def main() -> None:
@@ -47,7 +57,7 @@ def main() -> None:
         hostname=address,
         checkpoint_transport=PGTransport(group, timeout=timedelta(seconds=60), device=torch.device("cpu")),
     )
-    network = DistributedDataParallel(manager, model)
+    network = Network(manager, model)
     managed = Optimizer(manager, optimizer)
     torch.manual_seed(options.seed + rank)
     feed, position = iter(()), -1

@@ -6,6 +6,7 @@ no grace, and nothing waits for a default time-out.
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import tempfile
@@ -20,7 +21,8 @@ from bench.run import Run
 from bench.systems.base import Reference, Trial
 
 RIVALS = ROOT / "bench" / "rivals"
-SPARE_STEPS = 20  # on two cores a spare agent takes 3 to 6 s to start, a step of 100 MB inside one node 0.2 to 0.4 s
+SPARE_S = 8.0  # on two cores a new agent takes 3 to 6 s to start; its job goes on meanwhile
+STEP_S = 0.3  # a step of 100 MB inside one node there; over the link it is the bytes of the ring's busiest direction
 
 
 def torchrun(
@@ -130,7 +132,9 @@ class TorchrunElastic(_Restarting):
     )
 
     def steps(self, case: Case) -> int:
-        return case.steps + SPARE_STEPS  # the spare agent has to be there before the move step comes
+        """More than others make: the new agent has to be there before the move step comes."""
+        over_link_s = 4 / 3 * case.state_mb * 1e6 / 3 * 8 / RATE_BITS_PER_S
+        return case.steps + 2 + math.ceil(SPARE_S / (STEP_S if case.crosses else over_link_s))
 
     def _move(self, run: Run, place: Any, case: Case, options: list[str]) -> float:
         pairs = list(zip(case.now, case.then, strict=True))
@@ -142,8 +146,10 @@ class TorchrunElastic(_Restarting):
             self._start_agent(run, place, staying, agents, endpoint, options)
         leaver = self._start_agent(run, place, [now for now, _ in moving], agents, endpoint, options)
         shape_when_warm(run, place, case)
+        run.wait_for_step(case.warm + 2)  # some steps at the link's rate, to know the ordinary one
         began_s = time.monotonic()
         gate = run.log.with_name("join")
+        gate.unlink(missing_ok=True)
         joiner = self._start_agent(run, place, [then for _, then in moving], agents, endpoint, options, gate)
         run.wait_for("the new agent", lambda: "@agent {}" in run.lines())
         run.wait_for("the checkpoint", lambda: len(run.noted("saved")) >= WORLD_SIZE)

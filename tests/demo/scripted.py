@@ -40,9 +40,15 @@ def play() -> Timeline:
         scattered = time_s <= 12
         gang_step = 2 * time_s if scattered else 24 + 10 * (time_s - 12)
         jobs = [
-            job("digits", "m1:0", 50 * time_s),
+            job("digits", "m1:0", 50 * time_s, steps_total=None),
             job("neighbour", "m2:0", 40 * min(time_s, 10), "running" if time_s <= 10 else "done"),
-            job("gpt", "m1:1 m2:1" if scattered else "m2:0 m2:1", gang_step, generation=1 if scattered else 2),
+            job(
+                "gpt",
+                "m1:1 m2:1" if scattered else "m2:0 m2:1",
+                gang_step,
+                generation=1 if scattered else 2,
+                steps_total=500,
+            ),
         ]
         timeline.moments.append(moment(float(time_s), *jobs, link_bytes=10_000_000 * min(time_s, 12)))
     timeline.move_s = 12.5

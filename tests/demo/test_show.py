@@ -13,6 +13,7 @@ from restow.demo.timeline import Happening, Timeline
 from restow.errors import SpecError
 from tests.demo.scripted import MOVE, NAMES, job, moment, play
 
+SWITCH = {"phase": "standby", "reason": "together", "placement": ["m2:0", "m2:1"]}
 IDENTICAL = Comparison(is_identical=True, steps=100)
 
 
@@ -53,10 +54,13 @@ def test_plain_lines_tell_each_event_once_and_the_state_now_and_then():
 
 
 def test_a_move_under_way_is_told():
-    timeline = Timeline(
-        moments=[moment(1.0, job("gpt", "m1:1 m2:1", 5, switch={"phase": "standby", "reason": "together"}))]
-    )
+    timeline = Timeline(moments=[moment(1.0, job("gpt", "m1:1 m2:1", 5, switch=SWITCH))])
     assert "gpt running, moving (standby) on m1:1 m2:1, step 5" in progress_line(timeline)
+
+
+def test_the_twin_is_shown_on_the_device_where_it_waits():
+    timeline = Timeline(moments=[moment(1.0, job("gpt", "m1:1 m2:1", 5, switch=SWITCH))])
+    assert "twin, standby" in printed(screen(timeline, NAMES, title="demo", rate_bits_per_s=None, act=""))
 
 
 def test_a_terminal_gets_the_screen_and_a_file_gets_lines():

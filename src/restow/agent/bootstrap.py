@@ -250,6 +250,7 @@ def _refresh_modules(modules: Mapping[str, Any], environment: Mapping[str, str])
     if "numpy.random" in modules:
         modules["numpy.random"].seed()  # as a new process would: from the system's entropy
     if "torch" in modules:
+        modules["torch"].default_generator.seed()  # torch too begins with entropy; forks would all have the nursery's
         wanted = environment.get("OMP_NUM_THREADS", "")
         threads = int(wanted) if wanted.isdecimal() and int(wanted) > 0 else len(os.sched_getaffinity(0))
         if threads != modules["torch"].get_num_threads():

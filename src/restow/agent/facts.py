@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from restow.errors import SpecError
-from restow.messages import TYPES, Event, from_json
+from restow.messages import TYPES, GangEvent, from_json
 
 _ABOUT_THE_SWITCH = {  # they name the generation of the switch; the others are of the rank's own
     "connected": "RankConnected",
@@ -18,7 +18,9 @@ _ABOUT_THE_SWITCH = {  # they name the generation of the switch; the others are 
 _ABOUT_ITSELF = {"ready": "RankReady", "parked": "TwinParked"}
 
 
-def event_of(message: dict[str, Any], *, job: str, generation: int, rank: int, role: str, node: str, time_s: float) -> Event | None:
+def event_of(
+    message: dict[str, Any], *, job: str, generation: int, rank: int, role: str, node: str, time_s: float
+) -> GangEvent | None:
     """The event; None for what needs none. Raises SpecError when the message is malformed. Unknown fields are dropped: a
     script may run under another version of restow."""
     kind = message["type"]
@@ -34,5 +36,5 @@ def event_of(message: dict[str, Any], *, job: str, generation: int, rank: int, r
     if kind == "connected":
         said["role"] = "twin" if role == "twin" else "rank"
     event = from_json({**said, "type": name, "job": job, "rank": rank, "node": node, "time_s": time_s})
-    assert isinstance(event, Event)
+    assert isinstance(event, GangEvent)
     return event

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,7 @@ class Agent:
 
     async def ask(self, what: str, arguments: Mapping[str, Any] | None = None) -> Any:
         """`status`; `logs` (job, rank?, generation?, offset?, max_bytes?, rehearsal?); `page` (job, rank). Raises NotFound."""
-        questions = {"status": self._status, "logs": self._logs, "page": self._page}
+        questions: dict[str, Callable[..., Any]] = {"status": self._status, "logs": self._logs, "page": self._page}
         if what not in questions:
             raise NotFound(f"question is {what!r}; an agent answers {', '.join(questions)}")
         try:

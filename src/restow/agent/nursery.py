@@ -307,11 +307,10 @@ class Nursery:
         """In a forked child: let go of everything that is the nursery's."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for key in list(self._selector.get_map().values()):
-            self._selector.unregister(key.fileobj)
-            if isinstance(key.fileobj, int):
-                os.close(key.fileobj)
-        self._selector.close()
+        bare = [key.fd for key in self._selector.get_map().values() if isinstance(key.fileobj, int)]
+        self._selector.close()  # nothing is unregistered: the parent's epoll is this very one
+        for descriptor in bare:
+            os.close(descriptor)
         for end in (self._listener, self._woken, self._waker, *(client.connection for client in self._clients)):
             end.close()
 

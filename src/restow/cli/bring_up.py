@@ -91,7 +91,7 @@ def down(home: config.Home, *, say: Say, purge: bool = False) -> bool:
         return False
     with _alone(home):
         nodes = ray_node.recorded(home)
-        is_head = any(node.is_head for node in nodes) or home.cluster.exists()
+        is_head = any(node.is_head for node in nodes) or home.token.exists()
         found = _stop_controller(home, say) or bool(nodes)
         left: list[int] = []
         for node in nodes:
@@ -237,10 +237,8 @@ def _remove_files(cluster_id: str, names: list[str] | None) -> None:
 
 
 def _known_cluster(home: config.Home) -> set[str]:
-    try:
-        return {json.loads(home.cluster.read_text())["cluster_id"]}
-    except (OSError, ValueError, KeyError):
-        return set()
+    """The id of the cluster that this home's token opens: an `up` that was killed may have left processes and no record."""
+    return {config.cluster_id_of(config.read_token(home.token))} if home.token.exists() else set()
 
 
 def _check_reachable(host: str, port: int) -> None:

@@ -93,6 +93,7 @@ async def serve(home: config.Home, engine: Engine, *, cluster_secret: str, about
         journal.append([NodeLost(time_s=time.time(), node=node.name, reason="taken down") for node in nodes])
     await engine.stop(end_agents=end_agents)
     journal.close()
+    log.info("ended")
     if failed:
         raise failed
 

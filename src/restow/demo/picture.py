@@ -37,13 +37,15 @@ def draw(timeline: Timeline, names: tuple[str, ...], gang: str, result: Result, 
     speed_axes.plot(
         [t for t, _ in points], [s for _, s in points], color=_hex(names, gang), linewidth=2, label="measured"
     )
+    end_s = max((stay.end_s for stay in timeline.stays()), default=0.0)
     if move_s is not None and move["step_predicted_s"]:
-        speed_axes.axhline(
-            1 / move["step_predicted_s"], color="grey", linewidth=1, linestyle="--", label="predicted after the move"
+        predicted = 1 / move["step_predicted_s"]
+        speed_axes.hlines(
+            predicted, move_s, end_s, color="grey", linewidth=1, linestyle="--", label="predicted before the move"
         )
     speed_axes.set_ylabel(f"steps per second of {gang}")
     speed_axes.set_ylim(bottom=0)
-    speed_axes.legend(loc="upper left", frameon=False)
+    speed_axes.legend(loc="center left", frameon=False)
     identical = "bit-identical to the run that never moved" if result.comparison.is_identical else "NOT bit-identical"
     speed_axes.set_title(
         f"A running job, moved from {' and '.join(move['now'])} to {' and '.join(move['then'])}: "
@@ -58,15 +60,20 @@ def draw(timeline: Timeline, names: tuple[str, ...], gang: str, result: Result, 
         row = devices.index(stay.device)
         length_s = max(stay.end_s - stay.begin_s, 0.05)
         device_axes.broken_barh(
-            [(stay.begin_s, length_s)], (row - 0.4, 0.8), facecolors=_hex(names, stay.job), edgecolor="white"
+            [(stay.begin_s, length_s)],
+            (row - 0.4, 0.8),
+            facecolors=_hex(names, stay.job),
+            edgecolor="white",
+            alpha=0.4 if stay.is_twin else 1.0,
+            hatch="///" if stay.is_twin else None,
         )
-        if length_s > 3:
+        if length_s > 3 and not stay.is_twin:
             device_axes.text(
                 stay.begin_s + length_s / 2, row, stay.job, ha="center", va="center", color="white", fontsize=9
             )
     device_axes.set_yticks(range(len(devices)), [str(device) for device in devices])
     device_axes.invert_yaxis()
-    device_axes.set_xlabel("seconds")
+    device_axes.set_xlabel("seconds since the demo began (hatched: a twin that rehearses and waits)")
     if move_s is not None:
         for axes in (speed_axes, device_axes):
             axes.axvline(move_s, color="black", linewidth=1)

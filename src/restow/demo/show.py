@@ -74,7 +74,11 @@ def _machines(
 
 
 def _tile(moment: Moment, device: Slot, names: tuple[str, ...]) -> RenderableType:
-    job = moment.at(device)
+    job, twin = moment.at(device), moment.coming_to(device)
+    if job is None and twin is not None:
+        colour = colour_of(names, twin.name)
+        text = Text(f"{twin.name}\ntwin, {twin.phase}", style=f"italic {colour}")
+        return Panel(text, title=str(device.device), width=TILE_WIDTH, border_style=f"dim {colour}")
     if job is None:
         return Panel(Text("free\n", style="dim"), title=str(device.device), width=TILE_WIDTH, border_style="dim")
     rank = next(rank for rank, slot in enumerate(job.slots) if slot[:2] == device[:2])

@@ -48,7 +48,9 @@ class Story:
         scene = self.scene
         self._until(lambda: self._nodes == scene.nodes, f"{scene.nodes} machines to join", START_S_MAX)
         for part in (scene.resident, scene.early, scene.neighbour):
-            self._arrive(part)  # each is placed before the next comes; none is waited for, so the visitor is still there
+            self._arrive(
+                part
+            )  # each is placed before the next comes; none is waited for, so the visitor is still there
         self._audience.say(f"{scene.early.name} is a short job; when it leaves, one device is free on each machine")
         self._until(lambda: self._is_final(scene.early), f"{scene.early.name} to finish", ACT_S_MAX)
 
@@ -101,7 +103,7 @@ class Story:
         for event in self._client.events(after=self._event):
             self._event = event["number"]
             happening = watch.happening(event, self._origin_s)
-            if happening:
+            if happening and happening.text not in {told.text for told in self.timeline.happenings if not told.job}:
                 self.timeline.happenings.append(happening)
             if event["type"] == "RankSwitched" and event["job"] == self._gang.get("id"):
                 self.timeline.move_s = event["time_s"] - self._origin_s

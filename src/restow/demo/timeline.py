@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from restow.placement import Slot
 
@@ -21,6 +21,7 @@ class JobSeen:
     steps_total: int | None = None
     generation: int = 0
     phase: str = ""  # of a switch under way
+    coming: tuple[Slot, ...] = ()  # where its twins are
     reason: str = ""
     loss: float | None = None
 
@@ -31,6 +32,11 @@ class JobSeen:
     @property
     def is_final(self) -> bool:
         return self.state in ("done", "failed", "cancelled")
+
+    @property
+    def is_training(self) -> bool:
+        """Running, and not yet through its last step."""
+        return self.is_running and (self.steps_total is None or self.step < self.steps_total)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +57,10 @@ class Moment:
             (job for job in self.jobs for slot in job.slots if slot[:2] == device[:2] and not job.is_final), None
         )
 
+    def coming_to(self, device: Slot) -> JobSeen | None:
+        """Whose twin waits on this device."""
+        return next((job for job in self.jobs for slot in job.coming if slot[:2] == device[:2]), None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Happening:
@@ -69,6 +79,7 @@ class Stay:
     job: str
     begin_s: float
     end_s: float
+    is_twin: bool = False
 
 
 @dataclass(slots=True)
@@ -98,7 +109,7 @@ class Timeline:
         newest: tuple[float, JobSeen] | None = None
         for moment in newest_first:
             job = moment.job(name)
-            if not job or not job.is_running:
+            if not job or not job.is_training:
                 return
             if newest is None:
                 newest = (moment.time_s, job)
@@ -119,18 +130,22 @@ class Timeline:
         return None
 
     def stays(self) -> list[Stay]:
-        """Who sat where from when to when, by device and time."""
-        open_stays: dict[Slot, Stay] = {}
-        closed: list[Stay] = []
+        """Who sat where from when to when, by device and time; a twin that waits counts as one, too."""
+        unfinished: dict[Slot, Stay] = {}
+        finished: list[Stay] = []
         for moment in self.moments:
             for device in moment.devices:
-                job = moment.at(device)
-                stay = open_stays.get(device)
-                if stay and (job is None or job.name != stay.job):
-                    closed.append(Stay(device=device, job=stay.job, begin_s=stay.begin_s, end_s=moment.time_s))
-                    del open_stays[device]
-                if job and device not in open_stays:
-                    open_stays[device] = Stay(device=device, job=job.name, begin_s=moment.time_s, end_s=moment.time_s)
+                job, twin = moment.at(device), moment.coming_to(device)
+                who = job.name if job else twin.name if twin else ""
+                is_twin = job is None and twin is not None
+                stay = unfinished.get(device)
+                if stay and (stay.job, stay.is_twin) != (who, is_twin):
+                    finished.append(replace(stay, end_s=moment.time_s))
+                    del unfinished[device]
+                if who and device not in unfinished:
+                    unfinished[device] = Stay(
+                        device=device, job=who, begin_s=moment.time_s, end_s=moment.time_s, is_twin=is_twin
+                    )
         end_s = self.moments[-1].time_s if self.moments else 0.0
-        closed += [Stay(device=s.device, job=s.job, begin_s=s.begin_s, end_s=end_s) for s in open_stays.values()]
-        return sorted(closed, key=lambda stay: (stay.device, stay.begin_s))
+        finished += [replace(stay, end_s=end_s) for stay in unfinished.values()]
+        return sorted(finished, key=lambda stay: (stay.device, stay.begin_s))

@@ -19,6 +19,7 @@ def moment(
 
 def _job(view: Mapping[str, Any]) -> JobSeen:
     switch = view["switch"]
+    coming = [text for text in switch["placement"] if text not in view["placement"]] if switch else []
     return JobSeen(
         name=view["name"] or view["id"],
         state=view["state"],
@@ -27,6 +28,7 @@ def _job(view: Mapping[str, Any]) -> JobSeen:
         steps_total=view["steps_total"],
         generation=view["generation"],
         phase=switch["phase"] if switch else "",
+        coming=tuple(parse_slot(text) for text in coming),
         reason=(switch["reason"] if switch else "") or view["reason"],
         loss=view["values"].get("loss"),
     )

@@ -85,12 +85,6 @@ def start(
             start_new_session=True, cwd="/",
         )  # fmt: skip
     session = identify(process.pid)
-    try:
-        _await_started(process, log, say)
-    except BaseException:  # Ctrl-C too: nothing may stay behind
-        end([process.pid, *members_of(session)], grace_s=0)
-        process.wait()
-        raise
     ray_node = RayNode(
         name=node.name, address=node.address, is_head=head_port is not None,
         gcs=f"{node.address}:{head_port}" if head_port is not None else gcs,
@@ -98,7 +92,13 @@ def start(
     )  # fmt: skip
     record = home.nodes / f"{node.name}.json"
     record.touch(mode=0o600)
-    record.write_text(json.dumps(asdict(ray_node)))
+    record.write_text(json.dumps(asdict(ray_node)))  # now, so that `down` finds it even if we are killed
+    try:
+        _await_started(process, log, say)
+    except BaseException:  # Ctrl-C too: nothing may stay behind
+        stop(home, ray_node)
+        process.wait()
+        raise
     return ray_node
 
 
