@@ -78,7 +78,7 @@ def test_a_leaver_killed_at_the_switch_step_before_it_handed_over():
         gang, leaver = switching.gang, switching.old[2]
         switching.propose()
         gang.release()
-        await_page_step(leaver, switching.step)  # it waits for the decision there
+        await_kept(switching, 2, switching.step)  # now it waits for the decision
         gang.kill(leaver)
         assert switching.decide("go") == "go"
         assert {fact["step"] for fact in switching.await_taken_over()} == {switching.step}
@@ -91,8 +91,7 @@ def test_a_leaver_killed_at_the_switch_step_after_it_handed_over():
         gang, leaver, staying = switching.gang, switching.old[2], switching.old[0]
         switching.propose(25)
         gang.release()
-        for process in switching.old:
-            await_page_step(process, 24)
+        await_line(gang, 0, 24)  # it is held there, its part in the step is done
         os.kill(staying.popen.pid, signal.SIGSTOP)  # so that the others come to the switch step and cannot finish it
         switching.decide("go")
         gang.release()
@@ -141,10 +140,20 @@ def test_leaver_and_twin_killed_together_end_the_job_with_a_reason():
             assert "could not save this step" in process.log.read_text()
 
 
-def await_page_step(process, step: int) -> None:
+def await_line(gang: Gang, rank: int, step: int) -> None:
     deadline = time.monotonic() + PATIENCE_S
-    while process.page.get("step") < step:
-        assert time.monotonic() < deadline, f"rank {process.rank} stands at {process.page.get('step')}"
+    while not any(line.startswith(f"{step} ") for line in gang.output(rank)):
+        assert time.monotonic() < deadline, f"rank {rank} did not print step {step}"
+        time.sleep(0.002)
+
+
+def await_kept(switching: Switching, rank: int, step: int) -> None:
+    """Until the private state of this save point is in the store."""
+    key = f"private/{rank}/{step % 2}"
+    await_key(switching, key)
+    deadline = time.monotonic() + PATIENCE_S
+    while int.from_bytes(switching.store.get(key)[:8], "big") < step:
+        assert time.monotonic() < deadline, f"rank {rank} did not come to step {step}"
         time.sleep(0.002)
 
 
