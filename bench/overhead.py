@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -26,7 +25,6 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 from bench.place import ROOT, Here, environment, free_port, python  # noqa: E402
 from bench.run import Run, RunFailed  # noqa: E402
 from bench.systems.restow import Cluster, Watched  # noqa: E402
-from bench.timeline import said  # noqa: E402
 
 SCRIPT = ROOT / "bench" / "paced_job.py"
 
@@ -72,6 +70,19 @@ class Turn:
         self.path = path
         self.give("nobody", 0)
 
+    def said(self, name: str, kind: str, number: int) -> list[dict[str, Any]]:
+        """What the ranks of this job have said of this kind and number."""
+        return [json.loads(path.read_text()) for path in self.path.parent.glob(f"{name}.{kind}{number}.rank*[0-9]")]
+
+    def wait_for(self, name: str, kind: str, number: int, ranks: int, timeout_s: float = 180.0) -> list[dict[str, Any]]:
+        """What all ranks have said, once they have."""
+        deadline_s = time.monotonic() + timeout_s
+        while len(words := self.said(name, kind, number)) < ranks:
+            if time.monotonic() > deadline_s:
+                raise RunFailed(f"{name}: {len(words)} of {ranks} ranks finished {kind} {number} within {timeout_s:.0f} s")
+            time.sleep(0.1)
+        return words
+
     def give(self, name: str, window: int) -> None:
         fresh = self.path.with_suffix(".new")
         fresh.write_text(f"{name} {window}")
@@ -92,10 +103,14 @@ def compared(options: argparse.Namespace, cluster: Cluster, place: Here, folder:
         for window in range(windows):
             order = ("restow", "torchrun") if window % 2 else ("torchrun", "restow")
             for name in order:
-                lines = watched.lines if name == "restow" else run.lines
                 turn.give(name, window)
-                wait_for(lambda lines=lines, window=window: all_said(lines(), "window", window, options.ranks))
-        mine, theirs = _windows(watched.lines()), _windows(run.lines())
+                turn.wait_for(name, "window", window, options.ranks)
+        watched.wait_until("its end", lambda view: view["state"] == "done")
+        run.wait_for_end()
+    mine, theirs = (
+        [[period for word in turn.said(name, "window", window) for period in word["periods_s"]] for window in range(windows)]
+        for name in ("restow", "torchrun")
+    )
     pairs = [(median(mine[window]), median(theirs[window])) for window in range(1, windows)]
     differences = [(a - b) * 1e6 for a, b in pairs]
     low, _, high = quantiles(differences, n=4)
@@ -111,33 +126,21 @@ def compared(options: argparse.Namespace, cluster: Cluster, place: Here, folder:
     }
 
 
-def _windows(lines: list[str]) -> dict[int, list[float]]:
-    """Window → the periods of all ranks in it."""
-    found: dict[int, list[float]] = {}
-    for window in said(lines, "window"):
-        found.setdefault(window["number"], []).extend(window["periods_s"])
-    return found
-
-
-def all_said(lines: list[str], kind: str, number: int, ranks: int) -> bool:
-    return len({word["rank"] for word in said(lines, kind) if word.get("number") == number}) >= ranks
-
-
 def started(options: argparse.Namespace, cluster: Cluster, place: Here, folder: Path) -> dict[str, Any]:
     """From the command to the end of the first step of the last rank, in turns; both commands are new processes."""
-    turn = Turn(folder / "start-turn")
-    turn.give("all", 1 << 30)
     script_options = [f"--state-mb={options.state_mb:g}", f"--steps={options.steps}"]
+    turn = Turn(folder / "turn")
+    turn.give("all", 1 << 30)
     mine, theirs = [], []
     for number in range(options.starts):
         begin_s = time.monotonic()
-        watched = submit(cluster, f"start{number}", options.ranks, script_options, pace(turn, "start", options.steps, 1))
-        mine.append(_first_step_s(watched.lines, options.ranks) - begin_s)
+        watched = submit(cluster, f"start{number}", options.ranks, script_options, pace(turn, f"mine{number}", options.steps, 1))
+        mine.append(_first_step_s(turn, f"mine{number}", options.ranks) - begin_s)
         watched.wait_until("its end", lambda view: view["state"] == "done")
         with Run(folder / f"start{number}") as run:
             begin_s = time.monotonic()
-            torchrun(run, place, options.ranks, script_options, pace(turn, "start", options.steps, 1))
-            theirs.append(_first_step_s(run.lines, options.ranks) - begin_s)
+            torchrun(run, place, options.ranks, script_options, pace(turn, f"theirs{number}", options.steps, 1))
+            theirs.append(_first_step_s(turn, f"theirs{number}", options.ranks) - begin_s)
             run.wait_for_end()
     return {
         "submit_to_first_step_s": median(mine),
@@ -147,9 +150,8 @@ def started(options: argparse.Namespace, cluster: Cluster, place: Here, folder: 
     }
 
 
-def _first_step_s(lines: Callable[[], list[str]], ranks: int) -> float:
-    wait_for(lambda: len(list(said(lines(), "first"))) >= ranks)
-    return max(float(first["time_s"]) for first in said(lines(), "first"))
+def _first_step_s(turn: Turn, name: str, ranks: int) -> float:
+    return max(float(word["time_s"]) for word in turn.wait_for(name, "first", 0, ranks))
 
 
 def submit(cluster: Cluster, name: str, ranks: int, script_options: list[str], env: dict[str, str]) -> Watched:
@@ -171,14 +173,6 @@ def torchrun(run: Run, place: Here, ranks: int, script_options: list[str], env: 
         ),
         {**environment(node), **env},
     )  # fmt: skip
-
-
-def wait_for(is_so: Callable[[], bool], timeout_s: float = 180.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not is_so():
-        if time.monotonic() > deadline_s:
-            raise RunFailed(f"nothing for {timeout_s:.0f} s")
-        time.sleep(0.02)
 
 
 def _options() -> argparse.Namespace:

@@ -26,6 +26,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "lines.log"
         self.log.write_bytes(b"")  # of an earlier run with the same --keep
+        self.shaped_s = float("-inf")  # when the link got its rate; whoever shapes it says so here
         self.started: list[subprocess.Popen[bytes]] = []
         self.watched: list[subprocess.Popen[bytes]] = []  # an error of one of these ends the waiting
 

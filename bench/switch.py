@@ -110,7 +110,7 @@ def measured(system: System, case: Case, where: Any, folder: Path, moves: int) -
 
 def _costed(trials: Iterable[Trial]) -> Iterator[dict[str, Any]]:
     for trial in trials:
-        cost = timeline.cost(trial.marks, WORLD_SIZE, trial.began_s, trial.until_s)
+        cost = timeline.cost(trial.marks, WORLD_SIZE, trial.began_s, since_s=trial.since_s, until_s=trial.until_s)
         yield {
             "downtime_s": cost.downtime_s,
             "pause_s": cost.pause_s,
@@ -118,7 +118,7 @@ def _costed(trials: Iterable[Trial]) -> Iterator[dict[str, Any]]:
             "lost_steps": cost.lost_steps,
             "step_before_s": cost.step_before_s,
             "step_after_s": cost.step_after_s,
-            "wire_bytes": trial.wire.between(cost.old_end_s, cost.new_end_s),
+            "wire_bytes": sum(trial.wire.between(*gap) for gap in cost.gaps_s),
             "marks": trial.marks,
             "digests": trial.digests,
             "state_bytes": trial.state_bytes,

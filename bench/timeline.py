@@ -55,8 +55,7 @@ class Cost:
     lost_steps: int
     step_before_s: float  # median of ordinary steps
     step_after_s: float
-    old_end_s: float  # end of the last attempt before the first boundary
-    new_end_s: float  # end of the first attempt after the last boundary
+    gaps_s: tuple[tuple[float, float], ...]  # for each boundary: end of the last attempt before it, of the first after it
 
 
 class TooFewSteps(ValueError):
@@ -118,8 +117,18 @@ def _same_attempt(of_step: Sequence[Mark]) -> Iterator[list[Mark]]:
         yield group
 
 
-def cost(marks: Sequence[Mark], world_size: int, began_s: float, until_s: float = float("inf"), after: int = 10) -> Cost:
-    """What the move cost that began at `began_s` (the first thing done for it); nothing from `until_s` on counts."""
+def cost(
+    marks: Sequence[Mark],
+    world_size: int,
+    began_s: float,
+    since_s: float = float("-inf"),
+    until_s: float = float("inf"),
+    after: int = 10,
+) -> Cost:
+    """What the move cost that began at `began_s`, when the first thing was done for it.
+
+    Ordinary steps before it are those since `since_s`, when the link got its rate; nothing from `until_s` on counts.
+    """
     everything = [pair for pair in _gather(marks, world_size) if pair[0].end_s < until_s]
     line = [attempt for attempt, whole in everything if whole]
     ends = [attempt.end_s for attempt in line]
@@ -133,9 +142,10 @@ def cost(marks: Sequence[Mark], world_size: int, began_s: float, until_s: float 
     first, last = boundaries[0], boundaries[-1]
     origin = max((index for index in range(first) if ends[index] <= began_s), default=0)
     end = min(last + after, len(line) - 1)
-    if end - last < 2 or origin < 2:
-        raise TooFewSteps(f"{origin} steps before the move and {end - last} after its first; two of each are needed")
-    before_s = median(_periods(ends[max(0, origin - 10) : origin + 1]))
+    calm = [end_s for end_s in ends[: origin + 1] if end_s >= since_s][-11:]
+    if end - last < 2 or len(calm) < 3:
+        raise TooFewSteps(f"{len(calm)} calm steps before the move and {end - last} after its first; 3 and 2 are needed")
+    before_s = median(_periods(calm))
     after_s = median(_periods(ends[last : end + 1]))
     final = {attempt.step: index for index, attempt in enumerate(line)}  # the last attempt of a step is the useful one
     useful = [index for index in range(origin + 1, end + 1) if final[line[index].step] == index]
@@ -149,8 +159,7 @@ def cost(marks: Sequence[Mark], world_size: int, began_s: float, until_s: float 
         lost_steps=sum(final.get(attempt.step, -1) >= 0 and line[final[attempt.step]] != attempt for attempt, _ in everything),
         step_before_s=before_s,
         step_after_s=after_s,
-        old_end_s=ends[first - 1],
-        new_end_s=ends[last],
+        gaps_s=tuple((ends[index - 1], ends[index]) for index in boundaries),
     )
 
 

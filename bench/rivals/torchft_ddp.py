@@ -42,7 +42,8 @@ def main() -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
 
-    group = ProcessGroupGloo(timeout=timedelta(seconds=60))
+    patience = timedelta(seconds=10 + options.state_mb / 10)  # a state must cross the link twice within it
+    group = ProcessGroupGloo(timeout=patience)
     manager = Manager(
         pg=group,
         min_replica_size=world_size,
@@ -55,7 +56,8 @@ def main() -> None:
         rank=0,
         world_size=1,
         hostname=address,
-        checkpoint_transport=PGTransport(group, timeout=timedelta(seconds=60), device=torch.device("cpu")),
+        timeout=patience,
+        checkpoint_transport=PGTransport(group, timeout=patience, device=torch.device("cpu")),
     )
     network = Network(manager, model)
     managed = Optimizer(manager, optimizer)

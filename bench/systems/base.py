@@ -18,6 +18,7 @@ class Trial:
     marks: list[Mark]
     began_s: float  # when the first thing was done for the move
     wire: Any  # place.Wire over the time of the move
+    since_s: float = float("-inf")  # when the link got the rate at which the move is measured
     until_s: float = float("inf")  # the next thing that was done to this job
     digests: dict[int, str] = field(default_factory=dict)  # rank → digest of the final state, of the run as a whole
     state_bytes: int = 0

@@ -25,6 +25,7 @@ from bench.timeline import read_marks, said
 from restow.client import Client
 from restow.config import Home
 
+TOLD = ("downtime_s", "downtime_predicted_s", "wire_bytes", "step_predicted_s", "step_after_s")
 STEPS_BETWEEN = 30  # while a job moves out again, at steps of some tenths of a second
 LOG_POLL_S = 0.1
 
@@ -169,16 +170,16 @@ class Restow:
             wire = stack.enter_context(Wire(place, "m1"))
             job = Watched(cluster, cluster.submit("moved", case.fill, [*options, f"--steps={total}"]))
             job.wait_until("its first steps", lambda view: view["movable"] and view["step"] >= case.warm)
-            began: list[tuple[float, float, dict[str, Any]]] = []
+            spans: list[tuple[float, float, float]] = []  # the link's rate, the call, the last step that counts
             for _ in range(moves):
                 if job.show()["placement"] != slots(case.now).split():
                     job.move(slots(case.now))
                 place.set_link("m2", None, rate_bits_per_s=RATE_BITS_PER_S)
+                since_s = time.monotonic()
                 job.make_steps(case.before)
                 began_s, _ = job.move(slots(case.then))
                 job.make_steps(case.after)
-                view = job.show()
-                began.append((began_s, time.monotonic(), view))
+                spans.append((since_s, began_s, time.monotonic()))
                 place.set_link("m2", None, rate_bits_per_s=None)
             job.wait_until("its end", lambda view: view["state"] == "done", timeout_s=1800)
             lines = job.lines()
@@ -187,17 +188,17 @@ class Restow:
             alone.wait_until("its end", lambda view: view["state"] == "done", timeout_s=1800)
             (folder / "restow-alone.log").write_text("\n".join(alone.lines()))
             self._alone = Reference(marks=read_marks(alone.lines()), digests=digests(alone.lines()))
-            for number, (began_s, until_s, view) in enumerate(began):
-                told = view["moves"][-1] if view["moves"] else {}
+            told = [move for move in job.show()["moves"] if move["then"] == slots(case.then).split()]
+            for number, (since_s, began_s, until_s) in enumerate(spans):
                 yield Trial(
                     marks=read_marks(lines),
                     began_s=began_s,
+                    since_s=since_s,
                     until_s=until_s,
                     wire=wire,
                     digests=digests(lines),
                     state_bytes=max((end["state_bytes"] for end in said(lines, "end")), default=0),
-                    told={key: told[key] for key in ("downtime_s", "wire_bytes", "step_predicted_s", "step_after_s") if key in told}
-                    | {"number": number},
+                    told={name: told[number][name] for name in TOLD} if len(told) == moves else {},
                 )
 
 

@@ -22,7 +22,7 @@ class TorchFT:
 
     name = "torchft"
     script = ROOT / "bench" / "rivals" / "torchft_ddp.py"
-    note = "process group transport, successor joins as a spare before the old member is killed, lighthouse heartbeat 500 ms"
+    note = "process group transport, successor joins as a spare before the old member is killed, lighthouse heartbeat 1 s"
 
     def why_not(self) -> str:
         missing = importlib.util.find_spec("torchft") is None
@@ -62,14 +62,14 @@ class TorchFT:
                     "steps after",
                     lambda since=over_s: len({mark.step for mark in run.marks() if mark.start_s > since}) > case.after,
                 )
-                yield Trial(marks=run.marks(), began_s=began_s, wire=wire)
+                yield Trial(marks=run.marks(), began_s=began_s, since_s=run.shaped_s, wire=wire)
 
     def _start(self, run: Run, place: Any, ranks_on: Any, options: list[str]) -> tuple[dict[int, Any], str]:
         node, port = place.nodes["m1"], free_port()
         serve = (
             "import sys, threading; from torchft.coordination import LighthouseServer;"
-            "server = LighthouseServer(bind=sys.argv[1], min_replicas=int(sys.argv[2]), join_timeout_ms=100,"
-            " quorum_tick_ms=20, heartbeat_timeout_ms=500); threading.Event().wait()"
+            "server = LighthouseServer(bind=sys.argv[1], min_replicas=int(sys.argv[2]), join_timeout_ms=10000,"
+            " quorum_tick_ms=20, heartbeat_timeout_ms=1000); threading.Event().wait()"
         )
         run.start(node, python("-c", serve, f"0.0.0.0:{port}", str(WORLD_SIZE)), environment(node))
         lighthouse = f"http://{node.address}:{port}"

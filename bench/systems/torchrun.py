@@ -59,6 +59,7 @@ def shape_when_warm(run: Run, place: Any, case: Case) -> None:
     """Open the link for the start, which nobody measures, and give it its rate from the last warm step on."""
     run.wait_for_step(case.warm - 1)
     place.set_link("m2", None, rate_bits_per_s=RATE_BITS_PER_S)
+    run.shaped_s = time.monotonic()
 
 
 class _Restarting:
@@ -91,6 +92,7 @@ class _Restarting:
                     yield Trial(
                         marks=run.marks(),
                         began_s=min([*run.noted("move"), began_s]),
+                        since_s=run.shaped_s,
                         wire=wire,
                         digests=run.digests(),
                         state_bytes=run.state_bytes(),
@@ -146,7 +148,7 @@ class TorchrunElastic(_Restarting):
             self._start_agent(run, place, staying, agents, endpoint, options)
         leaver = self._start_agent(run, place, [now for now, _ in moving], agents, endpoint, options)
         shape_when_warm(run, place, case)
-        run.wait_for_step(case.warm + 2)  # some steps at the link's rate, to know the ordinary one
+        run.wait_for_step(case.warm + 4)  # some steps at the link's rate, to know the ordinary one
         began_s = time.monotonic()
         gate = run.log.with_name("join")
         gate.unlink(missing_ok=True)

@@ -96,7 +96,9 @@ class Client:
             ) from None
         except OSError as error:
             connection.close()
-            raise Unreachable(f"controller at {self._home.socket}: {error.strerror or error}") from None
+            raise Unreachable(
+                f"controller at {self._home.socket}: {error.strerror or error}; set RESTOW_HOME to the folder of restow up"
+            ) from None
         return connection
 
     def _answers(

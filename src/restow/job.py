@@ -33,7 +33,7 @@ class JobSpec:
     stop_grace_s: float = 10.0  # between SIGTERM and SIGKILL
 
     def __post_init__(self) -> None:
-        if not self.command:
+        if not self.command or not self.command[0].strip():
             raise SpecError("command is empty; give the program to run, for example [python, train.py]")
         if self.workers < 1:
             raise SpecError(f"workers is {self.workers}; a job needs at least 1")

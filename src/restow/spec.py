@@ -47,7 +47,11 @@ def load(path: Path, *, cwd: Path, instead: Mapping[str, Any] | None = None) -> 
         raise SpecError(f"spec {path}{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(written, dict):
         raise SpecError(f"spec {path} holds {_kind(written)}; write keys such as command: and workers:")
-    lines = {key.value: key.start_mark.line + 1 for key, _ in tree.value}
+    lines: dict[str, int] = {}
+    for key, _ in tree.value:
+        if key.value in lines:
+            raise SpecError(f"{path}, line {key.start_mark.line + 1}: {key.value} is given twice; see line {lines[key.value]}")
+        lines[key.value] = key.start_mark.line + 1
     if isinstance(written.get("cwd"), str):
         written["cwd"] = str(path.parent / written["cwd"])
     return build(

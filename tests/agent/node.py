@@ -30,7 +30,7 @@ SECRET = "5e" * 16
 class Node:
     """Use as a context manager. Everything it started is gone afterwards, whatever happened in between."""
 
-    def __init__(self, *, warm: bool = True, devices: str = "", environment: dict[str, str] | None = None):
+    def __init__(self, name: str = "a", *, warm: bool = True, devices: str = "", environment: dict[str, str] | None = None):
         self.folder = Path(tempfile.mkdtemp(prefix="ra-"))
         self.shm = Path(tempfile.mkdtemp(prefix="restow-agent-", dir="/dev/shm"))
         devices_file = None
@@ -38,7 +38,7 @@ class Node:
             devices_file = self.folder / "devices.json"
             devices_file.write_text(devices)
         self.config = AgentConfig(
-            node="a", address="127.0.0.1", cluster_id="0123abcd", node_dir=self.folder / "n", shm_dir=self.shm / "n",
+            node=name, address="127.0.0.1", cluster_id="0123abcd", node_dir=self.folder / "n", shm_dir=self.shm / "n",
             devices_file=devices_file, warm=warm, environment={**os.environ, **(environment or {})},
         )  # fmt: skip
         self.loop = asyncio.new_event_loop()

@@ -55,7 +55,11 @@ def test_a_hello_that_lies_is_refused(node: Node, lie: str):
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"\x00" * (2 << 20), b"{" * (2 << 20) + b"\n", b"[" * 100_000 + b"\n", b"\xff\xfe\n", b"GET / HTTP/1.1\r\n\r\n", b"half a line"],
+    [
+        b"\x00" * (2 << 20), b"{" * (2 << 20) + b"\n", b"[" * 100_000 + b"\n", b"\xff\xfe\n", b"GET / HTTP/1.1\r\n\r\n",
+        b"half a line",
+    ],
+    ids=["zeros", "braces", "deep", "not-text", "http", "half"],
 )
 def test_garbage_from_a_stranger_ends_its_connection_and_nothing_else(node: Node, garbage: bytes, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING, "restow.agent.channel"), Line(node.config.node_dir / "agent.sock") as line:

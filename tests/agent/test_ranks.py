@@ -157,7 +157,8 @@ def test_stop_ends_a_rank_and_its_children_even_when_they_ignore_sigterm(node: N
 
 def test_stop_leaves_time_to_end_in_order(node: Node):
     job = node.launch(
-        "python", "-c", "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nprint('up')\ntime.sleep(1000)"
+        "python", "-c", "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        "print('up')\ntime.sleep(1000)",
     )
     node.await_line(job, "up")
     node.tell(Stop(job=job, generation=1, grace_s=30))
@@ -175,6 +176,29 @@ def test_what_a_rank_leaves_behind_is_ended_with_it(node: Node):
     assert ended.code == 0
     for pid in map(int, printed.split()):
         node.await_true(lambda pid=pid: is_gone(pid), f"{pid} is left")
+
+
+def test_what_forks_and_forks_is_ended(node: Node):
+    """A loop in a session of its own that starts processes for ever and does not care that its parent is gone."""
+    marker = f"7{os.getpid()}"
+    ended, _ = node.python(
+        "import subprocess, time\n"
+        f"subprocess.Popen(['sh', '-c', 'while :; do sleep {marker} & sleep 0.01; done'], start_new_session=True)\n"
+        "time.sleep(0.3)"
+    )
+    assert ended.code == 0
+
+    def left() -> list[str]:
+        return [p for p in os.listdir("/proc") if p.isdigit() and not is_gone(int(p)) and marker in arguments_of(p)]
+
+    node.await_true(lambda: not left(), "the loop goes on")
+
+
+def arguments_of(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def test_a_command_told_twice_is_done_once(node: Node):

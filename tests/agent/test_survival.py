@@ -44,6 +44,13 @@ def node() -> Iterator[Node]:
         yield node
 
 
+@pytest.fixture
+def cold_node() -> Iterator[Node]:
+    """Its nursery imports nothing, which is quicker where nothing of torch is run."""
+    with Node(warm=False) as node:
+        yield node
+
+
 def test_a_new_agent_finds_ranks_stores_pages_and_unread_exits(node: Node):
     talker = node.launch("python", "-c", TALKER)
     pid = node.await_event(RankStarted, job=talker).pid
@@ -72,9 +79,9 @@ def test_a_new_agent_finds_ranks_stores_pages_and_unread_exits(node: Node):
     assert not [event for event in node.read(wait_s=0.5) if isinstance(event, RankExited)]
 
 
-def test_a_killed_agent_leaves_its_ranks_running(node: Node):
+def test_a_killed_agent_leaves_its_ranks_running(cold_node: Node):
     """Killed for real, in a process of its own."""
-    node.run(node.agent.stop(keep_ranks=True))
+    cold_node.run(cold_node.agent.stop(keep_ranks=True))
     launch = Launch(
         job="lonely", generation=1, spec=JobSpec(command=("python", "-c", COUNTER)), placement=parse_placement("a:0"),
         store=("127.0.0.1", 1), secret=SECRET,
@@ -83,7 +90,7 @@ def test_a_killed_agent_leaves_its_ranks_running(node: Node):
         "import asyncio, json, sys\nfrom pathlib import Path\nfrom restow.agent.loop import Agent, AgentConfig\n"
         "async def main():\n"
         f"    agent = Agent(AgentConfig(node='a', address='127.0.0.1', cluster_id='0123abcd', "
-        f"node_dir=Path({str(node.config.node_dir)!r}), shm_dir=Path({str(node.config.shm_dir)!r})))\n"
+        f"node_dir=Path({str(cold_node.config.node_dir)!r}), shm_dir=Path({str(cold_node.config.shm_dir)!r})))\n"
         "    await agent.start()\n"
         f"    await agent.tell({to_json(launch)!r})\n"
         "    assert 'torch' not in sys.modules and 'ray' not in sys.modules\n"
@@ -98,13 +105,13 @@ def test_a_killed_agent_leaves_its_ranks_running(node: Node):
         process.kill()
         process.wait(PATIENCE_S)
         process.stdout.close()
-    node.agent = Agent(node.config)
-    node.run(node.agent.start())
-    pid = node.await_event(RankStarted, job="lonely").pid
-    seen = len(node.log("lonely").split())
-    node.await_true(lambda: len(node.log("lonely").split()) > seen, "it does not go on")
-    node.tell(Stop(job="lonely", generation=1, grace_s=0))
-    assert node.await_event(RankExited, job="lonely").reason == "killed by SIGKILL"
+    cold_node.agent = Agent(cold_node.config)
+    cold_node.run(cold_node.agent.start())
+    pid = cold_node.await_event(RankStarted, job="lonely").pid
+    seen = len(cold_node.log("lonely").split())
+    cold_node.await_true(lambda: len(cold_node.log("lonely").split()) > seen, "it does not go on")
+    cold_node.tell(Stop(job="lonely", generation=1, grace_s=0))
+    assert cold_node.await_event(RankExited, job="lonely").reason == "killed by SIGKILL"
     assert is_gone(pid)
 
 
@@ -130,16 +137,16 @@ def test_a_killed_nursery_is_replaced_and_its_children_are_still_watched(node: N
     assert all(map(is_gone, pids))
 
 
-def test_grace_ends_although_the_agent_is_gone(node: Node):
-    job = node.launch("sh", "-c", "trap '' TERM; echo up; while true; do sleep 0.05; done")
-    pid = node.await_event(RankStarted, job=job).pid
-    node.await_line(job, "up")
-    node.tell(Stop(job=job, generation=1, grace_s=0.3))
-    node.run(node.agent.stop(keep_ranks=True))
-    node.await_true(lambda: is_gone(pid), "nobody killed it")
-    node.agent = Agent(node.config)
-    node.run(node.agent.start())
-    assert node.await_event(RankExited, job=job).code == -9
+def test_grace_ends_although_the_agent_is_gone(cold_node: Node):
+    job = cold_node.launch("sh", "-c", "trap '' TERM; echo up; while true; do sleep 0.05; done")
+    pid = cold_node.await_event(RankStarted, job=job).pid
+    cold_node.await_line(job, "up")
+    cold_node.tell(Stop(job=job, generation=1, grace_s=0.3))
+    cold_node.run(cold_node.agent.stop(keep_ranks=True))
+    cold_node.await_true(lambda: is_gone(pid), "nobody killed it")
+    cold_node.agent = Agent(cold_node.config)
+    cold_node.run(cold_node.agent.start())
+    assert cold_node.await_event(RankExited, job=job).code == -9
 
 
 def test_stopping_the_agent_ends_everything_and_keeps_the_logs(node: Node):
@@ -159,29 +166,29 @@ def test_stopping_the_agent_ends_everything_and_keeps_the_logs(node: Node):
     node.run(node.agent.start())
 
 
-def test_what_a_crash_left_in_shared_memory_is_removed(node: Node):
-    node.run(node.agent.stop(keep_ranks=True))
-    stale = node.config.shm_dir / "old.g1.r0.page"
+def test_what_a_crash_left_in_shared_memory_is_removed(cold_node: Node):
+    cold_node.run(cold_node.agent.stop(keep_ranks=True))
+    stale = cold_node.config.shm_dir / "old.g1.r0.page"
     stale.write_bytes(b"x")
-    node.agent = Agent(node.config)
-    node.run(node.agent.start())
+    cold_node.agent = Agent(cold_node.config)
+    cold_node.run(cold_node.agent.start())
     assert not stale.exists()
 
 
-def test_two_agents_cannot_have_one_node(node: Node):
+def test_two_agents_cannot_have_one_node(cold_node: Node):
     with pytest.raises(SetupError, match="another agent lives in"):
-        asyncio.run(Agent(node.config).start())
+        asyncio.run(Agent(cold_node.config).start())
 
 
-def test_full_shared_memory_is_a_reason_not_a_crash(node: Node):
-    target = node.config.shm_dir
+def test_full_shared_memory_is_a_reason_not_a_crash(cold_node: Node):
+    target = cold_node.config.shm_dir
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(target)], capture_output=True).returncode:
         pytest.skip("tmpfs cannot be mounted here")
     try:
         (target / "filler").write_bytes(b"x" * 4096)
-        job = node.launch("python", "-c", "print('never')")
-        assert "No space left on device" in node.await_event(LaunchFailed, job=job).reason
+        job = cold_node.launch("python", "-c", "print('never')")
+        assert "No space left on device" in cold_node.await_event(LaunchFailed, job=job).reason
     finally:
         subprocess.run(["umount", str(target)], check=True)
-    ended, _ = node.run_to_end("python", "-c", "1")
+    ended, _ = cold_node.run_to_end("python", "-c", "1")
     assert ended.code == 0

@@ -36,7 +36,8 @@ def test_a_system_that_cannot_run_here_is_a_row_that_says_why(tmp_path):
 
 
 def test_nothing_that_a_run_started_is_left(tmp_path):
-    twice = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True); print('up', flush=True)"
+    child = "subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True)"
+    twice = f"import subprocess, sys; {child}; print('up', flush=True)"
     sleeper = "import threading; threading.Event().wait()"
     with Run(tmp_path) as run:
         program = run.start(Here().nodes["m1"], [sys.executable, "-c", f"{twice}; {sleeper}", sleeper], {})

@@ -31,7 +31,7 @@ def test_the_downtime_is_what_the_first_step_elsewhere_came_late():
     assert cost.downtime_s == pytest.approx(0.4)
     assert cost.pause_s == pytest.approx(0.45)  # it begins at 10.45
     assert (cost.step_before_s, cost.step_after_s) == (pytest.approx(1.0), pytest.approx(0.5))
-    assert (cost.old_end_s, cost.new_end_s) == (pytest.approx(10.0), pytest.approx(10.9))
+    assert cost.gaps_s == ((pytest.approx(10.0), pytest.approx(10.9)),)
     assert cost.lost_step_s == pytest.approx(0.4)  # nothing was slower than usual beside the pause
     assert cost.lost_steps == 0
 
@@ -66,7 +66,7 @@ def test_a_step_that_only_some_ranks_finished_is_lost_too():
     after = gang("456", range(10, 22), first_end_s=20.0, period_s=1.0)
     cost = timeline.cost(before + torn + after, world_size=3, began_s=8.0)
     assert cost.lost_steps == 1
-    assert cost.old_end_s == 10.0
+    assert cost.gaps_s == ((10.0, 20.0),)
 
 
 def test_a_member_that_joins_before_another_leaves_makes_two_boundaries():
@@ -75,7 +75,16 @@ def test_a_member_that_joins_before_another_leaves_makes_two_boundaries():
     after = gang("124", range(13, 25), first_end_s=14.4, period_s=0.5)  # 0.6 late, at the new one
     cost = timeline.cost(before + both + after, world_size=3, began_s=5.0)
     assert cost.downtime_s == pytest.approx(0.9)
-    assert cost.new_end_s == pytest.approx(14.4)
+    assert cost.gaps_s == ((10.0, pytest.approx(11.3)), (pytest.approx(13.3), pytest.approx(14.4)))
+
+
+def test_steps_from_before_the_link_had_its_rate_are_not_ordinary_ones():
+    quick = gang("123", range(8), first_end_s=1.0, period_s=0.25)  # the link was open; the last ends at 2.75
+    slow = gang("123", range(8, 14), first_end_s=4.0, period_s=2.0)  # to 14.0
+    after = gang("124", range(14, 26), first_end_s=14.5, period_s=0.5)
+    cost = timeline.cost(quick + slow + after, world_size=3, began_s=12.5, since_s=3.0)
+    assert cost.step_before_s == pytest.approx(2.0)
+    assert cost.lost_step_s == pytest.approx(0.0)
 
 
 def test_of_several_moves_each_has_its_own_cost():

@@ -7,10 +7,11 @@ python with settings that are read before the first line of a program, is an ord
 from __future__ import annotations
 
 import builtins
+import importlib
+import importlib.machinery
 import io
 import json
 import os
-import resource
 import runpy
 import signal
 import sys
@@ -173,8 +174,6 @@ def _run_module(module: str) -> None:
 def _run_code(source: str | bytes, name: str, file: str | None) -> None:
     namespace = sys.modules["__main__"].__dict__
     if file:
-        import importlib.machinery
-
         namespace.update(__file__=file, __cached__=None, __loader__=importlib.machinery.SourceFileLoader("__main__", file))
     exec(compile(source, name, "exec", dont_inherit=True), namespace)
 
@@ -228,14 +227,13 @@ def _pretend_fresh(script: Script, birth: Birth) -> None:
     sys.orig_argv = list(birth.command)
     added = [os.path.abspath(entry) for entry in birth.environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
     sys.path[:] = [script.path0, *added, *(entry for entry in sys.path if entry not in added)]
-    sys.path_importer_cache.clear()
+    importlib.invalidate_caches()
     sys.dont_write_bytecode = bool(birth.environment.get("PYTHONDONTWRITEBYTECODE"))
     for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(line_buffering=True, write_through=script.unbuffered)
     tempfile.tempdir = None
     threading.current_thread().name = "MainThread"
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     _refresh_modules(sys.modules, birth.environment)
 
 

@@ -10,7 +10,7 @@ import asyncio
 import hmac
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,16 @@ class Channel:
 
 
 class ChannelServer:
-    """`find(pid)` knows the process; `on_hello(worker, hello)` and `on_message(worker, message)` hear what it says."""
+    """`find(pid)` knows the process, at the latest when `settled()` returns: it may speak before its birth was told.
+    `on_hello(worker, hello)` and `on_message(worker, message)` hear what it says."""
 
     def __init__(
-        self, path: Path, *, find: Callable[[int], Worker | None], on_hello: Callable[[Worker, dict[str, Any]], None],
-        on_message: Callable[[Worker, dict[str, Any]], None],
+        self, path: Path, *, find: Callable[[int], Worker | None], settled: Callable[[], Awaitable[object]],
+        on_hello: Callable[[Worker, dict[str, Any]], None], on_message: Callable[[Worker, dict[str, Any]], None],
     ):  # fmt: skip
         self._path = path
-        self._find, self._on_hello, self._on_message = find, on_hello, on_message
+        self._find, self._settled = find, settled
+        self._on_hello, self._on_message = on_hello, on_message
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -69,7 +71,7 @@ class ChannelServer:
         channel = Channel(writer)
         try:
             first = await asyncio.wait_for(reader.readuntil(b"\n"), HELLO_S)
-            worker = self._recognise(first)
+            worker = await self._recognise(first)
             if worker is None:
                 log.warning("channel: refused %s", _shown(first))
                 return
@@ -102,12 +104,15 @@ class ChannelServer:
                 log.warning("channel: %s said %s", _name(worker), _shown(line))
                 has_complained = True
 
-    def _recognise(self, line: bytes) -> Worker | None:
+    async def _recognise(self, line: bytes) -> Worker | None:
         """The process that this hello is from, if it knows its job's secret."""
         hello = _object(line)
         if hello is None or hello.get("type") != "hello" or not isinstance(hello.get("pid"), int):
             return None
         worker = self._find(hello["pid"])
+        if worker is None:
+            await asyncio.wait_for(self._settled(), HELLO_S)
+            worker = self._find(hello["pid"])
         secret = hello.get("secret")
         if worker is None or not isinstance(secret, str) or not hmac.compare_digest(worker.secret.encode(), secret.encode()):
             return None

@@ -160,12 +160,18 @@ def signal_group(child: Child, number: int) -> None:
 
 
 def kill_remains(child: Child) -> None:
-    """SIGKILL to everything of it that can be found. Repeated, since what forks may have forked meanwhile."""
+    """SIGKILL to everything of it that can be found. Only while its number is still its own: alive, or not reaped yet.
+
+    The group is killed in one go, so forking as fast as one can does not help; what left the group is looked for until
+    nothing is found, a few times at most.
+    """
+    mark = b"RESTOW_PAGE=" + str(child.label.get("page", "")).encode()
     for _ in range(10):
-        stats = list(all_stats())
-        doomed = {stat.pid for stat in stats if child.pid in (stat.group, stat.session) and stat.state not in "ZX"}
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        stats = [stat for stat in all_stats() if stat.state not in "ZX" and stat.pid != os.getpid()]
+        doomed = {stat.pid for stat in stats if child.pid in (stat.group, stat.session) or _is_marked(stat.pid, mark)}
         doomed |= _descendants(doomed | {child.pid}, stats)
-        doomed -= {os.getpid()}
         if not doomed:
             return
         for pid in doomed:
@@ -173,13 +179,12 @@ def kill_remains(child: Child) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def kill_marked(pid: int, mark: bytes) -> None:
-    """SIGKILL to processes that were handed to us when their parent died, if their environment carries `mark`."""
-    for stat in all_stats():
-        if stat.parent == os.getpid() and stat.pid != pid and stat.state not in "ZX":
-            with suppress(OSError):
-                if mark in Path(f"/proc/{stat.pid}/environ").read_bytes().split(b"\0"):
-                    os.kill(stat.pid, signal.SIGKILL)
+def _is_marked(pid: int, mark: bytes) -> bool:
+    """Was it executed with this in its environment? Forks that executed nothing show their ancestor's."""
+    try:
+        return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # gone, or another user's
+        return False
 
 
 def _descendants(roots: set[int], stats: list[Stat]) -> set[int]:

@@ -88,7 +88,8 @@ class Agent:
         self._switches.ranks = self._ranks
         self._channel = ChannelServer(
             self.folders.agent_socket,
-            find=self._ranks.workers.by_pid.get, on_hello=self._switches.hello, on_message=self._switches.said,
+            find=self._ranks.workers.by_pid.get, settled=self._ranks.settled.wait,
+            on_hello=self._switches.hello, on_message=self._switches.said,
         )  # fmt: skip
         try:
             self._switches.recall()

@@ -28,12 +28,13 @@ from typing import Any
 
 from restow.agent import bootstrap, store
 from restow.agent.birth import Birth
-from restow.agent.children import Child, RunFiles, is_alive, kill_marked, kill_remains, read_stat, signal_group
+from restow.agent.children import Child, RunFiles, is_alive, kill_remains, read_stat, signal_group
 from restow.agent.folders import Folders
 
 WARM_MODULES = (
     "numpy", "torch", "torch.distributed", "torch.optim", "torch.optim.lr_scheduler", "torch.nn.parallel",
     "torch.utils.data", "torch.utils.data.distributed", "restow",
+    "torch._dynamo",  # the first optimizer imports it: 1.5 to 4 s of every cold start
 )  # fmt: skip
 IDLE_S = 600.0
 _PR_SET_CHILD_SUBREAPER = 36
@@ -117,8 +118,8 @@ class Nursery:
             heapq.heappop(self._kills)
             child = self.children.get(pid)
             if child and child.code is None:
-                kill_remains(child)
-                signal_group(child, signal.SIGKILL)
+                if child.is_own or is_alive(child.pid, child.started):
+                    kill_remains(child)
         return None
 
     def _accept(self) -> None:
@@ -287,9 +288,6 @@ class Nursery:
             child = self.children.get(pid)
             if child:  # not reaped yet, so its number still names its group
                 kill_remains(child)
-                mark = child.label.get("page")
-                if mark:
-                    kill_marked(pid, b"RESTOW_PAGE=" + mark.encode())
             os.waitpid(pid, 0)
             if child and child.is_own:
                 self._gone(child, status.si_status if status.si_code == os.CLD_EXITED else -status.si_status)

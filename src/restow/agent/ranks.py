@@ -44,6 +44,8 @@ class Ranks:
         self._is_wanted = is_wanted
         self._base = base_environment(config.environment, config.cluster_id)
         self._bearing: set[tuple[str, int, int]] = set()  # keys of those on their way
+        self.settled = asyncio.Event()  # nobody is
+        self.settled.set()
         self._told: set[int] = set()  # pids whose exit has its event
         self._untaken: dict[int, int] = {}  # number of that event → pid, which the nursery keeps until it is acknowledged
         self._gone = asyncio.Event()  # set at every exit
@@ -71,6 +73,7 @@ class Ranks:
         birth = self._birth(command, rank)
         page = self._folders.page(command.job, rank, command.generation)
         self._bearing.add(key)
+        self.settled.clear()
         try:
             page.unlink(missing_ok=True)  # of a start that failed half-way
             create_page(page).close()
@@ -82,6 +85,8 @@ class Ranks:
                     await self.nursery.bear(birth, self._born)
         finally:
             self._bearing.discard(key)
+            if not self._bearing:
+                self.settled.set()
             if key not in self.workers.seen:
                 page.unlink(missing_ok=True)
 

@@ -125,7 +125,7 @@ def nodes(json_: bool) -> None:
 @click.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on for ever; Ctrl-C ends it.")
 @click.option("--after", type=int, default=0, help="Only events numbered above this.")
-@click.option("--job", help="Only events of this job.")
+@click.option("--job", help="Only events of this job; an id, or the beginning of one.")
 @json_option
 def events(follow: bool, after: int, job: str | None, json_: bool) -> None:
     """Print what happened, from the journal; with --json one object per line.
@@ -134,7 +134,9 @@ def events(follow: bool, after: int, job: str | None, json_: bool) -> None:
       restow events -f
       restow events --job digits-1 --json
     """
-    for event in Client().events(after=after, follow=follow):
+    client = Client()
+    job = client.show(job)["id"] if job is not None else None
+    for event in client.events(after=after, follow=follow):
         if job is not None and job != event.get("job", event.get("move", {}).get("job")):
             continue
         if json_:

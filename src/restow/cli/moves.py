@@ -61,7 +61,7 @@ def defrag(plan: bool, apply_: bool, json_: bool) -> None:
     moved = {move["job"] for move in answer["moves"]}
     for job, reason in sorted(answer["reasons"].items()):
         if job not in moved:
-            click.echo(f"stays: {job}: {reason}")
+            click.echo(f"{job}: {reason}")
     if not answer["moves"]:
         click.echo("nothing to move")
 

@@ -24,12 +24,14 @@ from restow.controller.journal import Journal
 from restow.controller.loop import Controller
 from restow.controller.requests import Requests
 from restow.controller.rpc import Server
+from restow.core.config import CoreConfig
 from restow.core.state import ClusterState
 from restow.engine.base import Engine
 from restow.engine.processes import started_of
 from restow.errors import Refused, RestowError, SetupError
 from restow.job import Job
 from restow.messages import CancelAsked, NodeLost
+from restow.policies.base import Policy
 from restow.policies.consolidate import Consolidate
 
 log = logging.getLogger("restow.controller")
@@ -59,7 +61,10 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-async def serve(home: config.Home, engine: Engine, *, cluster_secret: str, about: dict[str, Any]) -> None:
+async def serve(
+    home: config.Home, engine: Engine, *, cluster_secret: str, about: dict[str, Any], policy: Policy | None = None,
+    core: CoreConfig | None = None,
+) -> None:  # fmt: skip
     """Run until SIGTERM, SIGINT or `stop`. Raises SetupError when something that it needs is missing."""
     stopping: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
@@ -72,7 +77,7 @@ async def serve(home: config.Home, engine: Engine, *, cluster_secret: str, about
     journal = Journal(home.journal)
     await engine.start()
     controller = Controller(
-        state=ClusterState(cluster_secret=cluster_secret), policy=Consolidate(), journal=journal, engine=engine
+        state=ClusterState(cluster_secret, core), policy=policy or Consolidate(), journal=journal, engine=engine
     )
     server = Server(home.socket, Requests(controller, about={**about, "pid": os.getpid()}, shut_down=shut_down))
     running = asyncio.create_task(controller.run())

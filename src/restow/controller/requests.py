@@ -192,17 +192,22 @@ class Requests:
         spare = [slot for slot in chosen if (slot.node, slot.device) not in {(s.node, s.device) for s in job.placement}]
         kept = {(slot.node, slot.device) for slot in chosen}
         placement = tuple(slot if (slot.node, slot.device) in kept else spare.pop(0) for slot in job.placement)
-        if len(nodes_of(placement)) >= len(nodes_of(job.placement)):
-            raise Refused(
-                f"job {job.id} cannot use fewer than its {len(nodes_of(job.placement))} nodes: no node has enough free devices"
-            )
+        nodes = nodes_of(job.placement)
+        if len(nodes) == 1:
+            raise Refused(f"job {job.id} is on one machine already ({nodes[0]}); --to moves it elsewhere")
+        if len(nodes_of(placement)) >= len(nodes):
+            raise Refused(f"job {job.id} cannot use fewer than its {len(nodes)} machines: none has enough free devices")
         return placement
 
     def _check_destination(self, job: Job, placement: Placement) -> None:
         if len(placement) != job.workers:
             raise SpecError(
-                f"--to names {len(placement)} slots; job {job.id} has {job.workers} workers, write one slot per rank"
+                f"--to names {_count(len(placement), 'slot')}; job {job.id} has {_count(job.workers, 'worker')}, write one"
+                " slot per rank"
             )
+        for slot in placement:
+            if slot.share != 1.0:
+                raise SpecError(f"--to names a share of a device, {slot}; devices are not shared yet, write {slot._replace(share=1.0)}")
         places = [(slot.node, slot.device) for slot in placement]
         for slot, place in zip(placement, places, strict=True):
             if places.count(place) > 1:
@@ -273,6 +278,10 @@ def _stem(command: tuple[str, ...]) -> str:
     """A name for a command: its script's without folder and ending, else its program's."""
     script = next((word for word in command if word.endswith(".py")), command[0])
     return script.rpartition("/")[2].removesuffix(".py")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _move_view(move: Move) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def consolidate(*, fast: bool = False) -> Scene:
     takes fewer steps: for tests and the impatient.
     """
     reader = ("--batch", "32", "--log-every", "50")
-    gang_steps = 140 if fast else 260
+    gang_steps = 140 if fast else 220
     return Scene(
         resident=Part(
             name="digits",
@@ -75,7 +75,7 @@ def consolidate(*, fast: bool = False) -> Scene:
             what="another digit reader",
             workers=1,
             script="digits_cnn.py",
-            arguments=("--steps", "1000000", "--seconds", "24" if fast else "32", "--seed", "4", *reader),
+            arguments=("--steps", "1000000", "--seconds", "24" if fast else "28", "--seed", "4", *reader),
         ),
         gang=Part(
             name="gpt",

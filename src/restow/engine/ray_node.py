@@ -119,8 +119,20 @@ def free_port(address: str) -> int:
         return int(probe.getsockname()[1])
 
 
+def check_address(address: str) -> None:
+    """Raises SetupError when no interface of this machine carries the address."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError as error:
+            raise SetupError(
+                f"node address is {address!r}: {error.strerror}; give one of this machine's own (--address, RESTOW_NODE_ADDRESS)"
+            ) from None
+
+
 def check_port(address: str, port: int) -> None:
     """Raises SetupError when the port cannot be bound."""
+    check_address(address)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -111,8 +111,8 @@ class Leader:
     def __init__(self, attempt: Attempt, table: StateTable, environment: Environment, updates: Callable[[], int]):
         """Raises OSError when there is no room in shared memory. `updates` counts the job's finished updates."""
         followers = followers_of(attempt.terms.now, attempt.terms.then, environment.rank)
-        folder = Path(environment.page).parent
-        path = folder / f"{environment.job}.g{attempt.terms.generation}.shadow{environment.rank}"
+        # named after this process like its page, so that the agent removes it when we are gone, however that came
+        path = Path(environment.page).with_suffix(f".shadow{attempt.terms.generation}")
         self._log = _Log(path, table, create=True)
         self._words = self._log.words
         self._followers = [_CONSUMED + index for index in range(len(followers))]
