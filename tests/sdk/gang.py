@@ -269,8 +269,7 @@ class Gang:
 
     def story(self, rank: int) -> list[str]:
         """What the rank printed, where a step that was repeated by another process may have been printed by both."""
-        lines = self.output(rank)
-        return [line for at, line in enumerate(lines) if line not in lines[max(0, at - 1) : at]]
+        return list(dict.fromkeys(self.output(rank)))
 
 
 @dataclass

@@ -87,13 +87,20 @@ class Guard:
     def at_save_point(self, step: int, capture: Callable[[], bytes]) -> None:
         """`step` steps are finished. The first call arms the guard."""
         self.arm(step)
-        try:
-            if self._is_switched and not self._is_back:
-                self.attempt.settle()
-            elif self.attempt.role is Role.LEAVING and self.attempt.is_guarded:
+        self.settle()
+        if self.attempt.role is Role.LEAVING and self.attempt.is_guarded and not self._is_switched:
+            try:
                 self.attempt.keep_private(step, capture())
-        except dist.DistError:  # the store is gone, and with it the attempt; the training does not need it
-            self.close()
+            except dist.DistError:  # the store is gone, and with it the attempt; the training does not need it
+                self.close()
+
+    def settle(self) -> None:
+        """If we are in the new generation, we have finished a step there, or have left the loop."""
+        if self._is_switched and not self._is_back:
+            try:
+                self.attempt.settle()
+            except dist.DistError:  # as above
+                self.close()
 
     def arm(self, step: int) -> None:
         with self._changed:

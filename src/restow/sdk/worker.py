@@ -148,6 +148,19 @@ class Worker:
             self._publish_slow_words(now_s)
         return self._guard is not None or self._switch_word[0] >= step
 
+    def end_loop(self) -> None:
+        """No save point comes any more: a switch that was just made is final for us, one that is near will not be made."""
+        guard = self._guard
+        if guard:
+            guard.settle()
+            self._drop_guard()
+        self._unmute()
+
+    def _unmute(self) -> None:
+        if self._is_muted:
+            self._is_muted = False
+            _speak(self.environment.log)
+
     def _publish_slow_words(self, now_s: float) -> None:
         self._slow_s = now_s
         page, step = self.page, self._step_word[0]
@@ -319,9 +332,7 @@ class Worker:
         if guard is None:
             return
         guard.at_save_point(step, capture)
-        if self._is_muted:
-            self._is_muted = False
-            _speak(self.environment.log)
+        self._unmute()
         if guard.is_over():
             self._drop_guard()
             self._close_later(guard.attempt)
