@@ -23,7 +23,7 @@ from restow.core.config import CoreConfig
 from restow.core.deadlines import Watch
 from restow.core.record import Record
 from restow.errors import IllegalTransition
-from restow.job import Job, JobState, Phase
+from restow.job import Job, JobState
 from restow.messages import (
     CancelAsked,
     Command,

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 
 LOG_BYTES_MAX = 4 << 30  # of saved inputs in one step; an evaluation that gathers more is not kept
 LOG_ENTRIES_MAX = 20_000
-OUTPUT_FIRST = {"allgather", "_allgather_base", "reduce_scatter", "_reduce_scatter_base", "gather", "scatter", "alltoall", "alltoall_base"}  # fmt: skip
+OUTPUT_FIRST = {  # operations whose first argument is only written to
+    "allgather",
+    "_allgather_base",
+    "reduce_scatter",
+    "_reduce_scatter_base",
+    "gather",
+    "scatter",
+    "alltoall",
+    "alltoall_base",
+}
 PAIRWISE = {"send", "recv", "recv_anysource"}  # one after the other they could wait for each other for ever
 
 

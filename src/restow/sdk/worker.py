@@ -286,7 +286,9 @@ class Worker:
         self._mind_guard(step, capture)
         proposed = self._switch_word[0]
         attempt = self._attempt
-        if proposed < step or attempt is None or not attempt.is_connected or attempt.terms.generation != self.page.get("switch_generation"):
+        if attempt is None or not attempt.is_connected or proposed < step:
+            return
+        if attempt.terms.generation != self.page.get("switch_generation"):
             return  # abandoned meanwhile: the others find `abort`, or roll back without us
         if proposed != step:
             if proposed != self._announced:
