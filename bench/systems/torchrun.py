@@ -123,7 +123,7 @@ class DcpAsync(_Restarting):
 class TorchrunElastic(_Restarting):
     """One agent per group of ranks that moves together, all in one rendezvous of a fixed number of agents.
 
-    A spare agent that waits in the rendezvous beforehand does not help: it makes the others restart, again and again. So the
+    A spare agent that waited in the rendezvous beforehand was tried: the agents restarted one another again and again. So the
     new agent is warm (torch imported, on the destination) and joins at the instant when the old one is ended.
     """
 

@@ -91,9 +91,9 @@ class Client:
             connection.connect(str(self._home.socket))
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()
-            raise Unreachable(
-                f"no controller runs for {self._home.path}; start one with restow up (or set RESTOW_HOME)"
-            ) from None
+            joined = any(self._home.nodes.glob("*.json")) and not self._home.cluster.exists()
+            way_out = "this machine has joined another's cluster, ask there" if joined else "start one with restow up"
+            raise Unreachable(f"no controller runs for {self._home.path}; {way_out} (or set RESTOW_HOME)") from None
         except OSError as error:
             connection.close()
             raise Unreachable(

@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from restow.cluster import Device, Link
 from restow.errors import SpecError
 from restow.job import JobSpec
 from restow.placement import Move, Placement, Slot
-
 
 # ---------------------------------------------------------------- commands: controller → one agent
 
@@ -121,6 +120,8 @@ class NodeLost(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkMeasured(Event):
+    """`a` equal to `b`: between two ranks on that node."""
+
     a: str
     b: str
     link: Link
@@ -361,7 +362,7 @@ def _build(kind: Any, wire: Any) -> Any:
             return tuple(_build(args[0], item) for item in wire)
         if len(args) == len(wire):
             return tuple(_build(arg, item) for arg, item in zip(args, wire, strict=True))
-    elif dataclasses.is_dataclass(kind) and isinstance(wire, dict):
+    elif isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(wire, dict):
         hints = _hints.setdefault(kind, typing.get_type_hints(kind))
         unknown = wire.keys() - {f.name for f in dataclasses.fields(kind)}
         if unknown:
@@ -372,8 +373,6 @@ def _build(kind: Any, wire: Any) -> Any:
             raise SpecError(f"{kind.__name__}: {error}") from None
     elif kind is float and isinstance(wire, (int, float)) and not isinstance(wire, bool):
         return float(wire)
-    elif kind is int and isinstance(wire, int) and not isinstance(wire, bool):
-        return wire
-    elif kind in (str, bool) and isinstance(wire, kind):
+    elif (kind is int and isinstance(wire, int) and not isinstance(wire, bool)) or (kind in (str, bool) and isinstance(wire, kind)):
         return wire
     raise SpecError(f"{str(wire)[:80]!r} is not a {getattr(kind, '__name__', kind)}")

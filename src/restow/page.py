@@ -14,6 +14,7 @@ import mmap
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 from restow.errors import SetupError
 
@@ -21,7 +22,7 @@ PAGE_BYTES = 4096
 MAGIC = 0x3157_4F54_5345_52  # "RESTOW1"
 
 # name → (offset, struct code); every word is 8 bytes
-_WORDS = {
+_WORDS: dict[str, tuple[int, Any]] = {
     "magic": (0, "Q"),
     "pid": (8, "q"),
     "generation": (16, "q"),  # of the rank that writes here
@@ -48,11 +49,12 @@ class Page:
         self.path = path
         self._memory = memory
         view = memoryview(memory)
-        self.words = {name: view[o : o + 8].cast("B").cast(code) for name, (o, code) in _WORDS.items()}
+        self.words: dict[str, Any] = {name: view[o : o + 8].cast("B").cast(code) for name, (o, code) in _WORDS.items()}
         """Name → one-element memoryview; hot code keeps the view and uses `view[0]`."""
 
     def get(self, name: str) -> int | float:
-        return self.words[name][0]
+        value: int | float = self.words[name][0]
+        return value
 
     def set(self, name: str, value: int | float) -> None:
         self.words[name][0] = value
@@ -94,7 +96,9 @@ def create_page(path: Path) -> Page:
             os.close(descriptor)
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise SetupError(f"shared memory page {path}: {error.strerror}; free some of {path.parent} or set RESTOW_SHM") from None
+        raise SetupError(
+            f"shared memory page {path}: {error.strerror}; free some of {path.parent} or set RESTOW_SHM"
+        ) from None
     page = Page(path, memory)
     page.set("switch_step", -1)
     page.set("steps_total", -1)

@@ -132,7 +132,7 @@ def test_events_are_one_line_each_and_one_object_each_with_json(cluster, capsys)
         (["migrate", "gpt", "--pack"], 3, "restow: job 'gpt' does not exist"),
         (["up", "--token-file", "x"], 2, "restow: --token-file goes with --join"),
         (["up", "--join", "h:1"], 2, "restow: --join needs --token-file"),
-        (["subit"], 2, "restow: No such command 'subit'"),
+        (["subit"], 2, "restow: there is no command 'subit'; did you mean 'submit'?"),
         (["ps", "--colour"], 2, "restow: No such option '--colour'"),
         (["defrag", "--plan", "--apply"], 2, "restow: give either --plan or --apply"),
     ],
@@ -214,3 +214,19 @@ def wait_until_running(cluster, capsys):
     while Client().show("train-1")["state"] != "running":
         pass  # each question is answered after the turn under way
     capsys.readouterr()
+
+
+def test_without_a_command_the_help_is_printed_plainly(capsys):
+    code, out, err = restow(capsys)
+    assert (code, out) == (2, "")
+    assert err.startswith("Usage: restow [OPTIONS] COMMAND")
+    assert err.rstrip().endswith("See a scattered job move, in two minutes.")
+
+
+def test_ctrl_c_while_the_command_is_still_being_imported_shows_no_traceback(tmp_path):
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    ended = subprocess.run(
+        [sys.executable, "-m", "restow", "ps"], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")

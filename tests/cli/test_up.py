@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -149,6 +150,66 @@ def test_a_port_in_use_is_one_line(home):
     assert refused.returncode == 6
     assert refused.stderr == f"restow: port {port} at {address}: Address already in use; choose another with --port\n"
     assert left_behind(home) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "line"),
+    [
+        ("RESTOW_NODE_ADDRESS", "192.0.2.77", "node address is '192.0.2.77': Cannot assign requested address; give one of this"),
+        ("RESTOW_NODE_ADDRESS", "no.such.invalid", "node address is 'no.such.invalid': "),
+        ("RESTOW_DEVICES", "/nowhere.json", "device file /nowhere.json: No such file or directory; correct RESTOW_DEVICES"),
+        ("RESTOW_SHM", "/nowhere", "shared memory /nowhere: No such file or directory; make it or set RESTOW_SHM"),
+        ("RESTOW_NODE_NAME", "a b", "node name is 'a b'; use letters"),
+    ],
+)
+def test_what_the_agent_would_miss_is_said_before_anything_is_started(home, variable, value, line):
+    refused = restow("up", env={**os.environ, variable: value})
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (6, "", 1)
+    assert refused.stderr.startswith(f"restow: {line}")
+
+
+@pytest.mark.lab
+def test_shared_memory_that_is_full_is_said_before_anything_is_started(home, tmp_path):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "none", str(tmp_path)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        refused = restow("up", env={**os.environ, "RESTOW_SHM": str(tmp_path)})
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+    assert (refused.returncode, refused.stderr.count("\n")) == (6, 1)
+    assert f"shared memory {tmp_path} has 8192 bytes free, too few" in refused.stderr
+
+
+def test_a_ray_that_cannot_be_imported_is_one_line(home, tmp_path):
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray/__init__.py").write_text("raise ImportError('no Ray for this machine')")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    refused = restow("up", env={**os.environ, "PYTHONPATH": path})
+    assert (refused.returncode, refused.stderr.count("\n")) == (6, 1)
+    assert "Ray did not start: ImportError: no Ray for this machine; see " in refused.stderr
+    assert left_behind(home) == []
+
+
+def test_down_on_a_machine_that_joined_asks_when_jobs_have_workers_here(home, monkeypatch):
+    home.make()
+    joined = ray_node.RayNode(
+        name="m1", address="127.0.0.1", is_head=False, gcs="10.0.0.1:6479", cluster_id="00c0ffee",
+        pid=(identity := processes.identify(os.getpid())).pid, started=identity.started,
+    )  # fmt: skip
+    record = home.nodes / "m1.json"
+    record.write_text(json.dumps(dataclasses.asdict(joined)))
+    notes = config.run_folder("00c0ffee") / "m1/run"
+    notes.mkdir(parents=True)
+    try:
+        (notes / "1.json").write_text(json.dumps({"label": {"job": "digits-1", "kind": "rank"}, "pid": os.getpid()}))
+        (notes / "2.json").write_text(json.dumps({"label": {"job": "gone-1", "kind": "rank"}, "pid": 0}))
+        refused = restow("down", stdin=subprocess.DEVNULL)
+        assert refused.returncode == 4
+        assert "1 job is not finished (digits-1); restow down --yes ends them" in refused.stderr
+    finally:
+        record.unlink()  # it names this very process
+        shutil.rmtree(notes.parents[1])
 
 
 def test_joining_where_nobody_listens_is_one_line(home, tmp_path):

@@ -194,12 +194,13 @@ class Cluster:
         return str(self.client.show(job.id)["state"])
 
     def output(self, job: LiveJob) -> list[list[str]]:
-        """What each rank printed over all generations, on whatever node; rehearsals left out."""
+        """What each rank printed over all generations, on whatever node; rehearsals and torch's warnings (with times) left out."""
         printed = []
         for rank in range(job.workers):
             logs = [p for p in self.folder.glob(f"*/logs/{job.id}/{rank}.g*.log") if "rehearsal" not in p.name]
             logs.sort(key=lambda path: int(path.name.split(".g")[1].split(".")[0]))
-            printed.append([line for log in logs for line in log.read_text().splitlines()])
+            lines = [line for log in logs for line in log.read_text().splitlines()]
+            printed.append([line for line in lines if not line.startswith("[W")])
         return printed
 
     # ------------------------------------------------------------ what there is

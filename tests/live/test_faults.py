@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from restow.lab import Lab, availability
 from tests.live.cluster import Cluster, LiveJob
 
 NOW, THEN = "a:0 a:1 b:0", "a:0 a:1 a:2"  # rank 2 leaves b; its twin is on a, with both staying ranks
@@ -214,3 +218,59 @@ def test_a_killed_controller_costs_no_step(cluster: Cluster, submit, undisturbed
     with stage(cluster, job):
         cluster.kill_controller()
     assert_nothing_is_lost(cluster, job, undisturbed)
+
+
+# ---------------------------------------------------------------- no room
+
+
+def fill_up(shm: Path, left_bytes: int) -> Path:
+    """Leave so much room in this shared memory."""
+    file = shm / "filler"
+    with file.open("wb") as filler:
+        os.posix_fallocate(filler.fileno(), 0, shutil.disk_usage(shm).free - left_bytes)
+    return file
+
+
+@pytest.mark.parametrize(("left_bytes", "what"), [(0, "shared memory page"), (64 << 10, "no room for a shadow")], ids=["page", "shadow"])
+def test_full_shared_memory_costs_the_move_and_no_step(cluster: Cluster, submit, undisturbed, left_bytes: int, what: str):
+    if not cluster.is_bounded:
+        pytest.skip("NOT TESTED: tmpfs cannot be mounted here")
+    job = submit(fill="shadow")
+    filler = fill_up(cluster.shm / "a", left_bytes)
+    try:
+        cluster.migrate(job, THEN)
+        cluster.await_true(lambda: "failed" in cluster.client.show(job.id)["reason"], "the move did not fail", job)
+        assert what in cluster.client.show(job.id)["reason"]
+        assert "No space left on device" in cluster.client.show(job.id)["reason"]
+    finally:
+        filler.unlink()
+    assert_nothing_is_lost(cluster, job, undisturbed)
+
+
+# ---------------------------------------------------------------- a cut link
+
+WIDE = 512  # 3 MB of state: 2.5 s at 10 Mbit/s
+MIDDLE_BYTES = 600_000
+
+
+@pytest.mark.lab
+@pytest.mark.skipif(availability()[0] == "none", reason=f"NOT TESTED: no lab here: {availability()[1]}")
+def test_a_link_cut_in_the_middle_of_a_transfer_and_healed_costs_no_step():
+    """Rank 2 goes where nobody has its state; while it crosses, the cable is out for a while."""
+    with Lab(nodes=2, devices=3, rate_bits_per_s=None) as lab, Cluster({"m1": 3, "m2": 3}, lab) as cluster:
+        alone = cluster.submit("m1:0 m1:1 m1:2", width=WIDE, at_hold=False)
+        assert cluster.await_end(alone)["state"] == "done"
+        job = cluster.submit("m1:0 m1:1 m1:2", fill="copy", width=WIDE)
+        lab.set_link("m1", "m2", rate_bits_per_s=10e6)
+        cluster.migrate(job, "m1:0 m1:1 m2:0")
+        cluster.await_told(job, "Decide")
+        before, _ = lab.counters("m2")
+        cluster.release(job)
+        cluster.await_true(lambda: lab.counters("m2")[0] > before + MIDDLE_BYTES, "the state never crosses", job)
+        lab.cut("m2")
+        threading.Event().wait(1.0)  # the cable is out for this long: packets are lost and sent again
+        assert not cluster.has_event(job, "RankSwitched")
+        lab.heal("m2")
+        lab.set_link("m1", "m2", rate_bits_per_s=None)
+        assert_nothing_is_lost(cluster, job, cluster.output(alone))
+        assert cluster.has_event(job, "RankSwitched")

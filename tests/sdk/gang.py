@@ -33,14 +33,18 @@ from restow.placement import Placement, moved_ranks, parse_placement
 PATIENCE_S = 90.0
 # forks processes that have imported torch already, as the nursery does: 10 ms instead of 3 s each
 _warm = multiprocessing.get_context("forkserver")
-_warm.set_forkserver_preload(["torch", "torch._dynamo", "torch.distributed", "torch.utils.data", "numpy", "restow.sdk.session"])
+_warm.set_forkserver_preload(
+    ["torch", "torch._dynamo", "torch.distributed", "torch.utils.data", "numpy", "restow.sdk.session"]
+)
 SECRET = "5e" * 16
 
 
 def _run(script: str, arguments: list[str], environment: dict[str, str], log: str) -> None:
     """In the child: be what `python script arguments` would be."""
     os.setsid()
-    multiprocessing.set_start_method("fork", force=True)  # as in a fresh python; a child of the fork server has another default
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # as in a fresh python; a child of the fork server has another default
     os.environ.clear()
     os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -187,12 +191,21 @@ class Gang:
             time.sleep(0.01)
         process.connection.sendall(json.dumps(message).encode() + b"\n")
 
-    def await_fact(self, processes: Sequence[Process], kind: str, generation: int | None = None) -> list[dict[str, Any]]:
+    def await_fact(
+        self, processes: Sequence[Process], kind: str, generation: int | None = None
+    ) -> list[dict[str, Any]]:
         """The fact of this kind from each of the processes. Fails when one of them ends without it."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             found = [
-                next((f for f in p.facts if f["type"] == kind and (generation is None or f.get("generation") == generation)), None)
+                next(
+                    (
+                        f
+                        for f in p.facts
+                        if f["type"] == kind and (generation is None or f.get("generation") == generation)
+                    ),
+                    None,
+                )
                 for p in processes
             ]
             if all(found):
@@ -201,7 +214,7 @@ class Gang:
                 failed = [f for f in process.facts if f["type"] == "failed"]
                 ended = process.popen.poll() is not None
                 assert fact or not (failed or ended), f"{kind}: {failed} {process.log.read_text()[-3000:]}"
-            assert time.monotonic() < deadline, f"no {kind} from {[p.rank for p, f in zip(processes, found) if not f]}"
+            assert time.monotonic() < deadline, f"no {kind} from {[p.rank for p, f in zip(processes, found, strict=True) if not f]}"
             time.sleep(0.005)
 
     def await_step(self, step: int) -> None:

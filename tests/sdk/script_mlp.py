@@ -17,8 +17,12 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=60)
 parser.add_argument("--width", type=int, default=64)
 parser.add_argument("--workers", type=int, default=0)
-parser.add_argument("--holds", default="", help="folder:step,step,... wait after such a step until the folder has a file of that name")
-parser.add_argument("--stops", default="", help="rank:step:place,... wait at such a place for ever (until killed); places: see `stop`")
+parser.add_argument(
+    "--holds", default="", help="folder:step,... wait after such a step for a file of that name"
+)
+parser.add_argument(
+    "--stops", default="", help="rank:step:place,... wait at such a place for ever (until killed); places: see `stop`"
+)
 options = parser.parse_args()
 folder, _, held = options.holds.partition(":")
 holds = {int(step) for step in held.split(",") if step}
@@ -43,7 +47,12 @@ class Noisy(Dataset):
         return 96
 
     def __getitem__(self, index):
-        x = torch.full((16,), index / 96.0) + 0.1 * torch.randn(16) + 0.01 * random.random() + 0.01 * float(np.random.rand())
+        x = (
+            torch.full((16,), index / 96.0)
+            + 0.1 * torch.randn(16)
+            + 0.01 * random.random()
+            + 0.01 * float(np.random.rand())
+        )
         return x, torch.tensor([index % 3])
 
 
@@ -62,7 +71,12 @@ torch.set_num_threads(1)
 job = restow.init(seed=7)
 w = options.width
 model = torch.nn.Sequential(
-    torch.nn.Linear(16, w), torch.nn.BatchNorm1d(w), torch.nn.ReLU(), torch.nn.Dropout(0.3), torch.nn.Linear(w, w), torch.nn.Linear(w, 3)
+    torch.nn.Linear(16, w),
+    torch.nn.BatchNorm1d(w),
+    torch.nn.ReLU(),
+    torch.nn.Dropout(0.3),
+    torch.nn.Linear(w, w),
+    torch.nn.Linear(w, 3),
 )
 model.to(job.device)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -75,7 +89,9 @@ history = job.carry("history", History())
 loader = DataLoader(Noisy(), batch_size=4, shuffle=True, num_workers=options.workers)
 for x, y in job.steps(loader, total=options.steps):
     x, y = x.to(job.device), y.to(job.device)
-    loss = torch.nn.functional.cross_entropy(model(x), y.squeeze(1)) + 0.001 * torch.rand((), device=job.device) * x.mean()
+    loss = (
+        torch.nn.functional.cross_entropy(model(x), y.squeeze(1)) + 0.001 * torch.rand((), device=job.device) * x.mean()
+    )
     stop("forward")
     optimizer.zero_grad()
     loss.backward()
@@ -94,4 +110,10 @@ for name, tensor in model.state_dict().items():
 for state in optimizer.state_dict()["state"].values():
     for key in sorted(state):
         digest.update(torch.as_tensor(state[key]).cpu().numpy().tobytes())
-print("digest", digest.hexdigest(), len(history.losses), hashlib.sha256(json.dumps(history.losses).encode()).hexdigest(), flush=True)
+print(
+    "digest",
+    digest.hexdigest(),
+    len(history.losses),
+    hashlib.sha256(json.dumps(history.losses).encode()).hexdigest(),
+    flush=True,
+)

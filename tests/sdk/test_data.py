@@ -79,7 +79,9 @@ def loaders() -> dict[str, Any]:
     return {
         "in order": DataLoader(ten, batch_size=4),
         "shuffled": DataLoader(ten, **SHUFFLED),
-        "own generator": DataLoader(ten, **SHUFFLED, generator=torch.Generator().manual_seed(int(torch.randint(9, ())))),
+        "own generator": DataLoader(
+            ten, **SHUFFLED, generator=torch.Generator().manual_seed(int(torch.randint(9, ())))
+        ),
         "last dropped": DataLoader(ten, **SHUFFLED, drop_last=True),
         "distributed": DataLoader(ten, batch_size=2, sampler=DistributedSampler(ten, num_replicas=2, rank=1)),
         "weighted": DataLoader(ten, batch_size=3, sampler=WeightedRandomSampler([1.0] * 10, 8)),

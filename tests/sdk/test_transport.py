@@ -162,12 +162,15 @@ def test_several_twins_are_served_at_once(way: str):
 # ---------------------------------------------------------------- what goes wrong
 
 
-@pytest.mark.parametrize(("wanted", "says"), [
-    ({"w": torch.zeros(4)}, r"w has shape \[2, 3\] at the source and \[4\] at the twin"),
-    ({"w": torch.zeros(2, 3, dtype=torch.float64)}, r"w has dtype torch.float32 at the source and torch.float64"),
-    ({"w": torch.zeros(3, 2).t()}, r"w has memory order \[3, 1\] at the source and \[1, 2\]"),
-    ({"v": torch.zeros(1)}, r"v is wanted but is not in the state served"),
-])
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ({"w": torch.zeros(4)}, r"w has shape \[2, 3\] at the source and \[4\] at the twin"),
+        ({"w": torch.zeros(2, 3, dtype=torch.float64)}, r"w has dtype torch.float32 at the source and torch.float64"),
+        ({"w": torch.zeros(3, 2).t()}, r"w has memory order \[3, 1\] at the source and \[1, 2\]"),
+        ({"v": torch.zeros(1)}, r"v is wanted but is not in the state served"),
+    ],
+)
 def test_what_does_not_fit_is_named_and_nothing_is_written(wanted: Tensors, says: str):
     with here({"w": torch.ones(2, 3)}) as server, connected(server.port) as client:
         with pytest.raises(ScriptError, match=says):
@@ -189,6 +192,7 @@ def test_nobody_without_the_secret_gets_a_word():
 
 def test_a_server_without_the_secret_is_not_believed():
     with socket.create_server(("127.0.0.1", 0)) as listener:
+
         def pretend() -> None:
             connection, _ = listener.accept()
             with connection:

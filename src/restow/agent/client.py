@@ -54,6 +54,7 @@ class NurseryClient:
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter | None = None
         self._waiting: dict[int, tuple[asyncio.Future[Any], Callable[[Any], None]]] = {}
+        self.local_bytes_per_s = 0.0  # measured by the nursery when it started; 0: not, or by an earlier one
         self._number = 0
         self._connected = asyncio.Event()
         self.listed = asyncio.Event()  # what lives there is known
@@ -205,6 +206,8 @@ class NurseryClient:
         except TimeoutError:
             said = f"nothing within {START_S:.0f} s"
         await process.wait()
+        said, _, rate = said.partition(" ") if said.startswith(READY) else (said, "", "")
+        self.local_bytes_per_s = float(rate or 0.0)
         if said not in (READY, ANOTHER):
             raise SetupError(f"the nursery did not start: {said or 'it ended at once'}; see {self._folders.nursery_log}")
         return said

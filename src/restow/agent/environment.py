@@ -49,6 +49,8 @@ def rank_environment(
         "RESTOW_ADDRESS": address,
         "RESTOW_NODE": node,
     }
+    if len({(slot.node, slot.device) for slot in placement}) < len(placement):
+        needed["RESTOW_CUDA_COLLECTIVES"] = "gloo"  # NCCL refuses two ranks of a group on one GPU
     if device.is_gpu:
         needed |= {"CUDA_VISIBLE_DEVICES": str(device.device.index), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     else:

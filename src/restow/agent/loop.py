@@ -29,6 +29,7 @@ from restow.agent.ranks import Ranks
 from restow.agent.switches import Switches
 from restow.agent.tasks import Tasks
 from restow.agent.workers import now_s
+from restow.cluster import Link
 from restow.errors import NotFound, SetupError, SpecError
 from restow.messages import (
     Abandon,
@@ -37,6 +38,7 @@ from restow.messages import (
     Decide,
     Forget,
     Launch,
+    LinkMeasured,
     OpenStore,
     Prepare,
     Propose,
@@ -100,6 +102,9 @@ class Agent:
         except BaseException:
             await self._let_go()
             raise
+        rate = self._ranks.nursery.local_bytes_per_s
+        if rate:
+            self._events.put(LinkMeasured(time_s=now_s(), a=config.node, b=config.node, link=Link(bytes_per_s=rate)))
         self._tasks.spawn(self._watch_progress())
 
     async def stop(self, keep_ranks: bool = False) -> None:

@@ -29,7 +29,9 @@ from typing import Any
 from restow.agent import bootstrap, store
 from restow.agent.birth import Birth
 from restow.agent.children import Child, RunFiles, is_alive, kill_remains, read_stat, signal_group
+from restow.agent.devices import find_devices
 from restow.agent.folders import Folders
+from restow.agent.probe import measure_local
 
 WARM_MODULES = (
     "numpy", "torch", "torch.distributed", "torch.optim", "torch.optim.lr_scheduler", "torch.nn.parallel",
@@ -337,7 +339,8 @@ def warm_up() -> None:
 
 
 def main(node: str, shm: str, warm: str) -> None:
-    """`python -c` with these as arguments. Prints `ready` on stdout when it serves; stderr is its log."""
+    """`python -c` with these as arguments. Prints `ready` and the local rate (bytes per second) on stdout
+    when it serves; stderr is its log."""
     if os.fork():
         os._exit(0)
     os.setsid()
@@ -352,14 +355,17 @@ def main(node: str, shm: str, warm: str) -> None:
     os.pwrite(lock, str(os.getpid()).encode(), 0)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what ranks leave behind becomes ours, to be ended
     try:
+        rate = 0.0
         if warm == "warm":
             warm_up()
+            file = os.environ.get("RESTOW_DEVICES")
+            rate = measure_local(list(find_devices(Path(file) if file else None).values()))
         nursery = Nursery(folders)
     except Exception:
         traceback.print_exc()
         print(traceback.format_exc().strip().splitlines()[-1], flush=True)
         raise
-    print("ready", flush=True)
+    print(f"ready {rate}", flush=True)
     os.dup2(2, 1)
     work = None
     try:

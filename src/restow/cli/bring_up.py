@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from restow import config
+from restow.agent.devices import find_devices
 from restow.client import Client
 from restow.engine import processes, ray_node
 from restow.errors import Refused, RestowError, SetupError, Unreachable
 
 CONTROLLER_S_MAX = 90.0  # it connects to Ray and starts the agent: 3 to 5 s, on a loaded machine 30
 ENDING_S_MAX = 90.0  # jobs get their grace, agents a while
+SHM_BYTES_MIN = 1_000_000  # a page of 4 KB per worker, and what is in transfer
 DEFAULT_PORT = 6479  # Ray's own default is 6379; we leave that to other clusters on this machine
 
 Say = Callable[[str], None]
@@ -38,6 +40,7 @@ def up(home: config.Home, node: config.NodeConfig, *, port: int | None, say: Say
         config.make_token(home.token)
         head = _living_head(home)
         if head is None:
+            _check_machine(node)
             say(f"starting Ray on {node.address} (6 to 14 s)")
             chosen = _choose_port(node.address, port)
             head = ray_node.start(home, node, head_port=chosen, gcs="", token_file=home.token, say=say)
@@ -81,6 +84,7 @@ def join(home: config.Home, node: config.NodeConfig, *, gcs: str, token_file: Pa
                 if known.session.is_alive:
                     raise Refused(f"{node.name} belongs to another cluster ({known.gcs}); restow down leaves it first")
                 ray_node.stop(home, known)
+        _check_machine(node)
         say(f"starting Ray on {node.address}, joining {gcs}")
         return ray_node.start(home, node, head_port=None, gcs=gcs, token_file=token_file, say=say)
 
@@ -119,14 +123,30 @@ def down(home: config.Home, *, say: Say, purge: bool = False) -> bool:
 
 
 def unfinished_jobs(home: config.Home) -> list[str]:
-    """Ids of jobs that `down` would end; none when no controller answers."""
+    """Ids of jobs that `down` would end. Where no controller answers (this machine has joined, or it was killed), those that
+    have a worker here."""
     try:
         return list(Client(home).ping()["unfinished"])
     except Unreachable:
-        return []
+        notes = [
+            note
+            for node in ray_node.recorded(home)
+            for note in (config.run_folder(node.cluster_id) / node.name / "run").glob("*.json")
+        ]
+        return sorted({job for note in notes if (job := _job_of(note))})
 
 
 # ---------------------------------------------------------------- within
+
+
+def _job_of(note: Path) -> str:
+    """The job of a worker that the nursery has noted down and that lives; empty if there is none."""
+    try:
+        child = json.loads(note.read_text())
+        is_worker = child["label"]["kind"] == "rank" and Path(f"/proc/{child['pid']}").exists()
+        return str(child["label"]["job"]) if is_worker else ""
+    except (OSError, ValueError, KeyError):  # just removed, or half written
+        return ""
 
 
 @contextlib.contextmanager
@@ -138,6 +158,24 @@ def _alone(home: config.Home) -> Iterator[None]:
         except BlockingIOError:
             raise Refused(f"another restow up or down is at work in {home.path}; wait until it has finished") from None
         yield
+
+
+def _check_machine(node: config.NodeConfig) -> None:
+    """What the agent would find missing after a minute of starting is said now. Raises SetupError."""
+    ray_node.check_address(node.address)
+    find_devices(config.devices_file())
+    folder = config.shm_folder("x", node.name).parent
+    try:
+        room = os.statvfs(folder)
+    except OSError as error:
+        raise SetupError(f"shared memory {folder}: {error.strerror}; make it or set RESTOW_SHM to another folder") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SetupError(f"shared memory {folder} cannot be written; set RESTOW_SHM to a folder that can")
+    if room.f_bavail * room.f_frsize < SHM_BYTES_MIN:
+        raise SetupError(
+            f"shared memory {folder} has {room.f_bavail * room.f_frsize} bytes free, too few ({SHM_BYTES_MIN} are needed);"
+            " enlarge it, or set RESTOW_SHM to another folder"
+        )
 
 
 def _living_head(home: config.Home) -> ray_node.RayNode | None:

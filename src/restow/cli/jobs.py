@@ -64,10 +64,14 @@ def submit(
     job = client.submit(dataclasses.asdict(asked), queue=queue)
     if not json_:
         click.echo(f"{job['id']}: {job['state']}, {job['workers']} worker{'s' * (job['workers'] != 1)}")
-    if follow:
-        _print_logs(client.logs(job["id"], follow=True), prefixed=job["workers"] > 1, json_=json_)
     if follow or wait_:
-        job = client.wait(job["id"])
+        try:
+            if follow:
+                _print_logs(client.logs(job["id"], follow=True), prefixed=job["workers"] > 1, json_=json_)
+            job = client.wait(job["id"])
+        except KeyboardInterrupt:
+            click.echo(f"\n{job['id']} goes on; restow cancel {job['id']} ends it", err=True)
+            raise
         if not json_:
             _say_end(job)
     if json_:
@@ -126,9 +130,7 @@ def show(job: str, json_: bool) -> None:
     lines.append(
         ("state size", f"{out.size(profile['state_bytes'])} per rank" if profile["state_bytes"] else "not known")
     )
-    lines.append(
-        ("movable", "yes, live" if found["movable"] else f"no{': ' + found['why_not'] if found['why_not'] else ''}")
-    )
+    lines.append(("movable", _movable(found)))
     if found["switch"]:
         switch = found["switch"]
         lines.append(
@@ -218,6 +220,20 @@ def _pairs(env: Iterable[str]) -> dict[str, str] | None:
 
 def _state(job: dict[str, Any]) -> str:
     return f"{job['state']} (moving)" if job["switch"] else str(job["state"])
+
+
+def _movable(job: dict[str, Any]) -> str:
+    """How it would move, and what that would cost."""
+    if job["state"] not in ("starting", "running"):
+        return "no, it does not run"
+    if job["movable"]:
+        return "yes, live"
+    if not job["why_not"]:
+        return "not yet: it has not finished its first steps under the SDK"
+    return (
+        f"not live: {job['why_not']}. restow migrate stops it (SIGTERM, {job['spec']['stop_grace_s']:g} s for its own"
+        f" checkpoint) and starts it again: a pause of about {job['restart_s']:.0f} s and the steps since that checkpoint"
+    )
 
 
 def _say_end(job: dict[str, Any]) -> None:

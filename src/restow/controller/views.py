@@ -9,6 +9,7 @@ from typing import Any
 from restow.cluster import Node
 from restow.job import Job
 from restow.messages import MoveMeasured, Progressed, to_json
+from restow.perf import RESTART_PAUSE_S
 from restow.placement import Placement
 
 
@@ -47,6 +48,7 @@ def job_details(job: Job, progress: dict[int, Progressed]) -> dict[str, Any]:
     return {
         "spec": dataclasses.asdict(job.spec) | {"env": dict(job.spec.env), "command": list(job.spec.command)},
         "profile": dataclasses.asdict(job.profile),
+        "restart_s": RESTART_PAUSE_S,  # what a move costs that is a stop and a start, its own checkpoint not counted
         "ranks": [
             {
                 "rank": rank,

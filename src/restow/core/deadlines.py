@@ -50,7 +50,7 @@ class Watch:
             reason = f"not ready after {config.start_s:g} s: {', '.join(missing)}"
             waits.append(((*key, "start"), config.start_s, LaunchFailed(
                 time_s=now_s, job=job.id, generation=job.generation, node="", rank=-1, reason=reason)))  # fmt: skip
-        if job.state is JobState.RUNNING and job.intended != job.placement and not job.movable and not record.unmovable:
+        if job.state is JobState.RUNNING and not job.movable and not record.unmovable:
             wait_s = config.first_steps_s if record.progress or record.signatures else config.unready_s
             waits.append(((*key, "ready", wait_s), wait_s, RankReady(
                 time_s=now_s, job=job.id, generation=job.generation, node="", rank=0, signature="", state_bytes=0,

@@ -167,6 +167,9 @@ class ClusterState:
         self.nodes[event.node] = replace(node, is_alive=False)
 
     def _link_measured(self, event: LinkMeasured) -> None:
+        node = self.nodes.get(event.a)
+        if event.a == event.b and node:
+            self.nodes[event.a] = replace(node, local_bytes_per_s=event.link.bytes_per_s)
         self.links[min(event.a, event.b), max(event.a, event.b)] = event.link
 
     def _job_submitted(self, event: JobSubmitted) -> None:

@@ -61,7 +61,8 @@ class LabNode:
     def enter_command(self, argv: Sequence[str]) -> list[str]:
         """The command that runs `argv` inside the node, from anywhere on this machine, as long as the lab is up.
 
-        The program gets RESTOW_DEVICES (the node's device file) and RESTOW_LAB (by which it is found at the end).
+        The program gets RESTOW_DEVICES (the node's device file), RESTOW_NODE_NAME and RESTOW_NODE_ADDRESS, so that restow up
+        runs there as on a machine of its own, and RESTOW_LAB (by which it is found at the end).
         """
         state = self._state
         assert state.holder, "a lab that is up has a holder"
@@ -72,6 +73,8 @@ class LabNode:
             *user,
             *("--net", f"{proc}/fd/{state.descriptors[self.name]}:{state.namespaces[self.name]}"),
             *("--env", f"RESTOW_DEVICES={self.devices_file}"),
+            *("--env", f"RESTOW_NODE_NAME={self.name}"),
+            *("--env", f"RESTOW_NODE_ADDRESS={self.address}"),
             *("--env", f"RESTOW_LAB={state.mark}"),
             *("--", *argv),
         ]

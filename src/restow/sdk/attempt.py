@@ -125,6 +125,7 @@ class Attempt:
         self._across: FillClient | None = None  # leaving: to our twin; arriving: to our leaver. Only to see it end
         self._looked_s = 0.0
         self._has_settled = False
+        self.busy = threading.Lock()  # held while we take part: `close` from another thread waits for the outcome
         self.shadow: Any = None  # see shadow.py; a twin's, set by the worker when terms.fill is "shadow"
         self.is_connected = False
 
@@ -168,7 +169,9 @@ class Attempt:
 
     def announce(self, step: int) -> None:
         """Let the twins know of a proposed switch step ahead of it, so that they can fetch their first batch."""
-        threading.Thread(target=lambda: self.open_store().set("upcoming", str(step)), name="restow-announce", daemon=True).start()
+        threading.Thread(
+            target=lambda: self.open_store().set("upcoming", str(step)), name="restow-announce", daemon=True
+        ).start()
 
     def await_announcement(self) -> int:
         """The switch step that is likely; waits for ever (an abandoned twin is ended by the worker)."""
@@ -441,6 +444,10 @@ class Attempt:
     def _sign(self, private: bytes) -> bytes:
         return hmac.digest(self._secret, b"%d/%d/" % (self.terms.generation, self.rank) + private, "sha256")
 
+    def refuse(self, reason: str) -> None:
+        """This process will not come to a switch step any more; nobody shall wait for it."""
+        self.roll_back(f"rank {self.rank}: {reason}")
+
     def _install(self, report: Report, clock: _Clock) -> None:
         """Arriving: private state from the leaver, boxes by plan, shadow's last steps."""
         patience_s = self._patience_s()
@@ -492,7 +499,9 @@ class Attempt:
         """The word that was written first under `key`; `otherwise` becomes it if there is none in time."""
         assert self._store
         give_up_s = time.monotonic() + patience.total_seconds()
-        while not self._store.check([key]) and time.monotonic() < give_up_s:  # `wait` would print its time-out into the log
+        while (
+            not self._store.check([key]) and time.monotonic() < give_up_s
+        ):  # `wait` would print its time-out into the log
             time.sleep(POLL_S)
         return self._store.compare_set(key, "", otherwise).decode()
 
@@ -503,6 +512,10 @@ class Attempt:
 
     def close(self) -> None:
         """Drop what is not in use: after DONE the old communicators, otherwise the new ones. May take a while; never raises."""
+        with self.busy:
+            self._close()
+
+    def _close(self) -> None:
         if self._server:
             self._server.close()
         for client in [*self._clients.values(), *([self._across] if self._across else [])]:
@@ -516,7 +529,8 @@ class Attempt:
 def boxes_of(table: StateTable) -> tuple[Box, ...]:
     """The replicated state of one rank as whole boxes, one per tensor."""
     return tuple(
-        Box(name, (0,) * tensor.dim(), tuple(tensor.shape), tensor.element_size()) for name, tensor in table.tensors().items()
+        Box(name, (0,) * tensor.dim(), tuple(tensor.shape), tensor.element_size())
+        for name, tensor in table.tensors().items()
     )
 
 

@@ -10,7 +10,6 @@ Needs no private torch API but the Python trampoline of `ProcessGroup` (torch >=
 from __future__ import annotations
 
 # mypy: disable-error-code="override"
-
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -110,7 +109,9 @@ class SoloInner:
         output.view(-1, own.numel()).copy_(own.reshape(1, -1).expand(output.numel() // max(own.numel(), 1), -1))
         return DoneWork([output])
 
-    def reduce_scatter(self, outputs: list[torch.Tensor], inputs: list[list[torch.Tensor]], opts: Any = None) -> dist.Work:
+    def reduce_scatter(
+        self, outputs: list[torch.Tensor], inputs: list[list[torch.Tensor]], opts: Any = None
+    ) -> dist.Work:
         for output, row in zip(outputs, inputs, strict=True):
             output.copy_(row[0])
         return DoneWork(outputs)
@@ -225,7 +226,9 @@ class SwitchGroup(dist.ProcessGroup):
 
     all_gather_single = _allgather_base  # type: ignore[assignment]
 
-    def reduce_scatter(self, outputs: list[torch.Tensor], inputs: list[list[torch.Tensor]], opts: Any = None) -> dist.Work:
+    def reduce_scatter(
+        self, outputs: list[torch.Tensor], inputs: list[list[torch.Tensor]], opts: Any = None
+    ) -> dist.Work:
         return self._run("reduce_scatter", inputs[0], outputs, inputs, opts or dist.ReduceScatterOptions())
 
     def _reduce_scatter_base(self, output: torch.Tensor, own: torch.Tensor, opts: Any = None) -> dist.Work:

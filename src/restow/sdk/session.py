@@ -60,14 +60,18 @@ class Job:
         prepared = [self._wrap(thing) if isinstance(thing, torch.nn.Module) else thing for thing in objects]
         for thing in prepared:
             if not (hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")):
-                raise ScriptError(f"prepare was given a {type(thing).__name__}, which has no state_dict and load_state_dict")
+                raise ScriptError(
+                    f"prepare was given a {type(thing).__name__}, which has no state_dict and load_state_dict"
+                )
             self._objects[self._name_for(thing)] = thing
         return prepared[0] if len(prepared) == 1 else tuple(prepared)
 
     def carry(self, name: str, thing: Any) -> Any:
         """Let `thing` (anything with `state_dict` and `load_state_dict`) travel with the job. Returns it."""
         if not (hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")):
-            raise ScriptError(f"carry({name!r}) was given a {type(thing).__name__}, which has no state_dict and load_state_dict")
+            raise ScriptError(
+                f"carry({name!r}) was given a {type(thing).__name__}, which has no state_dict and load_state_dict"
+            )
         if name in self._objects:
             raise ScriptError(f"carry({name!r}): this name is taken; choose another")
         self._objects[name] = thing
@@ -132,6 +136,8 @@ class Job:
             self._seed_rank()
         step = self.step
         worker.begin(step, total)
+        if self._loops > 1:
+            worker.stay(self._own_signature, self._why_not(feed))
         ready_at = -1 if self._own_signature else step + REHEARSAL_STEPS
         batches = iter(feed)
 
@@ -156,7 +162,7 @@ class Job:
                 self.step = step
                 if step <= ready_at:
                     self._introduce(worker, feed, step - ready_at)
-                if worker.after_step(step):
+                if worker.after_step(step) and self._loops == 1:
                     worker.at_switch(step, capture)
         finally:
             worker.end_loop()  # also when the script breaks out of it
@@ -261,8 +267,12 @@ def init(seed: int | None = None) -> Job:
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
         return Job(worker=None, rank=rank, world_size=world_size, local_rank=local_rank, seed=seed)
     if dist.is_initialized():
-        raise ScriptError("init_process_group was called before restow.init(); call restow.init() first, it makes the group")
+        raise ScriptError(
+            "init_process_group was called before restow.init(); call restow.init() first, it makes the group"
+        )
     worker = Worker(environment)
     worker.join_gang()
     local_rank = 0 if torch.cuda.is_available() and torch.cuda.device_count() == 1 else torchrun_environment()[2]
-    return Job(worker=worker, rank=environment.rank, world_size=environment.world_size, local_rank=local_rank, seed=seed)
+    return Job(
+        worker=worker, rank=environment.rank, world_size=environment.world_size, local_rank=local_rank, seed=seed
+    )

@@ -60,7 +60,9 @@ class _Log:
 
     def __init__(self, path: Path, table: StateTable, create: bool):
         self.path = path
-        self.parameters = [p for optimizer in table.optimizers() for group in optimizer.param_groups for p in group["params"]]
+        self.parameters = [
+            p for optimizer in table.optimizers() for group in optimizer.param_groups for p in group["params"]
+        ]
         offsets, end = [], 0
         for parameter in self.parameters:
             offsets.append(end)
@@ -71,7 +73,9 @@ class _Log:
         try:
             if create:
                 os.posix_fallocate(descriptor, 0, total)
-            self.memory = mmap.mmap(descriptor, total, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)  # no page faults later
+            self.memory = mmap.mmap(
+                descriptor, total, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE
+            )  # no page faults later
         except OSError:
             if create:
                 path.unlink(missing_ok=True)
@@ -82,9 +86,9 @@ class _Log:
         self.meta_offsets = [_HEADER_BYTES + n * slot_bytes for n in range(DEPTH)]
         self.gradients = [
             [
-                torch.frombuffer(
-                    self.memory, dtype=p.dtype, count=p.numel(), offset=meta + _META_BYTES + offset
-                ).view(p.shape)
+                torch.frombuffer(self.memory, dtype=p.dtype, count=p.numel(), offset=meta + _META_BYTES + offset).view(
+                    p.shape
+                )
                 for p, offset in zip(self.parameters, offsets, strict=True)
             ]
             for meta in self.meta_offsets

@@ -103,18 +103,20 @@ class Worker:
             optimizer.register_step_post_hook(self._after_update)
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if self._guard:
-            self._guard.before_update()
-        if self._leader:
-            self._leader.before(optimizer)
+        guard, leader = self._guard, self._leader  # an `abandon` may take them away meanwhile
+        if guard:
+            guard.before_update()
+        if leader:
+            leader.before(optimizer)
         if groups:
             # the last collective was launched when the last gradient was there; since then we only waited for it
             self._exposed_s = time.perf_counter() - groups[0].last_launch_s
 
     def _after_update(self, *_: Any) -> None:
         self.optimizer_steps += 1
-        if self._leader:
-            self._leader.after()
+        leader = self._leader
+        if leader:
+            leader.after()
 
     def say_ready(self, signature: str, why_not: str) -> None:
         assert self.table
@@ -126,6 +128,16 @@ class Worker:
             movable=not why_not,
             why_not=why_not,
         )
+
+    def stay(self, signature: str, why_not: str) -> None:
+        """The script has begun a second loop: from here on its position is not ours, so it cannot move any more."""
+        self.say_ready(signature, why_not)
+        attempt = self._attempt
+        if attempt and attempt.is_connected:
+            attempt.refuse(why_not)
+            step = int(self._switch_word[0])
+            self.channel.tell(type="rolled_back", generation=attempt.terms.generation, step=step, reason=why_not)
+        self._drop_guard()  # no save point of ours comes any more
 
     # ------------------------------------------------------------ every step
 
@@ -189,7 +201,9 @@ class Worker:
     def _on_message(self, message: dict[str, Any]) -> None:
         """From the agent, on the channel's thread."""
         if message["type"] == "connect":
-            threading.Thread(target=self._begin_attempt, args=(read_terms(message),), name="restow-connect", daemon=True).start()
+            threading.Thread(
+                target=self._begin_attempt, args=(read_terms(message),), name="restow-connect", daemon=True
+            ).start()
         elif message["type"] == "abandon":
             self._abandon(int(message["generation"]))
 
@@ -207,7 +221,9 @@ class Worker:
             if present and present.terms.generation >= terms.generation:
                 return  # said twice
             if self.table is None:
-                self.channel.tell(type="failed", generation=terms.generation, reason="the script has not reached job.steps yet")
+                self.channel.tell(
+                    type="failed", generation=terms.generation, reason="the script has not reached job.steps yet"
+                )
                 return
             env = self.environment
             attempt = Attempt(
@@ -254,8 +270,8 @@ class Worker:
     def _close_shadow(self, attempt: Attempt) -> None:
         if attempt.shadow:
             attempt.shadow.close()
-        if self._leader:
-            leader, self._leader = self._leader, None
+        leader, self._leader = self._leader, None
+        if leader:
             leader.close()
 
     def _say_shadowing(self, attempt: Attempt) -> None:
@@ -296,7 +312,8 @@ class Worker:
                 attempt.announce(proposed)
             return
         began_s = time.perf_counter()
-        report = attempt.take_part(step, groups, capture)
+        with attempt.busy:  # an `abandon` may come meanwhile
+            report = attempt.take_part(step, groups, capture)
         generation = attempt.terms.generation
         if report.outcome is Outcome.ABORTED:  # the attempt stays: a later step may be proposed
             self.channel.tell(type="rolled_back", generation=generation, step=step, reason=report.reason)
@@ -436,4 +453,6 @@ def _speak(log: str) -> None:
 
 
 def no_table() -> ScriptError:
-    return ScriptError("job.steps was called before job.prepare; call model, optimizer = job.prepare(model, optimizer) first")
+    return ScriptError(
+        "job.steps was called before job.prepare; call model, optimizer = job.prepare(model, optimizer) first"
+    )
