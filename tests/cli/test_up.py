@@ -191,24 +191,32 @@ def test_a_ray_that_cannot_be_imported_is_one_line(home, tmp_path):
     assert left_behind(home) == []
 
 
-def test_down_on_a_machine_that_joined_asks_when_jobs_have_workers_here(home, monkeypatch):
+def test_down_on_a_machine_that_joined_asks_when_jobs_have_workers_here(home):
     home.make()
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as ray:
+        try:
+            is_refused_with_a_worker_of("digits-1", home, processes.identify(ray.pid))
+        finally:
+            ray.kill()
+
+
+def is_refused_with_a_worker_of(job: str, home: config.Home, ray: processes.ProcessId) -> None:
     joined = ray_node.RayNode(
-        name="m1", address="127.0.0.1", is_head=False, gcs="10.0.0.1:6479", cluster_id="00c0ffee",
-        pid=(identity := processes.identify(os.getpid())).pid, started=identity.started,
+        name="m1", address="127.0.0.1", is_head=False, gcs="10.0.0.1:6479", cluster_id="00c0ffee", pid=ray.pid,
+        started=ray.started,
     )  # fmt: skip
     record = home.nodes / "m1.json"
     record.write_text(json.dumps(dataclasses.asdict(joined)))
     notes = config.run_folder("00c0ffee") / "m1/run"
     notes.mkdir(parents=True)
     try:
-        (notes / "1.json").write_text(json.dumps({"label": {"job": "digits-1", "kind": "rank"}, "pid": os.getpid()}))
+        (notes / "1.json").write_text(json.dumps({"label": {"job": job, "kind": "rank"}, "pid": ray.pid}))
         (notes / "2.json").write_text(json.dumps({"label": {"job": "gone-1", "kind": "rank"}, "pid": 0}))
         refused = restow("down", stdin=subprocess.DEVNULL)
         assert refused.returncode == 4
-        assert "1 job is not finished (digits-1); restow down --yes ends them" in refused.stderr
+        assert f"1 job is not finished ({job}); restow down --yes ends them" in refused.stderr
     finally:
-        record.unlink()  # it names this very process
+        record.unlink()
         shutil.rmtree(notes.parents[1])
 
 

@@ -183,13 +183,13 @@ def test_the_last_progress_is_known_after_a_restart_without_a_journal_entry_each
 @pytest.mark.parametrize(
     ("wish", "error", "line"),
     [
-        ({"to": "m1:0"}, SpecError, "--to names 1 slots; job train-1 has 2 workers"),
+        ({"to": "m1:0"}, SpecError, "--to names 1 slot; job train-1 has 2 workers"),
         ({"to": "m1:0 m9:0"}, NotFound, "device m9:0 does not exist"),
         ({"to": "m1:0 m1:0"}, SpecError, "twice"),
         ({"to": "m1:0 m1:1"}, Refused, "at m1:0 m1:1 already"),
         ({"to": "m1:0 m2:0"}, Refused, "device m2:0 is held by other-1"),
         ({"to": "m1"}, SpecError, "write node:device"),
-        ({"pack": True}, Refused, "cannot use fewer than its 1 nodes"),
+        ({"pack": True}, Refused, "job train-1 is on one machine already"),
     ],
 )  # fmt: skip
 def test_a_move_that_cannot_be_is_refused_with_the_way_out(tmp_path, wish, error, line):

@@ -201,6 +201,16 @@ def test_a_leaver_that_is_killed_after_the_commit_does_not_matter_when_the_other
     assert (cluster.job("a").state, cluster.job("a").generation) == (JobState.RUNNING, 2)
 
 
+def test_ranks_that_switch_and_end_while_their_agent_is_away_are_counted_by_their_exits():
+    cluster = stopped_in(Phase.COMMIT)
+    cluster.observe(exited(2, "m2", 1, "leaver", 0))
+    cluster.observe(exited(0, "m1", 1, "rank", 0))  # nobody told the agent's successor that these have switched
+    cluster.observe(exited(1, "m1", 1, "rank", 0))
+    assert cluster.job("a").state is JobState.RUNNING
+    cluster.observe(exited(2, "m1", 2, "twin", 0))
+    assert (cluster.job("a").state, cluster.job("a").generation) == (JobState.DONE, 2)
+
+
 def test_a_leaver_that_is_killed_after_the_commit_fails_the_job_when_it_is_rolled_back():
     cluster = stopped_in(Phase.COMMIT)
     step = cluster.job("a").switch.step
@@ -208,6 +218,14 @@ def test_a_leaver_that_is_killed_after_the_commit_fails_the_job_when_it_is_rolle
     cluster.observe(
         RankRolledBack(time_s=2, job="a", generation=2, node="m1", rank=0, step=step, reason="its peer is gone")
     )
+    cluster.run()
+    assert (cluster.job("a").state, cluster.job("a").reason) == (JobState.FAILED, "rank 2 on m2 was ended by signal 9")
+
+
+def test_a_gang_that_falls_after_its_leaver_was_killed_names_the_leaver():
+    cluster = stopped_in(Phase.COMMIT)
+    cluster.observe(exited(2, "m2", 1, "rank", -9))
+    cluster.observe(exited(0, "m1", 1, "rank", 1))  # its connection to the leaver broke
     cluster.run()
     assert (cluster.job("a").state, cluster.job("a").reason) == (JobState.FAILED, "rank 2 on m2 was ended by signal 9")
 

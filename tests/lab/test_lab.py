@@ -170,6 +170,11 @@ def test_a_program_in_a_node_is_told_its_devices_and_keeps_our_environment(lab: 
     assert all(device["core"] in os.sched_getaffinity(0) for device in devices)
 
 
+def test_a_program_in_a_node_is_told_the_nodes_name_and_address_so_that_restow_up_works_there(lab: Lab):
+    said = output(lab, "m2", "sh", "-c", "echo $RESTOW_NODE_NAME $RESTOW_NODE_ADDRESS")
+    assert said.split() == ["m2", lab.nodes["m2"].address]
+
+
 def test_a_device_gets_no_more_than_its_share_of_a_core(lab: Lab):
     devices = [device for node in lab.nodes.values() for device in json.loads(node.devices_file.read_text())["devices"]]
     if devices[0]["cgroup"] is None:

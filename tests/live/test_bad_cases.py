@@ -156,7 +156,7 @@ def test_a_script_that_is_deaf_to_sigterm_is_killed_after_its_grace(cluster, tmp
     next(cluster.client.logs(job, follow=True))
     asked = time.monotonic()
     assert restow(cluster, "cancel", job)[0] == 0
-    assert restow(cluster, "wait", job)[:2] == (1, f"{job}: cancelled: cancelled\n")
+    assert restow(cluster, "wait", job)[:2] == (1, f"{job}: cancelled\n")
     assert time.monotonic() - asked < 10  # not the default grace and more
 
 
@@ -172,6 +172,42 @@ def test_a_script_that_hangs_in_a_step_goes_on_being_shown_and_can_be_cancelled(
     code, _, err = restow(cluster, "wait", job, "--limit-s", "0.1")
     assert (code, err) == (5, f"restow: job {job} has not ended within 0.1 s\n")
     assert restow(cluster, "cancel", job)[0] == 0
+
+
+def test_a_job_for_which_shared_memory_has_no_room_says_so(cluster):
+    if not cluster.is_bounded:
+        pytest.skip("a small file system cannot be mounted here")
+    filler = cluster.shm / "a/filler"
+    room = os.statvfs(cluster.shm / "a")
+    filler.write_bytes(bytes(room.f_bavail * room.f_frsize))
+    try:
+        code, out, _ = submit(cluster, "-w", script="print('never')")
+    finally:
+        filler.unlink()
+    assert code == 1
+    assert "rank 0 on a could not be started: shared memory page" in out.splitlines()[-1]
+    assert "No space left on device; free some of" in out.splitlines()[-1]
+
+
+# ---------------------------------------------------------------- a script without the SDK
+
+
+@pytest.mark.slow  # half a minute until restow knows that the SDK is not used
+def test_an_ordinary_script_is_moved_by_its_own_checkpoint_and_show_says_what_that_costs(cluster, tmp_path):
+    checkpoint, go_on = tmp_path / "plain.pt", ["--steps", "1000000", "--checkpoint", str(tmp_path / "plain.pt")]
+    ordinary = ["python", str(ROOT / "examples/plain_ddp.py"), *go_on, "--log-every", "1000"]
+    words = ["submit", "-n", "2", "--name", "plain", "--env", "PLACEMENT=a:0 a:1", "--", *ordinary]
+    assert restow(cluster, *words)[0] == 0
+    (job,) = [job["id"] for job in cluster.client.ps(every=False)]
+    cluster.await_true(lambda: cluster.client.show(job)["why_not"], "restow never found that the SDK is not used")
+    shown = restow(cluster, "show", job)[1]
+    assert "not live: its script does not use restow's SDK. restow migrate stops it (SIGTERM, 10 s for its own checkpoint)" in shown
+    assert "a pause of about 7 s and the steps since that checkpoint" in shown
+    assert restow(cluster, "migrate", job, "--to", "a:2 a:3")[0] == 0
+    cluster.await_true(lambda: "goes on after step" in restow(cluster, "logs", job)[1], "it never went on elsewhere")
+    view = cluster.client.show(job)
+    assert (view["placement"], view["generation"], view["state"]) == (["a:2", "a:3"], 2, "running")
+    assert checkpoint.exists()
 
 
 # ---------------------------------------------------------------- wishes that cannot be granted

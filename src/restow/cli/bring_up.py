@@ -23,6 +23,7 @@ from restow.engine import processes, ray_node
 from restow.errors import Refused, RestowError, SetupError, Unreachable
 
 CONTROLLER_S_MAX = 90.0  # it connects to Ray and starts the agent: 3 to 5 s, on a loaded machine 30
+JOINED_S_MAX = 60.0  # the controller looks for new nodes each second and starts an agent in 3 to 10 s
 ENDING_S_MAX = 90.0  # jobs get their grace, agents a while
 SHM_BYTES_MIN = 1_000_000  # a page of 4 KB per worker, and what is in transfer
 DEFAULT_PORT = 6479  # Ray's own default is 6379; we leave that to other clusters on this machine
@@ -86,7 +87,13 @@ def join(home: config.Home, node: config.NodeConfig, *, gcs: str, token_file: Pa
                 ray_node.stop(home, known)
         _check_machine(node)
         say(f"starting Ray on {node.address}, joining {gcs}")
-        return ray_node.start(home, node, head_port=None, gcs=gcs, token_file=token_file, say=say)
+        joined = ray_node.start(home, node, head_port=None, gcs=gcs, token_file=token_file, say=say)
+        try:
+            _await_agent(joined, say)
+        except BaseException:  # Ctrl-C: nothing may stay behind
+            ray_node.stop(home, joined)
+            raise
+        return joined
 
 
 def down(home: config.Home, *, say: Say, purge: bool = False) -> bool:
@@ -234,6 +241,18 @@ def _await_controller(
         if now - said > 5.0:
             say(f"waiting for {'the agent' if about else 'the controller'} ({now - begun:.0f} s)")
             said = now
+        time.sleep(0.1)
+
+
+def _await_agent(joined: ray_node.RayNode, say: Say) -> None:
+    """Until the agent that the first machine's controller starts here is there; not for ever, since that may be down."""
+    agent = config.run_folder(joined.cluster_id) / joined.name / "agent.sock"
+    deadline = time.monotonic() + JOINED_S_MAX
+    say("waiting for the agent")
+    while not agent.is_socket():
+        if time.monotonic() > deadline:
+            say(f"no agent came within {JOINED_S_MAX:.0f} s; is the controller of the first machine up (restow up there)?")
+            return
         time.sleep(0.1)
 
 

@@ -63,10 +63,7 @@ def up(
             raise SpecError("--join needs --token-file; copy $RESTOW_HOME/token from the first machine (mode 0600)")
         joined = bring_up.join(home, node, gcs=gcs, token_file=token_file.absolute(), say=say)
         answer = {"node": joined.name, "address": joined.address, "gcs": joined.gcs, "cluster_id": joined.cluster_id}
-        click.echo(
-            f"{joined.name} is part of cluster {joined.cluster_id}; on the first machine, restow nodes shows it in a moment",
-            err=json_,
-        )
+        click.echo(f"{joined.name} is part of cluster {joined.cluster_id}", err=json_)
     elif token_file is not None:
         raise SpecError("--token-file goes with --join; without it a token is made in $RESTOW_HOME")
     else:

@@ -62,18 +62,18 @@ def submit(
         asked = specs.build({"command": list(words), **written}, cwd=Path.cwd())
     client = Client()
     job = client.submit(dataclasses.asdict(asked), queue=queue)
-    if not json_:
-        click.echo(f"{job['id']}: {job['state']}, {job['workers']} worker{'s' * (job['workers'] != 1)}")
-    if follow or wait_:
-        try:
-            if follow:
-                _print_logs(client.logs(job["id"], follow=True), prefixed=job["workers"] > 1, json_=json_)
-            job = client.wait(job["id"])
-        except KeyboardInterrupt:
-            click.echo(f"\n{job['id']} goes on; restow cancel {job['id']} ends it", err=True)
-            raise
+    try:
         if not json_:
-            _say_end(job)
+            click.echo(f"{job['id']}: {job['state']}, {job['workers']} worker{'s' * (job['workers'] != 1)}")
+        if follow:
+            _print_logs(client.logs(job["id"], follow=True), prefixed=job["workers"] > 1, json_=json_)
+        if follow or wait_:
+            job = client.wait(job["id"])
+    except KeyboardInterrupt:
+        click.echo(f"\n{job['id']} goes on; restow cancel {job['id']} ends it", err=True)
+        raise
+    if (follow or wait_) and not json_:
+        _say_end(job)
     if json_:
         out.as_json(job)
     return _exit_code(job)
@@ -237,7 +237,8 @@ def _movable(job: dict[str, Any]) -> str:
 
 
 def _say_end(job: dict[str, Any]) -> None:
-    click.echo(f"{job['id']}: {job['state']}" + (f": {job['reason']}" if job["reason"] else ""))
+    reason = job["reason"] if job["reason"] != job["state"] else ""
+    click.echo(f"{job['id']}: {job['state']}" + (f": {reason}" if reason else ""))
 
 
 def _exit_code(job: dict[str, Any]) -> int:

@@ -19,6 +19,7 @@ def compare(jobs: Mapping[str, Job], status: Mapping[str, Any], now_s: float) ->
     """Events that bring the belief to what `status` says, and commands that end what should not run."""
     node = status["node"]
     running = {(p["job"], p["generation"], p["rank"]): p for p in status["processes"] if p["role"] == "rank"}
+    present = {(p["job"], p["rank"]) for p in status["processes"] if _may_be_a_rank(p, jobs.get(p["job"]))}
     events: list[Event] = []
     for job in jobs.values():
         for rank, slot in enumerate(job.placement):
@@ -31,7 +32,7 @@ def compare(jobs: Mapping[str, Job], status: Mapping[str, Any], now_s: float) ->
                         time_s=now_s, job=job.id, generation=job.generation, node=node, rank=rank, pid=process["pid"]
                     )
                 )
-            if not process and rank in job.alive:
+            if (job.id, rank) not in present and rank in job.alive:
                 reason = f"ended while the agent of {node} was away; its exit code is unknown"
                 events.append(
                     RankExited(
@@ -40,6 +41,11 @@ def compare(jobs: Mapping[str, Job], status: Mapping[str, Any], now_s: float) ->
                     )
                 )  # fmt: skip
     return events, list(_endings(jobs, status["processes"]))
+
+
+def _may_be_a_rank(process: Mapping[str, Any], job: Job | None) -> bool:
+    """After a switch an agent that was away still knows a process by its old number, or as a twin, until it has spoken."""
+    return job is not None and (process["role"] == "rank" or process["generation"] == job.generation)
 
 
 def _endings(jobs: Mapping[str, Job], processes: Iterable[Mapping[str, Any]]) -> Iterable[Command]:

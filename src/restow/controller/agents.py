@@ -82,8 +82,8 @@ class Contact:
                 await asyncio.sleep(1.0)
 
     async def _greet(self) -> None:
-        """Learn what is there. Status first, then what is still unread, then the comparison: in this order an exit in between
-        is never mistaken for a process that vanished."""
+        """Learn what is there: status, then what is still unread, then status again and the comparison. So neither an exit nor a
+        start in between is mistaken for a process that vanished."""
         status = await self.handle.ask("status")
         self.answered = self._compared = time.monotonic()
         is_new = not self.joined
@@ -95,6 +95,8 @@ class Contact:
             self.epoch, self.after = "", 0  # numbers are only good within one life; what comes twice is harmless
             self.joined = True
         if await self._receive(0.0):
+            later = await self.handle.ask("status")
+            status["processes"] += later["processes"]  # alive before or after what was unread: not vanished
             await self._compare(status, is_new)
 
     async def _receive(self, wait_s: float) -> bool:

@@ -207,7 +207,8 @@ class Requests:
             )
         for slot in placement:
             if slot.share != 1.0:
-                raise SpecError(f"--to names a share of a device, {slot}; devices are not shared yet, write {slot._replace(share=1.0)}")
+                whole = slot._replace(share=1.0)
+                raise SpecError(f"--to names a share of a device, {slot}; devices are not shared yet, write {whole}")
         places = [(slot.node, slot.device) for slot in placement]
         for slot, place in zip(placement, places, strict=True):
             if places.count(place) > 1:

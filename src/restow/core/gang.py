@@ -8,7 +8,7 @@ from restow.core import switching
 from restow.core.config import CoreConfig
 from restow.core.lifecycle import GONE, Cause, step
 from restow.core.record import Process, Record
-from restow.job import JobState, Phase
+from restow.job import JobState
 from restow.messages import LaunchFailed, Progressed, RankExited, RankReady, RankStarted, StoreOpened
 from restow.perf import ring_bytes
 from restow.placement import is_scattered, nodes_of
@@ -121,9 +121,9 @@ def rank_exited(record: Record, event: RankExited, config: CoreConfig) -> None:
     if switch and record.is_committed:
         stays = switch.placement[event.rank][:2] == job.placement[event.rank][:2]
         if stays and event.code != 0:
-            lost = [e for (generation, _), e in sorted(record.exits.items()) if generation == job.generation and e.code != 0]
-            first = lost[0] if lost and record.phase is Phase.RESCUE else event  # it left because that one was lost
-            gang_exited(record, first)  # whatever the verdict, this rank is needed and lost
+            earlier = [e for (generation, _), e in record.exits.items() if generation == job.generation and e.code != 0]
+            for lost in (*earlier, event):  # whatever the verdict, this rank is needed and lost; the first is the cause
+                gang_exited(record, lost)
         else:
             record.exits[key if event.role == "leaver" else (event.generation, event.rank)] = event
             switching.decide(record, event.time_s, config)

@@ -194,15 +194,15 @@ def decide(record: Record, time_s: float, config: CoreConfig) -> None:
     switch, job = record.job.switch, record.job
     assert switch is not None
     is_done = bool(switch.finished) or any(event.role == "leaver" for event in record.exits.values())
-    gone_new = {rank for generation, rank in record.exits if generation == switch.generation}
     if is_done:
-        if len(switch.finished | gone_new) == job.workers:
+        gone = {rank for key in record.exits for generation, rank in [_renamed(record, key)] if generation == switch.generation}
+        if len(switch.finished | gone) == job.workers:
             _complete(record, time_s)
         return
     if record.phase is Phase.RESCUE:
-        lost = {rank for generation, rank in record.exits if generation == job.generation}
-        if lost & gone_new:
-            why = f"rank {min(lost & gone_new)} and its twin were lost"
+        both = {rank for generation, rank in record.exits if (job.generation, rank) in record.exits and generation > job.generation}
+        if both:
+            why = f"rank {min(both)} and its twin were lost"
             _drop(record, Turn.ROLLED_BACK, why, time_s, config)
         return
     left = {generation for generation, _ in record.processes}
@@ -256,6 +256,7 @@ def _complete(record: Record, time_s: float) -> None:
     job, switch = record.job, record.job.switch
     assert switch is not None
     generation, moved = switch.generation, moved_ranks(job.placement, switch.placement)
+    record.exits = {_renamed(record, key): event for key, event in record.exits.items()}
     for rank in range(job.workers):
         if rank not in moved and (job.generation, rank) in record.processes:
             record.processes[generation, rank] = record.processes.pop((job.generation, rank))
@@ -294,6 +295,15 @@ def _go_back(record: Record, reason: str, time_s: float, config: CoreConfig) -> 
 def _forget_lost_twins(record: Record, generation: int) -> None:
     record.exits = {key: event for key, event in record.exits.items() if key[0] != generation}
     record.back = frozenset()
+
+
+def _renamed(record: Record, key: tuple[int, int]) -> tuple[int, int]:
+    """A process by its number after the verdict `done`: a staying rank belongs to the new generation, also when it ended
+    before its agent could say so."""
+    job, (generation, rank) = record.job, key
+    assert job.switch is not None
+    stays = rank not in moved_ranks(job.placement, job.switch.placement)
+    return (job.switch.generation, rank) if generation == job.generation and stays else key
 
 
 def _note_abandoned(record: Record, reason: str) -> None:

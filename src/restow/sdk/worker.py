@@ -48,7 +48,7 @@ class Worker:
         self.optimizer_steps = 0
         self._attempt: Attempt | None = None
         self._attempt_changed = threading.Condition()
-        self._announced = -1
+        self._announced = (-1, -1)  # generation and step of the last proposal that we told the twins of
         self._guard: Guard | None = None  # from `connect` until the first step after the switch is finished everywhere
         self._left_generation = self.generation  # where a fallback goes to
         self._is_muted = False  # a twin that repeats a step whose lines are printed already
@@ -306,10 +306,10 @@ class Worker:
             return
         if attempt.terms.generation != self.page.get("switch_generation"):
             return  # abandoned meanwhile: the others find `abort`, or roll back without us
+        if (attempt.terms.generation, proposed) != self._announced:  # at the step itself too: it may have come just now
+            self._announced = (attempt.terms.generation, proposed)
+            attempt.announce(proposed)
         if proposed != step:
-            if proposed != self._announced:
-                self._announced = proposed
-                attempt.announce(proposed)
             return
         began_s = time.perf_counter()
         with attempt.busy:  # an `abandon` may come meanwhile
