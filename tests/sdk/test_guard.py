@@ -133,6 +133,8 @@ def test_leaver_and_twin_killed_together_end_the_job_with_a_reason():
         gang.await_stop(2, 25, "backward")
         gang.kill(switching.twins[0])
         gang.kill(switching.old[2])
+        await_key(switching, "stuck/0")  # both know by now that the step has failed
+        await_key(switching, "stuck/1")
         for process in switching.old[:2]:
             gang.tell(process, type="abandon", generation=2, reason="rank 2 and its twin were lost")
         for process in switching.old[:2]:
