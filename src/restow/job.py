@@ -69,6 +69,7 @@ class Phase(Enum):
     SHADOW = "shadow"  # twins read state in the background and follow each step
     PROPOSE = "propose"  # a switch step is proposed; agents are asked whether their ranks can still stop there
     COMMIT = "commit"  # all can: decided; from here the ranks themselves finish or roll back
+    RESCUE = "rescue"  # a moved rank was lost before that: its twin takes over in the middle of a step, or the job fails
     ABORT = "abort"  # being undone; the old generation goes on
 
 

@@ -264,7 +264,86 @@ def test_a_new_rank_that_fails_before_its_siblings_reported_fails_the_job_in_the
     assert cluster.job("a").state is JobState.RUNNING
     cluster.observe(switched(0, "m1"))
     cluster.observe(switched(1, "m1"))
+    assert cluster.job("a").state is JobState.RUNNING  # its leaver is still there and may go on in its place
+    cluster.observe(exited(2, "m2", 1, "leaver", 0))
     assert (cluster.job("a").generation, cluster.job("a").state) == (2, JobState.STOPPING)
+
+
+def rolled_back(rank: int, node: str) -> RankRolledBack:
+    return RankRolledBack(time_s=4, job="a", generation=2, node=node, rank=rank, step=3, reason="the twin of rank 2 was lost")
+
+
+@pytest.mark.parametrize("phase", [Phase.CONNECT, Phase.PROPOSE])
+def test_a_leaver_that_dies_before_the_commit_leaves_it_to_the_ranks_and_the_move_completes(phase):
+    cluster = stopped_in(phase)
+    if phase is Phase.CONNECT:
+        cluster.observe(RankConnected(time_s=2, job="a", generation=2, node="m2", rank=2, role="rank"))
+    cluster.observe(exited(2, "m2", 1, "rank", -9))
+    assert (cluster.job("a").state, cluster.state.records["a"].phase) == (JobState.RUNNING, Phase.RESCUE)
+    for rank in (0, 1, 2):
+        cluster.observe(switched(rank, "m1"))
+    job = cluster.job("a")
+    assert (job.state, job.generation, cluster.where("a"), job.moves) == (JobState.RUNNING, 2, "m1:0 m1:1 m1:2", 1)
+
+
+def test_a_leaver_that_dies_before_it_was_connected_ends_the_job():
+    cluster = stopped_in(Phase.CONNECT)
+    cluster.observe(exited(2, "m2", 1, "rank", -9))
+    assert (cluster.job("a").state, cluster.job("a").reason) == (JobState.STOPPING, "rank 2 on m2 was ended by signal 9")
+
+
+@pytest.mark.parametrize("what", ["its twin dies, too", "a survivor gives up", "nobody says anything", "the verdict"])
+def test_a_lost_leaver_that_nobody_replaces_ends_the_job_with_its_reason(what):
+    cluster = stopped_in(Phase.PROPOSE)
+    cluster.observe(exited(2, "m2", 1, "rank", -9))
+    step = cluster.job("a").switch.step
+    if what == "its twin dies, too":
+        cluster.observe(exited(2, "m1", 2, "twin", -9))
+    elif what == "a survivor gives up":
+        cluster.observe(exited(0, "m1", 1, "rank", 1))
+    elif what == "the verdict":
+        cluster.observe(
+            RankRolledBack(time_s=3, job="a", generation=2, node="m1", rank=0, step=step, reason="its state is missing")
+        )
+    else:
+        cluster.tick()
+        cluster.clock(NEVER * 2)
+        cluster.tick()
+    assert (cluster.job("a").state, cluster.job("a").reason) == (JobState.STOPPING, "rank 2 on m2 was ended by signal 9")
+
+
+@pytest.mark.parametrize("twin_has_switched", [True, False])
+def test_when_a_twin_dies_in_its_first_step_and_all_old_ranks_go_back_the_generation_before_is_the_job(twin_has_switched):
+    cluster = stopped_in(Phase.COMMIT)
+    cluster.agents.deaf = {Decide}
+    ranks = (0, 1, 2) if twin_has_switched else (0, 1)
+    for rank in ranks:
+        cluster.observe(switched(rank, "m1"))
+    cluster.observe(exited(2, "m1", 2, "rank" if twin_has_switched else "twin", -9))
+    assert (cluster.job("a").state, cluster.job("a").generation) == (JobState.RUNNING, 2)
+    cluster.observe(rolled_back(0, "m1"))
+    cluster.observe(rolled_back(2, "m2"))
+    assert cluster.job("a").generation == 2
+    cluster.observe(rolled_back(1, "m1"))
+    job = cluster.job("a")
+    assert (job.state, job.generation, cluster.where("a")) == (JobState.RUNNING, 1, "m1:0 m1:1 m2:0")
+    assert (job.moves, job.failed_moves, job.switch) == (0, 1, None)
+    assert "the twin of rank 2 was lost" in job.reason
+    cluster.observe(exited(2, "m2", 1, "rank", -9))  # from here on it is an ordinary gang again
+    assert cluster.job("a").state is JobState.STOPPING
+
+
+def test_a_twin_that_dies_in_its_first_step_ends_the_job_when_nobody_goes_back():
+    cluster = stopped_in(Phase.COMMIT)
+    cluster.agents.deaf = {Decide}
+    for rank in (0, 1, 2):
+        cluster.observe(switched(rank, "m1"))
+    cluster.observe(exited(2, "m1", 2, "rank", -9))
+    cluster.tick()
+    assert cluster.job("a").state is JobState.RUNNING
+    cluster.clock(NEVER * 2)
+    cluster.tick()
+    assert (cluster.job("a").state, cluster.job("a").reason) == (JobState.STOPPING, "rank 2 on m1 was ended by signal 9")
 
 
 def test_a_job_that_ends_by_itself_during_a_switch_is_done():

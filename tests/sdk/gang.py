@@ -226,6 +226,17 @@ class Gang:
             assert time.monotonic() < deadline, f"step {step} not reached"
             time.sleep(0.002)
 
+    def await_stop(self, rank: int, step: int, place: str) -> None:
+        """Until a process of `rank` waits at a place named by the script's `--stops`."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not (self.folder / f"stop-{rank}-{step}-{place}").exists():
+            assert time.monotonic() < deadline, f"rank {rank} did not come to {place} of step {step}"
+            time.sleep(0.002)
+
+    def kill(self, process: Process) -> None:
+        os.killpg(process.popen.pid, signal.SIGKILL)
+        process.popen.wait()
+
     def release(self) -> None:
         """Let the script go on from the hold that it has come to."""
         if self.holds:
@@ -262,12 +273,16 @@ class Gang:
         for rank in range(len(self.placement)):
             process = self.live(rank)
             code = process.popen.wait(PATIENCE_S)
-            assert code == 0, f"rank {rank}: {code}\n{process.log.read_text()[-3000:]}"
+            assert code == 0, f"rank {rank}: {code}\n{process.log.read_text()[-1500:]}\n{self.output(rank)[-40:]}"
 
     def output(self, rank: int) -> list[str]:
         """What the rank printed over all generations, rehearsals left out."""
         logs = sorted(self.folder.glob(f"{rank}.g*.log"), key=lambda p: int(p.name.split(".g")[1].split(".")[0]))
         return [line for log in logs if "rehearsal" not in log.name for line in log.read_text().splitlines()]
+
+    def story(self, rank: int) -> list[str]:
+        """What the rank printed, where a step that was repeated by another process may have been printed by both."""
+        return list(dict.fromkeys(self.output(rank)))
 
 
 @dataclass
@@ -316,6 +331,15 @@ class Switching:
         for process in self.old:
             if process.rank in self.moved:
                 assert process.popen.wait(PATIENCE_S) == 0
+        for twin in self.twins:
+            twin.role = "rank"
+        self.gang.placement = self.then
+        return facts
+
+    def await_taken_over(self) -> list[dict[str, Any]]:
+        """Like await_done, where moved ranks were killed."""
+        staying = [p for p in self.old if p.rank not in self.moved]
+        facts = self.gang.await_fact([*staying, *self.twins], "switched", self.gang.generation)
         for twin in self.twins:
             twin.role = "rank"
         self.gang.placement = self.then

@@ -20,9 +20,26 @@ parser.add_argument("--workers", type=int, default=0)
 parser.add_argument(
     "--holds", default="", help="folder:step,... wait after such a step for a file of that name"
 )
+parser.add_argument(
+    "--stops", default="", help="rank:step:place,... wait at such a place for ever (until killed); places: see `stop`"
+)
 options = parser.parse_args()
 folder, _, held = options.holds.partition(":")
 holds = {int(step) for step in held.split(",") if step}
+stops = {tuple(stop.split(":")) for stop in options.stops.split(",") if stop}
+
+
+def stop(place):
+    """Say so, and wait to be killed: `forward`, `backward` (a first gradient is given), `update` (inside the optimizer's step),
+    `end` (the line is printed). Twins' rehearsals and other processes of the rank pass: only the first to come waits."""
+    if (str(job.rank), str(job.step), place) not in stops or job.is_rehearsal:
+        return
+    try:
+        Path(folder, f"stop-{job.rank}-{job.step}-{place}").touch(exist_ok=False)
+    except FileExistsError:
+        return
+    while True:
+        time.sleep(1)
 
 
 class Noisy(Dataset):
@@ -65,6 +82,9 @@ model.to(job.device)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
 model, optimizer, schedule = job.prepare(model, optimizer, schedule)
+if stops:
+    model.module[5].weight.register_post_accumulate_grad_hook(lambda _: stop("backward"))
+    optimizer.register_step_pre_hook(lambda *_: stop("update"))
 history = job.carry("history", History())
 loader = DataLoader(Noisy(), batch_size=4, shuffle=True, num_workers=options.workers)
 for x, y in job.steps(loader, total=options.steps):
@@ -72,6 +92,7 @@ for x, y in job.steps(loader, total=options.steps):
     loss = (
         torch.nn.functional.cross_entropy(model(x), y.squeeze(1)) + 0.001 * torch.rand((), device=job.device) * x.mean()
     )
+    stop("forward")
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -80,6 +101,7 @@ for x, y in job.steps(loader, total=options.steps):
     history.losses.append(loss.item().hex())
     print(job.step, loss.item().hex(), flush=True)
     job.report(loss=loss.item())
+    stop("end")
     while job.step in holds and not job.is_rehearsal and not Path(folder, str(job.step)).exists():
         time.sleep(0.002)
 digest = hashlib.sha256()

@@ -133,6 +133,17 @@ def test_a_client_that_comes_early_waits_until_the_state_is_published():
         assert server.sent_bytes == 3
 
 
+def test_a_client_sees_the_server_end_without_asking_it_anything():
+    with here() as server, connected(server.port) as client:
+        client.wait(TIMEOUT_S)
+        assert not client.is_gone()
+        server.close()
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while not client.is_gone():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.002)
+
+
 def test_several_twins_are_served_at_once(way: str):
     theirs = {"w": torch.randn(1_000_000)}
     mine = [{"w": torch.zeros(1_000_000)} for _ in range(4)]

@@ -28,6 +28,7 @@ class Switches:
         self._node, self._folders, self._events = node, folders, events
         self._connects: dict[str, dict[str, Any]] = {}  # job → what its processes were told, for those that come later
         self._abandons: dict[str, dict[str, Any]] = {}
+        self._came_from: dict[int, int] = {}  # pid of a staying rank that switched → its generation before
         self.ranks: Ranks  # set by the agent; the two need each other
 
     def recall(self) -> None:
@@ -66,7 +67,11 @@ class Switches:
             return
         generation = event.generation if event else worker.generation
         if kind == "switched" and (generation > worker.generation or worker.role == "twin"):
+            if worker.role == "rank":
+                self._came_from[worker.pid] = worker.generation
             self.ranks.relabel(worker, generation=generation, role="rank")
+        elif kind == "rolled_back" and generation == worker.generation and worker.pid in self._came_from:
+            self.ranks.relabel(worker, generation=self._came_from[worker.pid])  # its twin neighbour died in its first step
         elif kind == "parked" and not worker.parked:
             self.ranks.relabel(worker, parked=True)
         elif kind == "retired":

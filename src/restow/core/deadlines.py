@@ -72,6 +72,10 @@ class Watch:
 
     def _switch(self, record: Record, now_s: float) -> list[Wait]:
         job, switch, config = record.job, record.job.switch, self.config
+        if job.state is JobState.RUNNING and record.before and record.exits:
+            reason = f"no old rank went back within {config.rescue_s:g} s"
+            return [((job.id, job.generation, "back"), config.rescue_s, SwitchFailed(
+                time_s=now_s, job=job.id, generation=job.generation, node="", rank=-1, reason=reason))]  # fmt: skip
         if job.state is not JobState.RUNNING or switch is None:
             return []
         common: dict[str, Any] = {"time_s": now_s, "job": job.id, "generation": switch.generation, "node": ""}
@@ -94,6 +98,9 @@ class Watch:
             return [(key, 0.0, self._proposal(record, now_s))]
         if switch.phase is Phase.PROPOSE:
             return late(config.propose_s, f"not every node answered about step {switch.step}")
+        if switch.phase is Phase.RESCUE and switch.step is not None and not switch.finished:
+            return [(key, config.rescue_s, RankRolledBack(
+                **common, rank=-1, step=switch.step, reason=f"no twin took over within {config.rescue_s:g} s"))]  # fmt: skip
         if switch.phase is Phase.COMMIT and switch.step is not None and not switch.finished:
             # The page is not read in one piece: one step too many may belong to the new generation, two cannot.
             past = [r for r in record.progress.values() if r.generation == job.generation and r.step >= switch.step + 2]

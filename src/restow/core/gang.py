@@ -8,7 +8,7 @@ from restow.core import switching
 from restow.core.config import CoreConfig
 from restow.core.lifecycle import GONE, Cause, step
 from restow.core.record import Process, Record
-from restow.job import JobState, Phase
+from restow.job import JobState
 from restow.messages import LaunchFailed, Progressed, RankExited, RankReady, RankStarted, StoreOpened
 from restow.perf import ring_bytes
 from restow.placement import is_scattered, nodes_of
@@ -72,7 +72,7 @@ def rank_ready(record: Record, event: RankReady) -> None:
 def progressed(record: Record, event: Progressed) -> None:
     """Take over what was measured. The slowest rank computes longest and so waits least: exposed time is the least of all."""
     job = record.job
-    is_new = job.switch and record.phase is Phase.COMMIT and event.generation == job.switch.generation
+    is_new = job.switch and record.is_committed and event.generation == job.switch.generation
     if job.state.is_final or not (event.generation == job.generation or is_new):
         return
     record.known_step = max(record.known_step, event.step)
@@ -115,9 +115,10 @@ def rank_exited(record: Record, event: RankExited, config: CoreConfig) -> None:
         return
     job, switch = record.job, record.job.switch
     del record.processes[key]
+    switching.leaver_gone(record)
     if job.state.is_final or key[0] not in (job.generation, switch.generation if switch else job.generation):
         return  # it was residue
-    if switch and record.phase is Phase.COMMIT:
+    if switch and record.is_committed:
         stays = switch.placement[event.rank][:2] == job.placement[event.rank][:2]
         if stays and event.code != 0:
             earlier = [e for (generation, _), e in record.exits.items() if generation == job.generation and e.code != 0]
@@ -131,14 +132,21 @@ def rank_exited(record: Record, event: RankExited, config: CoreConfig) -> None:
             why = f"the twin of rank {event.rank} on {event.node} {ending_words(event)}"
             switching.fail(record, why, event.time_s, config)
     elif key[0] == job.generation:
-        gang_exited(record, event)
+        lost_twin = event.code != 0 and switching.may_go_back(record, event.rank)
+        if lost_twin or switching.rescue(record, event):
+            record.exits[key] = event
+        else:
+            gang_exited(record, event)
 
 
 def catch_up(record: Record) -> None:
     """Exits that had to wait for the verdict of a switch happen now. Errors first: they say why the others left."""
-    if not record.exits or record.phase is Phase.COMMIT:
+    if not record.exits or record.is_committed:
         return
     held, record.exits = record.exits, {}
+    if record.job.state is JobState.RUNNING and not record.job.switch:  # wait for those that may go back
+        record.exits = {k: e for k, e in held.items() if k[0] == record.job.generation and switching.may_go_back(record, k[1])}
+        held = {key: event for key, event in held.items() if key not in record.exits}
     for (generation, _), event in sorted(held.items(), key=lambda item: (item[1].code == 0, item[0])):
         if generation == record.job.generation and not record.job.state.is_final:
             gang_exited(record, event)
@@ -181,7 +189,7 @@ def end(record: Record, ending: JobState, reason: str, time_s: float) -> None:
     if job.state is JobState.STOPPING and record.ending is not JobState.PENDING:
         return
     if job.state is not JobState.STOPPING:
-        if job.switch and record.phase is Phase.COMMIT:
+        if job.switch and record.is_committed:
             record.torn = job.switch.generation
         switching.give_up(record, reason, time_s)
         record.job = step(record.job, Cause.STOP)
@@ -233,7 +241,7 @@ def _find(record: Record, event: RankExited) -> tuple[int, int] | None:
     """The process that the event is about. Staying ranks change their generation during a switch, and a leaver may be
     reported by either number, so both are looked for; a rank that moves is told from its twin by the node and the role."""
     job = record.job
-    newer = job.switch.generation if job.switch and record.phase is Phase.COMMIT else record.torn
+    newer = job.switch.generation if job.switch and record.is_committed else record.torn
     if event.role == "leaver":
         current = newer or job.generation
         for key, process in sorted(record.processes.items()):

@@ -48,7 +48,7 @@ def _check_job(record: Record) -> None:
         wrong = f"counts its generations wrong ({job.generation} of {job.generations})"
     elif switch and job.state is not JobState.RUNNING:
         wrong = f"has a switch while it is {job.state.value}"
-    elif switch and switch.phase is Phase.COMMIT and switch.step is None:
+    elif switch and switch.phase in (Phase.COMMIT, Phase.RESCUE) and switch.step is None:
         wrong = "is committed to no step"
     elif job.alive & job.exited or not (job.alive | job.exited) <= set(range(job.workers)):
         wrong = f"has ranks both alive and gone, or ranks that are none: {sorted(job.alive)} {sorted(job.exited)}"

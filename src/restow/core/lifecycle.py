@@ -63,10 +63,11 @@ class Turn(Enum):
     FAILED = "failed"  # a twin exited, SwitchFailed, a time-out, a node lost, a cancel, the job's own end
     ROLLED_BACK = "rolled back"  # the verdict of the ranks: the old generation goes on from the switch step
     ALL_SWITCHED = "all switched"  # the verdict of the ranks: the new generation trains
+    LEAVER_LOST = "leaver lost"  # a moved rank died although nothing was decided: the ranks decide without us
     TWINS_GONE = "twins gone"
 
 
-STANDBY, CONNECT, SHADOW, PROPOSE, COMMIT, ABORT = Phase
+STANDBY, CONNECT, SHADOW, PROPOSE, COMMIT, RESCUE, ABORT = Phase
 
 TURNS: dict[tuple[Phase, Turn], Phase | None] = {  # None: the switch is over
     (STANDBY, Turn.ALL_PARKED): CONNECT,
@@ -78,6 +79,11 @@ TURNS: dict[tuple[Phase, Turn], Phase | None] = {  # None: the switch is over
     (SHADOW, Turn.FAILED): ABORT,
     (PROPOSE, Turn.ALL_ACCEPTED): COMMIT,
     (PROPOSE, Turn.FAILED): ABORT,
+    (CONNECT, Turn.LEAVER_LOST): RESCUE,
+    (SHADOW, Turn.LEAVER_LOST): RESCUE,
+    (PROPOSE, Turn.LEAVER_LOST): RESCUE,
+    (RESCUE, Turn.ALL_SWITCHED): None,
+    (RESCUE, Turn.ROLLED_BACK): ABORT,
     (COMMIT, Turn.ALL_SWITCHED): None,
     (COMMIT, Turn.ROLLED_BACK): ABORT,
     (ABORT, Turn.TWINS_GONE): None,

@@ -63,7 +63,7 @@ def _begin(record: Record, records: list[Record], time_s: float) -> None:
         gang.end(record, JobState.PENDING, job.reason or "its slots were taken away", time_s)
     elif record.is_uncommitted and job.switch and job.intended != job.switch.placement:
         switching.give_up(record, "the plan changed", time_s)
-    elif job.state is JobState.RUNNING and job.switch is None and not job.exited and job.intended != job.placement:
+    elif job.state is JobState.RUNNING and not (job.switch or job.exited or record.exits) and job.intended != job.placement:
         moved = moved_ranks(job.placement, job.intended)
         if not moved or not are_free([job.intended[rank] for rank in moved], record, records):
             return
@@ -137,7 +137,7 @@ def _switching(record: Record, cluster_secret: str) -> list[tuple[str, Command]]
     store_node, phase = main_node(switch.placement), switch.phase
     moved, old_nodes = moved_ranks(job.placement, switch.placement), nodes_of(job.placement)
     commands: list[tuple[str, Command]] = []
-    for dead in record.dead_steps if phase in (Phase.PROPOSE, Phase.COMMIT) else ():
+    for dead in record.dead_steps if phase in (Phase.PROPOSE, Phase.COMMIT, Phase.RESCUE) else ():
         commands.append((store_node, Decide(job=job.id, generation=switch.generation, step=dead, go=False)))
     if phase is Phase.STANDBY and switch.store is None:
         commands.append((store_node, OpenStore(job=job.id, generation=switch.generation)))

@@ -8,7 +8,7 @@ from typing import Any
 
 from restow.job import Job, JobState, Phase
 from restow.messages import Progressed, RankExited
-from restow.placement import Slot
+from restow.placement import Placement, Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,15 @@ class Abandoned:
     step: int | None  # a proposal that may be waiting for its decision
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Before:
+    """The generation that a finished switch left. While a leaver of it lives, its ranks may go back to it."""
+
+    generation: int
+    placement: Placement
+    store: tuple[str, int] | None
+
+
 @dataclass(slots=True)
 class Record:
     """One job with the core's own notes. Mutable; only core/ sees it."""
@@ -44,6 +53,8 @@ class Record:
     torn: int = 0  # generation of a switch in COMMIT when the job was stopped: ranks may go by either number
     connected: set[tuple[int, str, str]] = field(default_factory=set)  # rank, node, role; of the switch
     dead_steps: tuple[int, ...] = ()  # proposals of the switch that were refused
+    before: Before | None = None  # until the last leaver is gone
+    back: frozenset[int] = frozenset()  # old ranks that said, after the verdict `done`, that they went back
     exits: dict[tuple[int, int], RankExited] = field(default_factory=dict)  # held back until the switch is decided
     abandoned: dict[int, Abandoned] = field(default_factory=dict)  # generation →
     nodes_used: set[str] = field(default_factory=set)  # where something of it may be left
@@ -63,6 +74,11 @@ class Record:
     def is_uncommitted(self) -> bool:
         """Is a switch under way that can still be abandoned?"""
         return self.phase in (Phase.STANDBY, Phase.CONNECT, Phase.SHADOW, Phase.PROPOSE)
+
+    @property
+    def is_committed(self) -> bool:
+        """Is a switch under way whose outcome comes from the ranks alone?"""
+        return self.phase in (Phase.COMMIT, Phase.RESCUE)
 
     def gang(self) -> Iterator[tuple[int, Process]]:
         """The processes of the present generation, by rank."""

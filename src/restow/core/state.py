@@ -23,7 +23,7 @@ from restow.core.config import CoreConfig
 from restow.core.deadlines import Watch
 from restow.core.record import Record
 from restow.errors import IllegalTransition
-from restow.job import Job, JobState, Phase
+from restow.job import Job, JobState
 from restow.messages import (
     CancelAsked,
     Command,
@@ -198,7 +198,7 @@ class ClusterState:
         for id, record in self.records.items():
             if record.job.state.is_final:
                 continue
-            if record.phase is not Phase.COMMIT and record.ending in (None, JobState.PENDING):
+            if not record.is_committed and record.ending in (None, JobState.PENDING):
                 record.change(intended=placements.get(id, ()))
             if id in reasons:
                 record.change(reason=reasons[id])
@@ -225,7 +225,7 @@ class ClusterState:
             for id, record in self.records.items()
             if not record.job.state.is_final
             and record.ending in (None, JobState.PENDING)
-            and record.phase is not Phase.COMMIT
+            and not record.is_committed
         )
 
     def _check(self, schedule: Schedule) -> None:
@@ -255,7 +255,9 @@ class ClusterState:
             raise IllegalTransition(f"the schedule lets {', '.join(circle)} wait for each other's slots")
 
     def _switch_failed(self, record: Record, event: SwitchFailed) -> None:
-        if record.job.switch and record.job.switch.generation == event.generation:
+        if record.before and record.job.generation == event.generation:  # nobody went back: its leavers count as gone
+            record.before = None
+        elif record.job.switch and record.job.switch.generation == event.generation:
             who = f"rank {event.rank} on {event.node}: " if event.rank >= 0 else ""
             switching.fail(record, who + event.reason, event.time_s, self.config)
 

@@ -3,6 +3,10 @@
 Before COMMIT the core may abandon a switch at any time, and the old generation never notices. From COMMIT on the outcome
 comes only from the ranks (they share one verdict): every rank says RankSwitched, or an old one says RankRolledBack.
 
+Two things happen without us being asked (sdk/guard.py). A moved rank that dies once it was connected makes the switch a RESCUE:
+the ranks take over in the middle of a step, or they cannot. And when a twin dies in its first step, all old ranks say
+RankRolledBack although the switch was done: the generation before is the job again, as long as its leavers live.
+
 A proposal K that was refused is decided as `abort` under its own key (`decision/K`): ranks that accepted it and stop there
 read that and go on; the next proposal is a later step with a key of its own.
 """
@@ -13,10 +17,11 @@ from dataclasses import replace
 
 from restow.core.config import CoreConfig
 from restow.core.lifecycle import Turn, turn
-from restow.core.record import Abandoned, Process, Record
+from restow.core.record import Abandoned, Before, Process, Record
 from restow.job import JobState, Phase, Switch
 from restow.messages import (
     RankConnected,
+    RankExited,
     RankRolledBack,
     RankSwitched,
     ShadowReady,
@@ -35,6 +40,7 @@ def start(record: Record, time_s: float) -> None:
     job = record.job
     generation = job.generations + 1
     record.connected, record.dead_steps, record.exits = set(), (), {}
+    record.before, record.back = None, frozenset()
     record.nodes_used.update(nodes_of(job.intended))
     fill = choose_fill(job.spec, job.profile, job.placement, job.intended)
     record.change(generations=generation, switch=Switch(
@@ -123,7 +129,7 @@ def step_refused(record: Record, event: StepRefused) -> None:
 
 
 def rank_switched(record: Record, event: RankSwitched, config: CoreConfig) -> None:
-    switch = _switch(record, event.generation, Phase.COMMIT)
+    switch = _committed(record, event.generation)
     if switch:
         record.change_switch(finished=switch.finished | {event.rank})
         record.known_step = max(record.known_step, event.step)
@@ -131,14 +137,52 @@ def rank_switched(record: Record, event: RankSwitched, config: CoreConfig) -> No
 
 
 def rank_rolled_back(record: Record, event: RankRolledBack, config: CoreConfig) -> None:
-    """In COMMIT the verdict. Before it: the rank waited too long at a proposal and aborted that one itself."""
-    switch = record.job.switch
-    if not switch or event.generation != switch.generation or event.step != switch.step:
-        return
-    if record.phase is Phase.PROPOSE:
-        _kill_proposal(record, event.step, event.step)
-    elif record.phase is Phase.COMMIT and not switch.finished:
-        _drop(record, Turn.ROLLED_BACK, f"rolled back at step {event.step}: {event.reason}", event.time_s, config)
+    """In COMMIT the verdict. Before it: the rank waited too long at a proposal and aborted that one itself. After it, and said
+    by every old rank: a twin was lost in its first step, and they went back."""
+    switch, job = record.job.switch, record.job
+    if switch and event.generation == switch.generation:
+        why = f"rolled back at step {event.step}: {event.reason}"
+        if record.phase is Phase.PROPOSE and event.step == switch.step:
+            _kill_proposal(record, event.step, event.step)
+        elif record.is_committed and not switch.finished and event.step == switch.step:
+            _drop(record, Turn.ROLLED_BACK, why, event.time_s, config)
+        elif record.is_committed and switch.finished:
+            record.back |= {event.rank}
+            if len(record.back) == job.workers:
+                _drop(record, Turn.ROLLED_BACK, why, event.time_s, config)
+                _forget_lost_twins(record, switch.generation)
+    elif record.before and event.generation == job.generation and job.state is JobState.RUNNING:
+        record.back |= {event.rank}
+        if len(record.back) == job.workers:
+            _go_back(record, f"rolled back at step {event.step}: {event.reason}", event.time_s, config)
+
+
+def rescue(record: Record, event: RankExited) -> bool:
+    """A rank died although nothing is decided yet. True if it is a moved one whose twin may take over: the ranks decide."""
+    switch, job = record.job.switch, record.job
+    if event.code == 0 or switch is None or record.phase not in (Phase.CONNECT, Phase.SHADOW, Phase.PROPOSE):
+        return False
+    moved = moved_ranks(job.placement, switch.placement)
+    was_there = (event.rank, job.placement[event.rank].node, "rank") in record.connected
+    if event.rank not in moved or not was_there or job.workers == 1:
+        return False
+    if switch.step is not None:
+        record.dead_steps += (switch.step,)  # nobody comes to it now
+    record.change_switch(step=record.known_step)
+    _turn(record, Turn.LEAVER_LOST, event.time_s)
+    return True
+
+
+def may_go_back(record: Record, rank: int) -> bool:
+    """The process of `rank` in the present generation died: does the leaver whose place it took still live?"""
+    before = record.before
+    return bool(before and record.job.state is JobState.RUNNING and (before.generation, rank) in record.processes)
+
+
+def leaver_gone(record: Record) -> None:
+    before = record.before
+    if before and not any(generation == before.generation for generation, _ in record.processes):
+        record.before, record.back = None, frozenset()
 
 
 def decide(record: Record, time_s: float, config: CoreConfig) -> None:
@@ -154,6 +198,12 @@ def decide(record: Record, time_s: float, config: CoreConfig) -> None:
         gone = {rank for key in record.exits for generation, rank in [_renamed(record, key)] if generation == switch.generation}
         if len(switch.finished | gone) == job.workers:
             _complete(record, time_s)
+        return
+    if record.phase is Phase.RESCUE:
+        both = {rank for generation, rank in record.exits if (job.generation, rank) in record.exits and generation > job.generation}
+        if both:
+            why = f"rank {min(both)} and its twin were lost"
+            _drop(record, Turn.ROLLED_BACK, why, time_s, config)
         return
     left = {generation for generation, _ in record.processes}
     ended = all(event.code == 0 for (generation, _), event in record.exits.items() if generation == job.generation)
@@ -172,7 +222,7 @@ def give_up(record: Record, reason: str, time_s: float) -> None:
     if record.is_uncommitted:
         _note_abandoned(record, reason)
         _turn(record, Turn.FAILED, time_s)
-    elif record.phase is Phase.COMMIT:
+    elif record.is_committed:
         _note_abandoned(record, reason)
 
 
@@ -210,6 +260,7 @@ def _complete(record: Record, time_s: float) -> None:
     for rank in range(job.workers):
         if rank not in moved and (job.generation, rank) in record.processes:
             record.processes[generation, rank] = record.processes.pop((job.generation, rank))
+    record.before = Before(generation=job.generation, placement=job.placement, store=record.store)
     record.store, record.progress, record.abandoned = switch.store, {}, {}
     _turn(record, Turn.ALL_SWITCHED, time_s)
     record.change(
@@ -218,6 +269,32 @@ def _complete(record: Record, time_s: float) -> None:
         moves=job.moves + 1, moved_s=time_s, failed_moves=0, not_before_s=0.0,
         steps_done=max(job.steps_done, switch.step or 0),
     )  # fmt: skip
+
+
+def _go_back(record: Record, reason: str, time_s: float, config: CoreConfig) -> None:
+    """Undo `_complete`: the generation before is the job, twins that are left are abandoned."""
+    job, before = record.job, record.before
+    assert before is not None
+    moved = moved_ranks(before.placement, job.placement)
+    for rank in range(job.workers):
+        if rank not in moved and (job.generation, rank) in record.processes:
+            record.processes[before.generation, rank] = record.processes.pop((job.generation, rank))
+    switch = Switch(
+        generation=job.generation, placement=job.placement, reason=job.reason, phase=Phase.COMMIT, store=record.store,
+        step=job.steps_done, phase_s=time_s,
+    )  # fmt: skip
+    record.store, record.progress, record.before = before.store, {}, None
+    record.change(
+        generation=before.generation, placement=before.placement, switch=switch, moves=job.moves - 1,
+        profile=replace(job.profile, step_s=0.0, exposed_s=0.0),
+    )  # fmt: skip
+    _drop(record, Turn.ROLLED_BACK, reason, time_s, config)
+    _forget_lost_twins(record, switch.generation)
+
+
+def _forget_lost_twins(record: Record, generation: int) -> None:
+    record.exits = {key: event for key, event in record.exits.items() if key[0] != generation}
+    record.back = frozenset()
 
 
 def _renamed(record: Record, key: tuple[int, int]) -> tuple[int, int]:
@@ -249,6 +326,10 @@ def _kill_proposal(record: Record, step: int, at: int) -> None:
 def _turn(record: Record, cause: Turn, time_s: float) -> None:
     assert record.job.switch is not None
     record.change(switch=turn(record.job.switch, cause, time_s))
+
+
+def _committed(record: Record, generation: int) -> Switch | None:
+    return _switch(record, generation, Phase.COMMIT) or _switch(record, generation, Phase.RESCUE)
 
 
 def _switch(record: Record, generation: int, phase: Phase) -> Switch | None:

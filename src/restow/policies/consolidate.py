@@ -112,7 +112,7 @@ class Consolidate:
         for job in snapshot.jobs:
             if not job.pinned or job.pinned == job.intended or job.state not in (JobState.PENDING, JobState.RUNNING):
                 continue
-            if (job.switch and job.switch.phase in (Phase.COMMIT, Phase.ABORT)) or snapshot.now_s < job.not_before_s:
+            if (job.switch and job.switch.phase in (Phase.COMMIT, Phase.RESCUE, Phase.ABORT)) or snapshot.now_s < job.not_before_s:
                 schedule.explain(job.id, job.reason)  # why the last attempt failed and when the next may be
                 continue
             then = rearranged(job.placement, job.pinned) if job.placement else job.pinned

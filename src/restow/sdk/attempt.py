@@ -23,6 +23,7 @@ from restow.placement import Placement, Slot, moved_ranks
 from restow.plan import Box, Copy, Holding, plan
 from restow.sdk.boxes import StateTable
 from restow.sdk.group import Inner, NetInner, SwitchGroup
+from restow.sdk.takeover import Takeover, read_takeover
 from restow.sdk.transport import FillClient, FillServer
 
 CONNECT_TIMEOUT = timedelta(seconds=60)
@@ -33,6 +34,9 @@ POLL_S = 0.0005
 PARKED_POLL_S = 0.01  # a proposal comes at least 0.3 s ahead
 STORED_PRIVATE_BYTES_MAX = 1 << 20  # random generators, positions and BatchNorm buffers are tens of kilobytes
 SIGNATURE_BYTES = 32
+STEP_BYTES = 8
+TROUBLE_PATIENCE_S = 120.0  # for everybody to be stuck or known as lost: somebody may be in a long evaluation
+LOOK_S = 0.05  # between two looks whether the process across is still there
 VERDICT_TIMEOUT_S = 20.0  # beyond the transfer: proof and three store round trips
 
 
@@ -46,10 +50,15 @@ class Outcome(Enum):
     ABORTED = "aborted"  # decided before anybody moved: as if nothing had been
     DONE = "done"
     ROLLED_BACK = "rolled back"
+    TROUBLE = "trouble"  # a leaver was lost before everybody had come to the switch step: see guard.py
 
 
 class AttemptFailed(Exception):
     """This process cannot take part; one line says why. The old generation goes on."""
+
+
+class Trouble(Exception):
+    """A leaver was lost before everybody had come to the switch step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +95,8 @@ class Report:
     wire_bytes: int = 0
     phases: list[tuple[str, float]] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)  # arriving: what the leaver handed over besides tensors
+    is_muted: bool = False  # arriving: the lost leaver has printed the first step's lines already
+    is_takeover: bool = False
 
 
 class Attempt:
@@ -111,6 +122,9 @@ class Attempt:
         self._inners: dict[str, Inner] = {}
         self._replaced: dict[str, Inner] = {}
         self._store: dist.Store | None = None
+        self._across: FillClient | None = None  # leaving: to our twin; arriving: to our leaver. Only to see it end
+        self._looked_s = 0.0
+        self._has_settled = False
         self.busy = threading.Lock()  # held while we take part: `close` from another thread waits for the outcome
         self.shadow: Any = None  # see shadow.py; a twin's, set by the worker when terms.fill is "shadow"
         self.is_connected = False
@@ -118,6 +132,11 @@ class Attempt:
     @property
     def members(self) -> int:
         return len(self.terms.then)
+
+    @property
+    def is_guarded(self) -> bool:
+        """Can a step be repeated on another inner? See guard.py."""
+        return self._libraries == {"cpu": "gloo"}
 
     # ------------------------------------------------------------ in the background
 
@@ -133,7 +152,9 @@ class Attempt:
             store.set(f"source/{kind}/{self.rank}", f"{self._address}:{self._server.port}")
             if self.role is Role.ARRIVING:
                 self._find_sources(store)
-            if self.role is not Role.LEAVING:
+            if self.role is Role.LEAVING:
+                self._across = self._client(store, "twin", self.rank)
+            else:
                 for group in groups:
                     prefixed = dist.PrefixStore(f"inner/{group.key}", store)
                     self._inners[group.key] = NetInner(prefixed, group.rank(), group.size(), self._libraries)
@@ -158,6 +179,9 @@ class Attempt:
         while True:
             if self._store.check(["upcoming"]):
                 return int(self._store.get("upcoming"))
+            self._look_across()
+            if self._store.check(["takeover"]):
+                return read_takeover(self._store.get("takeover")).step
             time.sleep(PARKED_POLL_S)
 
     def _find_sources(self, store: dist.Store) -> None:
@@ -169,9 +193,13 @@ class Attempt:
         copies = [] if terms.fill == "shadow" else plan(old, new)
         self._copies = [copy for copy in copies if copy.target == self.rank]
         for source in dict.fromkeys([("rank", self.rank), *(copy.source for copy in self._copies)]):
-            store.wait([f"source/{source[0]}/{source[1]}"], CONNECT_TIMEOUT)
-            host, _, port = store.get(f"source/{source[0]}/{source[1]}").decode().rpartition(":")
-            self._clients[source] = FillClient(host, int(port), self._secret)
+            self._clients[source] = self._client(store, *source)
+        self._across = self._clients["rank", self.rank]
+
+    def _client(self, store: dist.Store, kind: str, rank: int) -> FillClient:
+        store.wait([f"source/{kind}/{rank}"], CONNECT_TIMEOUT)
+        host, _, port = store.get(f"source/{kind}/{rank}").decode().rpartition(":")
+        return FillClient(host, int(port), self._secret)
 
     # ------------------------------------------------------------ at the switch step, on the training thread
 
@@ -196,24 +224,189 @@ class Attempt:
                 clock.mark("capture")
                 self._server.publish(self._table.tensors(), private)
                 clock.mark("publish")
-            if self.role is not Role.LEAVING:
-                self._replaced = {group.key: group.swap(self._inners[group.key]) for group in groups}
-                self._prove(groups)
-                clock.mark("prove")
-            self._vote()
+            self._gather("gate")
+            clock.mark("gather")
+            self._swap_and_prove(groups)
+            clock.mark("prove")
             verdict = self._first_word("verdict", timedelta(seconds=self._patience_s()), "rollback no verdict in time")
+        except Trouble:
+            report.outcome = Outcome.TROUBLE
+            report.phases = clock.phases
+            return report
         except Exception as error:  # a lost peer, a timeout, a full device: everybody must learn of it, then go back
-            verdict = self._first_word("verdict", timedelta(0), f"rollback rank {self.rank}: {_one_line(error)}")
+            verdict = self.roll_back(f"rank {self.rank}: {_one_line(error)}")
         clock.mark("verdict")
         report.phases = clock.phases
+        return self._obey(verdict, report, groups)
+
+    def _swap_and_prove(self, groups: Sequence[SwitchGroup]) -> None:
+        """New members only: swap, prove the ring, and vote."""
+        if self.role is not Role.LEAVING:
+            self._replaced = {group.key: group.swap(self._inners[group.key]) for group in groups}
+            self._prove(groups)
+            self._vote()
+
+    def _obey(self, verdict: str, report: Report, groups: Sequence[SwitchGroup]) -> Report:
         if verdict == "done":
             report.outcome = Outcome.DONE
             return report
+        self.swap_back(groups)
+        report.outcome = Outcome.ROLLED_BACK
+        report.reason = verdict.removeprefix("rollback ")
+        return report
+
+    def swap_back(self, groups: Sequence[SwitchGroup]) -> None:
         for group in groups:
             if group.key in self._replaced:
                 group.swap(self._replaced.pop(group.key))
-        report.reason = verdict.removeprefix("rollback ")
-        return report
+
+    def _gather(self, gate: str) -> None:
+        """Block until every new member is ready to prove the ring: who proves must not hang because another never came.
+
+        The word under `gate` is `whole`, `trouble` (raises Trouble) or `rollback`; first writer wins.
+        """
+        assert self._store
+        if self.role is not Role.LEAVING and self._store.add(f"{gate}/here", 1) == self.members:
+            self._store.compare_set(gate, "", "whole")
+        give_up_s = time.monotonic() + self._patience_s()
+        while not self._store.check([gate]):
+            if self.role is Role.LEAVING and self._is_alone():
+                self.roll_back(f"the twin of rank {self.rank} was lost")
+            if time.monotonic() > give_up_s:
+                raise AttemptFailed("not everybody came to the switch in time")
+            time.sleep(POLL_S)
+        word = self._store.get(gate)
+        if word == b"trouble":
+            raise Trouble
+        if word != b"whole":
+            raise AttemptFailed("given up by another rank")
+
+    def roll_back(self, reason: str, patience: timedelta = timedelta(0)) -> str:
+        """Write `rollback` if there is no verdict yet, and wake whoever waits at a gate; returns the verdict."""
+        assert self._store
+        verdict = self._first_word("verdict", patience, f"rollback {reason}")
+        if verdict != "done":
+            for gate in ("gate", "second gate"):
+                self._store.compare_set(gate, "", "rollback")
+        return verdict
+
+    def _is_alone(self) -> bool:
+        """Has the process across (leaving: our twin; arriving: our leaver) ended? Looked at every LOOK_S."""
+        now_s = time.monotonic()
+        if self._across is None or now_s - self._looked_s < LOOK_S:
+            return False
+        self._looked_s = now_s
+        return self._across.is_gone()
+
+    # ------------------------------------------------------------ when a leaver is lost; who calls: guard.py and the twin
+
+    def keep_private(self, step: int, private: bytes) -> None:
+        """Leaving: keep the private state of this save point, and of the one before, where it outlives us."""
+        assert self._store
+        signed = b"" if len(private) > STORED_PRIVATE_BYTES_MAX else self._sign(private) + private
+        self._store.set(f"private/{self.rank}/{step % 2}", step.to_bytes(STEP_BYTES, "big") + signed)  # type: ignore[arg-type]
+
+    def kept_private(self, store: dist.Store) -> dict[int, tuple[int, ...]]:
+        """Moved rank → steps whose private state is in the store."""
+        found: dict[int, tuple[int, ...]] = {}
+        for rank in self.terms.moved:
+            raw = [store.get(key) for n in (0, 1) if store.check([key := f"private/{rank}/{n}"])]
+            found[rank] = tuple(int.from_bytes(word[:STEP_BYTES], "big") for word in raw if len(word) > STEP_BYTES)
+        return found
+
+    def join_takeover(
+        self, takeover: Takeover, groups: Sequence[SwitchGroup], tensors: Mapping[str, torch.Tensor] | None
+    ) -> Report:
+        """An old rank's part: serve `tensors` (the state as of the takeover's step) if it is a source, then as at a switch step."""
+        report = Report(Outcome.ROLLED_BACK, is_takeover=True)
+        assert self._server
+        try:
+            if tensors is not None:
+                self._server.publish(tensors, b"")
+            self._gather("second gate")
+            self._swap_and_prove(groups)
+            verdict = self._first_word("verdict", timedelta(seconds=self._patience_s()), "rollback no verdict in time")
+        except Exception as error:  # as in take_part
+            verdict = self.roll_back(f"rank {self.rank}: {_one_line(error)}")
+        return self._obey(verdict, report, groups)
+
+    def take_over(self, groups: Sequence[SwitchGroup]) -> Report:
+        """Arriving: become the rank at the step that the survivors agree on, without the leaver."""
+        assert self._store
+        report, clock = Report(Outcome.ROLLED_BACK, is_takeover=True), _Clock()
+        try:
+            takeover = self._await_takeover()
+            clock.mark("agree")
+            if takeover.why_not:
+                raise AttemptFailed(takeover.why_not)
+            if self.shadow:
+                self.shadow.stop()
+            key = f"private/{self.rank}/{takeover.step % 2}"
+            private = self._checked(self._store.get(key)[STEP_BYTES:])
+            report.extra = self._table.install_private(private)
+            if report.extra["step"] != takeover.step:
+                raise AttemptFailed(f"the private state of rank {self.rank} is of step {report.extra['step']}")
+            report.is_muted = self.rank in takeover.muted
+            source = ("rank", takeover.sources[self.rank])
+            client = self._clients.setdefault(source, self._client(self._store, *source))
+            received = client.fill(self._table.tensors(), self._patience_s())
+            report.wire_bytes = received + len(private) if self._is_elsewhere(source) else len(private)
+            clock.mark("fill")
+            self._gather("second gate")
+            self._swap_and_prove(groups)
+            clock.mark("prove")
+            verdict = self._first_word("verdict", timedelta(seconds=self._patience_s()), "rollback no verdict in time")
+        except Exception as error:  # as in take_part
+            verdict = self.roll_back(f"the twin of rank {self.rank}: {_one_line(error)}")
+        report.phases = clock.phases
+        return self._obey(verdict, report, groups)
+
+    def _await_takeover(self) -> Takeover:
+        assert self._store
+        give_up_s = time.monotonic() + TROUBLE_PATIENCE_S
+        while not self._store.check(["takeover"]):
+            self._look_across()
+            if self._store.check(["verdict"]) or time.monotonic() > give_up_s:
+                raise AttemptFailed("the survivors did not agree on a step")
+            time.sleep(PARKED_POLL_S)
+        return read_takeover(self._store.get("takeover"))
+
+    def _look_across(self) -> None:
+        """Arriving: tell the others when our leaver is gone."""
+        if self._across is not None and self._is_alone():
+            assert self._store
+            self._across = None
+            self._store.set(f"lost/{self.rank}", "1")
+            self._store.compare_set("gate", "", "trouble")
+
+    # ------------------------------------------------------------ after the verdict `done`, until the first step is finished
+
+    def settle(self) -> None:
+        """A member of the new generation finished its first step. When the last one has, the leavers may go."""
+        assert self._store
+        if not self._has_settled:
+            self._has_settled = True
+            if self._store.add("settled", 1) == self.members:
+                self._store.compare_set("after", "", "retire")
+
+    def is_settled(self) -> bool:
+        """Has everybody finished the first step? From then on nobody goes back."""
+        assert self._store
+        return bool(self._store.check(["after"])) and self._store.get("after") == b"retire"
+
+    def await_retirement(self) -> str:
+        """Leaving: empty when we may go. Else why the old generation goes on from the switch step, and we with it."""
+        assert self._store
+        try:
+            while not self._store.check(["after"]):
+                if self._is_alone():
+                    self._store.compare_set("after", "", f"fallback the twin of rank {self.rank} was lost in its first step")
+                time.sleep(PARKED_POLL_S)
+            return self._store.get("after").decode().removeprefix("retire").removeprefix("fallback ")
+        except dist.DistError:  # the store is gone: nobody can agree on going back any more
+            return ""
+
+    # ------------------------------------------------------------ private state
 
     def _hand_over(self, private: bytes) -> bytes:
         """Leaving: small private state goes into the store, where it outlives us, signed; what is left is served directly."""
@@ -224,13 +417,25 @@ class Attempt:
         self._store.set(f"private/{self.rank}", self._sign(private) + private)  # type: ignore[arg-type]
         return b""
 
-    def _take_over(self, patience_s: float) -> bytes:
-        """Arriving: the leaver's private state, from the store or from the leaver itself."""
+    def _receive_private(self, patience_s: float) -> bytes:
+        """Arriving: the leaver's private state, from the store or from the leaver itself. Raises Trouble if it is lost."""
         assert self._store
-        self._store.wait([f"private/{self.rank}"], timedelta(seconds=patience_s))
-        signed = self._store.get(f"private/{self.rank}")
+        key, give_up_s = f"private/{self.rank}", time.monotonic() + patience_s
+        while not self._store.check([key]):
+            self._look_across()
+            if self._store.check(["gate"]):
+                if self._store.get("gate") == b"trouble":
+                    raise Trouble
+                raise AttemptFailed("given up by another rank")
+            if time.monotonic() > give_up_s:
+                raise AttemptFailed(f"rank {self.rank} did not come to the switch step")
+            time.sleep(POLL_S)
+        signed = self._store.get(key)
         if not signed:
             return self._clients["rank", self.rank].fetch_private(patience_s)
+        return self._checked(signed)
+
+    def _checked(self, signed: bytes) -> bytes:
         signature, private = signed[:SIGNATURE_BYTES], signed[SIGNATURE_BYTES:]
         if not hmac.compare_digest(signature, self._sign(private)):  # never unpickle what a stranger put there
             raise AttemptFailed(f"the private state of rank {self.rank} is not signed by this job")
@@ -241,12 +446,12 @@ class Attempt:
 
     def refuse(self, reason: str) -> None:
         """This process will not come to a switch step any more; nobody shall wait for it."""
-        self._first_word("verdict", timedelta(0), f"rollback rank {self.rank}: {reason}")
+        self.roll_back(f"rank {self.rank}: {reason}")
 
     def _install(self, report: Report, clock: _Clock) -> None:
         """Arriving: private state from the leaver, boxes by plan, shadow's last steps."""
         patience_s = self._patience_s()
-        private = self._take_over(patience_s)
+        private = self._receive_private(patience_s)
         clock.restart()  # before this it only waited for the gang to come to the switch step
         if self._is_elsewhere(("rank", self.rank)):
             report.wire_bytes += len(private)
@@ -286,8 +491,6 @@ class Attempt:
                     raise AttemptFailed(f"{group.key} answers for another generation")
 
     def _vote(self) -> None:
-        if self.role is Role.LEAVING:
-            return
         assert self._store
         if self._store.add("proved", 1) == self.members:
             self._store.compare_set("verdict", "", "done")
@@ -315,7 +518,7 @@ class Attempt:
     def _close(self) -> None:
         if self._server:
             self._server.close()
-        for client in self._clients.values():
+        for client in [*self._clients.values(), *([self._across] if self._across else [])]:
             client.close()
         unused = self._replaced if self._replaced else self._inners
         for inner in unused.values():

@@ -162,6 +162,7 @@ class SwitchGroup(dist.ProcessGroup):
         self.bytes_given = 0  # payload handed to collectives since the process started
         self.last_launch_s = 0.0  # time.perf_counter() of the last collective
         self.trace: list[tuple[str, int, str]] | None = None  # (operation, elements, dtype) while recording
+        self.guard: Any = None  # while a switch is near: keeps what is given, see guard.py
 
     def swap(self, inner: Inner) -> Inner:
         """Replace the inner; returns the old one, untouched, so that it can be put back."""
@@ -200,6 +201,8 @@ class SwitchGroup(dist.ProcessGroup):
         if self.trace is not None:
             self.trace.extend((operation, t.numel(), str(t.dtype)) for t in tensors)
         self.last_launch_s = time.perf_counter()
+        if self.guard is not None:
+            return self.guard.run(self, operation, arguments)
         backend = self.inner.backend(first.device.type if first is not None else "cpu")
         return getattr(backend, operation)(*arguments)
 

@@ -152,17 +152,20 @@ class Job:
                 }
             )
 
-        while total is None or step < total:
-            batch = next(batches, _END)
-            if batch is _END:
-                return
-            yield batch
-            step += 1
-            self.step = step
-            if step <= ready_at:
-                self._introduce(worker, feed, step - ready_at)
-            if worker.after_step(step) and self._loops == 1:
-                worker.at_switch(step, capture)
+        try:
+            while total is None or step < total:
+                batch = next(batches, _END)
+                if batch is _END:
+                    return
+                yield batch
+                step += 1
+                self.step = step
+                if step <= ready_at:
+                    self._introduce(worker, feed, step - ready_at)
+                if worker.after_step(step) and self._loops == 1:
+                    worker.at_switch(step, capture)
+        finally:
+            worker.end_loop()  # also when the script breaks out of it
 
     def _introduce(self, worker: Worker, feed: Feed, countdown: int) -> None:
         """Record the collectives of the third step, then say what this rank is."""

@@ -216,6 +216,10 @@ class Shadow:
             )
         if self._error or not done:
             raise RuntimeError(self._error or f"the shadow stands at update {self._updates}, not {updates}")
+        self.stop()
+
+    def stop(self) -> None:
+        """When this returns nobody but the caller writes into the twin's tensors any more."""
         self.close()
         self._thread.join()
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import os
 import secrets
+import select
 import socket
 import threading
 import time
@@ -244,6 +245,19 @@ class FillClient:
             if not_opened:
                 received += self._fill(connection, not_opened, False, deadline)[0]
             return received
+
+    def is_gone(self) -> bool:
+        """Has the server's process ended (or never answered)? Looks, and reads nothing."""
+        if not self._ready.done():
+            return False
+        if self._ready.exception() or self._socket is None or self._is_closed:
+            return True
+        try:
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            return bool(poll.poll(0)) and not self._socket.recv(1, socket.MSG_PEEK)
+        except (OSError, ValueError):  # reset, or closed by a failed request
+            return True
 
     def close(self) -> None:
         self._is_closed = True

@@ -29,6 +29,7 @@ from restow.sdk.boxes import StateTable
 from restow.sdk.channel import Channel
 from restow.sdk.environment import Environment
 from restow.sdk.group import NetInner, SoloInner, collective_libraries, groups
+from restow.sdk.guard import Guard
 from restow.sdk.shadow import Leader, Shadow, followers_of
 
 RECENT_STEPS = 15  # the page shows medians over these: one odd step (a checkpoint, a log line) moves nothing
@@ -50,6 +51,9 @@ class Worker:
         self._attempt: Attempt | None = None
         self._attempt_changed = threading.Condition()
         self._announced = (-1, -1)  # generation and step of the last proposal that we told the twins of
+        self._guard: Guard | None = None  # from `connect` until the first step after the switch is finished everywhere
+        self._left_generation = self.generation  # where a fallback goes to
+        self._is_muted = False  # a twin that repeats a step whose lines are printed already
         self._leader: Leader | None = None  # present while a twin of this node shadows us
         self._step_word = self.page.words["step"]
         self._switch_word = self.page.words["switch_step"]
@@ -100,7 +104,9 @@ class Worker:
             optimizer.register_step_post_hook(self._after_update)
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        leader = self._leader  # an `abandon` may take it away meanwhile
+        guard, leader = self._guard, self._leader  # an `abandon` may take them away meanwhile
+        if guard:
+            guard.before_update()
         if leader:
             leader.before(optimizer)
         if groups:
@@ -132,6 +138,7 @@ class Worker:
             attempt.refuse(why_not)
             step = int(self._switch_word[0])
             self.channel.tell(type="rolled_back", generation=attempt.terms.generation, step=step, reason=why_not)
+        self._drop_guard()  # no save point of ours comes any more
 
     # ------------------------------------------------------------ every step
 
@@ -144,14 +151,27 @@ class Worker:
         self._step_before = step
 
     def after_step(self, step: int) -> bool:
-        """The save point after `step` finished steps. True if a switch step is at hand: then call `at_switch`."""
+        """The save point after `step` finished steps. True if a switch is near: then call `at_switch`."""
         self._step_word[0] = step  # before the load below: the agent relies on this order (page.py)
         now_s = time.perf_counter()
         step_s, self._last_s = now_s - self._last_s, now_s
         self._recent.append((step_s, self._exposed_s))
         if now_s - self._slow_s > SLOW_WORDS_S:
             self._publish_slow_words(now_s)
-        return self._switch_word[0] >= step
+        return self._guard is not None or self._switch_word[0] >= step
+
+    def end_loop(self) -> None:
+        """No save point comes any more: a switch that was just made is final for us, one that is near will not be made."""
+        guard = self._guard
+        if guard:
+            guard.settle()
+            self._drop_guard()
+        self._unmute()
+
+    def _unmute(self) -> None:
+        if self._is_muted:
+            self._is_muted = False
+            _speak(self.environment.log)
 
     def _publish_slow_words(self, now_s: float) -> None:
         self._slow_s = now_s
@@ -226,8 +246,14 @@ class Worker:
             self.channel.tell(type="failed", generation=terms.generation, reason=str(failure))
             return
         with self._attempt_changed:
+            if attempt.role is not Role.ARRIVING and self._attempt is attempt:
+                self._guard = self._make_guard(attempt)
             self._attempt_changed.notify_all()
         self.channel.tell(type="connected", generation=terms.generation)
+
+    def _make_guard(self, attempt: Attempt) -> Guard:
+        assert self.table
+        return Guard(attempt, self.table, groups, on_moved=self._on_moved, on_back=self._on_back)
 
     def _open_shadow(self, attempt: Attempt) -> None:
         """A twin follows the lowest staying rank of its node; that one leads. Raises AttemptFailed."""
@@ -260,23 +286,25 @@ class Worker:
                 return
             if self.is_twin:
                 _leave()
-            self._attempt = None
+            if self._guard and not self._guard.abandon("given up by the controller"):
+                return
+            self._attempt = self._guard = None
             self._attempt_changed.notify_all()
         self._close_shadow(attempt)
         self._close_later(attempt)
 
     def at_switch(self, step: int, capture: Callable[[], bytes]) -> None:
-        """A proposal is in the page. Announce it to the twin, or, at its step, take part; returns when training may go on.
+        """A switch is near. Mind the guard; announce a proposed step to the twin, or, at it, take part; returns when training
+        may go on.
 
         A leaver whose rank now lives elsewhere does not return.
         """
+        self._mind_guard(step, capture)
         proposed = self._switch_word[0]
         attempt = self._attempt
-        if (
-            attempt is None
-            or not attempt.is_connected
-            or attempt.terms.generation != self.page.get("switch_generation")
-        ):
+        if attempt is None or not attempt.is_connected or proposed < step:
+            return
+        if attempt.terms.generation != self.page.get("switch_generation"):
             return  # abandoned meanwhile: the others find `abort`, or roll back without us
         if (attempt.terms.generation, proposed) != self._announced:  # at the step itself too: it may have come just now
             self._announced = (attempt.terms.generation, proposed)
@@ -290,18 +318,65 @@ class Worker:
         if report.outcome is Outcome.ABORTED:  # the attempt stays: a later step may be proposed
             self.channel.tell(type="rolled_back", generation=generation, step=step, reason=report.reason)
             return
+        guard = self._guard
+        if report.outcome is Outcome.TROUBLE:
+            if guard and guard.can_save:
+                guard.trouble()
+                return
+            report.reason = attempt.roll_back("a leaver was lost").removeprefix("rollback ")
+        self._forget_attempt(attempt)
+        if report.outcome is Outcome.DONE:
+            if attempt.role is not Role.LEAVING:
+                if guard:
+                    guard.switched(step)
+                self._become(generation, step, time.perf_counter() - began_s, report)
+                return
+            report.reason = attempt.await_retirement()
+            if not report.reason:
+                self.channel.tell(type="retired", generation=generation)
+                _leave()
+        self._drop_guard()
+        self.channel.tell(type="rolled_back", generation=generation, step=step, reason=report.reason)
+        self.forget_times()
+        self._close_later(attempt)
+
+    def _forget_attempt(self, attempt: Attempt) -> None:
         with self._attempt_changed:
             if self._attempt is attempt:
                 self._attempt = None
         self._close_shadow(attempt)
-        if report.outcome is Outcome.ROLLED_BACK:
-            self.channel.tell(type="rolled_back", generation=generation, step=step, reason=report.reason)
-            self._close_later(attempt)
+
+    def _mind_guard(self, step: int, capture: Callable[[], bytes]) -> None:
+        guard = self._guard
+        if guard is None:
             return
+        guard.at_save_point(step, capture)
+        self._unmute()
+        if guard.is_over():
+            self._drop_guard()
+            self._close_later(guard.attempt)
+
+    def _drop_guard(self) -> None:
+        guard, self._guard = self._guard, None
+        if guard:
+            guard.close()
+
+    def _on_moved(self, attempt: Attempt, step: int, report: Report) -> None:
+        """A lost leaver's rank was taken over by its twin, in the middle of a step of ours."""
+        self._forget_attempt(attempt)
         if attempt.role is Role.LEAVING:
-            self.channel.tell(type="retired", generation=generation)
+            self.channel.tell(type="retired", generation=attempt.terms.generation)
             _leave()
-        self._become(generation, step, time.perf_counter() - began_s, report, attempt)
+        self._become(attempt.terms.generation, step, sum(s for _, s in report.phases), report)
+
+    def _on_back(self, attempt: Attempt, step: int, reason: str) -> None:
+        """A twin was lost in the first step of its generation: the one before goes on, from the switch step."""
+        if attempt.role is Role.ARRIVING:
+            _leave()
+        self.generation = self._left_generation
+        self.page.set("generation", self.generation)
+        self.channel.change_hello(generation=self.generation)
+        self.channel.tell(type="rolled_back", generation=attempt.terms.generation, step=step, reason=reason)
 
     def arrive(self, on_upcoming: Callable[[int], None]) -> dict[str, Any]:
         """The twin's side: park until the gang has switched; returns what the leaver handed over (`step` among it).
@@ -313,8 +388,13 @@ class Worker:
             while not (self._attempt and self._attempt.is_connected):
                 self._attempt_changed.wait()
             attempt = self._attempt
-        on_upcoming(attempt.await_announcement())
+        upcoming = attempt.await_announcement()
+        if upcoming < 0:
+            _leave()
+        on_upcoming(upcoming)
         report = attempt.take_part(-1, groups, lambda: b"")
+        if report.outcome is Outcome.TROUBLE:
+            report = attempt.take_over(groups)
         if report.outcome is not Outcome.DONE:
             _leave()
         step = int(report.extra["step"])
@@ -323,13 +403,18 @@ class Worker:
         self._step_word[0] = step
         self.is_twin = False
         self.channel.change_hello(role="rank")
-        _speak(self.environment.log)
+        self._is_muted = report.is_muted
+        if not self._is_muted:
+            _speak(self.environment.log)
         self._close_shadow(attempt)
-        self._become(attempt.terms.generation, step, pause_s, report, attempt)
+        self._guard = self._make_guard(attempt)
+        self._guard.switched(step)
+        self._guard.arm(step)
+        self._become(attempt.terms.generation, step, pause_s, report)
         return report.extra
 
-    def _become(self, generation: int, step: int, pause_s: float, report: Report, attempt: Attempt) -> None:
-        self.generation = generation
+    def _become(self, generation: int, step: int, pause_s: float, report: Report) -> None:
+        self._left_generation, self.generation = self.generation, generation
         self.page.set("generation", generation)
         self.channel.change_hello(generation=generation)
         self.channel.tell(
@@ -341,7 +426,6 @@ class Worker:
             phases=report.phases,
         )
         self.forget_times()
-        self._close_later(attempt)
 
     def _close_later(self, attempt: Attempt) -> None:
         """Old communicators and ports are taken down beside the training, not in its way."""

@@ -1,0 +1,203 @@
+"""Leavers and twins are killed at every stage of a switch: the gang prints what it would have printed, and no step is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from restow.placement import parse_placement
+from restow.sdk.takeover import Stuck, choose, keepers
+from tests.sdk.gang import PATIENCE_S, Gang, Switching
+from tests.sdk.test_switch import SCRIPT, arguments, undisturbed
+
+LAST = ("a:0 a:1 b:0", "a:0 a:1 a:2")  # three ranks, the last one leaves
+FIRST = ("b:0 a:1 a:2", "a:0 a:1 a:2")  # rank 0 leaves: it broadcasts the buffers
+HOLD = 20
+
+
+@contextlib.contextmanager
+def connected(now: str, then: str, fill: str = "replica", stops: str = "", holds: tuple[int, ...] = (HOLD,)) -> Iterator[Switching]:
+    """A gang whose twins stand by, held inside step HOLD; guarded from its next save point on."""
+    with Gang(SCRIPT, now, [*arguments(), "--stops", stops], holds=holds) as gang:
+        gang.await_step(HOLD)
+        switching = gang.prepare(then, fill)
+        switching.connect()
+        yield switching
+
+
+def assert_nothing_was_lost(gang: Gang) -> None:
+    gang.await_end()
+    ranks = len(gang.placement)
+    assert [gang.story(rank) for rank in range(ranks)] == undisturbed(ranks)
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(
+    ("move", "leaver", "fill", "place"),
+    [
+        (LAST, 2, "replica", "forward"),
+        (LAST, 2, "shadow", "backward"),
+        (LAST, 2, "copy", "backward"),
+        (FIRST, 0, "replica", "backward"),
+        (LAST, 2, "replica", "update"),
+        (FIRST, 0, "shadow", "update"),
+        (LAST, 2, "shadow", "end"),
+    ],
+)
+def test_the_twin_takes_over_from_a_leaver_that_is_killed_inside_a_step(move, leaver, fill, place):
+    with connected(*move, fill, stops=f"{leaver}:25:{place}") as switching:
+        gang = switching.gang
+        gang.release()
+        gang.await_stop(leaver, 25, place)
+        gang.kill(switching.old[leaver])
+        facts = switching.await_taken_over()
+        assert {fact["step"] for fact in facts} == {25}
+        assert_nothing_was_lost(gang)
+
+
+@pytest.mark.live
+def test_two_of_four_leave_and_one_of_them_is_killed():
+    with connected("a:0 a:1 b:0 b:1", "b:2 b:3 b:0 b:1", stops="0:25:backward") as switching:
+        gang = switching.gang
+        gang.release()
+        gang.await_stop(0, 25, "backward")
+        gang.kill(switching.old[0])
+        switching.await_taken_over()
+        assert switching.old[1].popen.wait(PATIENCE_S) == 0
+        assert_nothing_was_lost(gang)
+
+
+@pytest.mark.live
+def test_a_leaver_killed_at_the_switch_step_before_it_handed_over():
+    with connected(*LAST) as switching:
+        gang, leaver = switching.gang, switching.old[2]
+        switching.propose()
+        gang.release()
+        await_kept(switching, 2, switching.step)  # now it waits for the decision
+        gang.kill(leaver)
+        assert switching.decide("go") == "go"
+        assert {fact["step"] for fact in switching.await_taken_over()} == {switching.step}
+        assert_nothing_was_lost(gang)
+
+
+@pytest.mark.live
+def test_a_leaver_killed_at_the_switch_step_after_it_handed_over():
+    with connected(*LAST, holds=(HOLD, 24)) as switching:
+        gang, leaver, staying = switching.gang, switching.old[2], switching.old[0]
+        switching.propose(25)
+        gang.release()
+        await_line(gang, 0, 24)  # it is held there, its part in the step is done
+        os.kill(staying.popen.pid, signal.SIGSTOP)  # so that the others come to the switch step and cannot finish it
+        switching.decide("go")
+        gang.release()
+        await_key(switching, "private/2")
+        gang.kill(leaver)
+        os.kill(staying.popen.pid, signal.SIGCONT)
+        assert {fact["step"] for fact in switching.await_taken_over()} == {25}
+        assert_nothing_was_lost(gang)
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(
+    ("move", "rank", "fill", "place"),
+    [
+        (LAST, 2, "replica", "forward"),
+        (FIRST, 0, "replica", "backward"),
+        (LAST, 2, "shadow", "update"),
+        (LAST, 2, "copy", "end"),
+    ],
+)
+def test_the_leaver_goes_on_when_its_twin_is_killed_in_its_first_step(move, rank, fill, place):
+    with connected(*move, fill, stops=f"{rank}:26:{place}") as switching:
+        gang = switching.gang
+        switching.propose(26)
+        switching.decide("go")
+        gang.release()
+        gang.await_stop(rank, 26, place)
+        gang.kill(switching.twins[0])
+        facts = gang.await_fact(switching.old, "rolled_back", 2)
+        assert {fact["step"] for fact in facts} == {26}
+        assert_nothing_was_lost(gang)
+
+
+@pytest.mark.live
+def test_leaver_and_twin_killed_together_end_the_job_with_a_reason():
+    with connected(*LAST, stops="2:25:backward") as switching:
+        gang = switching.gang
+        gang.release()
+        gang.await_stop(2, 25, "backward")
+        gang.kill(switching.twins[0])
+        gang.kill(switching.old[2])
+        await_key(switching, "stuck/0")  # both know by now that the step has failed
+        await_key(switching, "stuck/1")
+        for process in switching.old[:2]:
+            gang.tell(process, type="abandon", generation=2, reason="rank 2 and its twin were lost")
+        for process in switching.old[:2]:
+            assert process.popen.wait(PATIENCE_S) == 1
+            assert "could not save this step" in process.log.read_text()
+
+
+def await_line(gang: Gang, rank: int, step: int) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not any(line.startswith(f"{step} ") for line in gang.output(rank)):
+        assert time.monotonic() < deadline, f"rank {rank} did not print step {step}"
+        time.sleep(0.002)
+
+
+def await_kept(switching: Switching, rank: int, step: int) -> None:
+    """Until the private state of this save point is in the store."""
+    key = f"private/{rank}/{step % 2}"
+    await_key(switching, key)
+    deadline = time.monotonic() + PATIENCE_S
+    while int.from_bytes(switching.store.get(key)[:8], "big") < step:
+        assert time.monotonic() < deadline, f"rank {rank} did not come to step {step}"
+        time.sleep(0.002)
+
+
+def await_key(switching: Switching, key: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not switching.store.check([key]):
+        assert time.monotonic() < deadline, f"nobody wrote {key}"
+        time.sleep(0.002)
+
+
+# ---------------------------------------------------------------- the decision alone
+
+NOW, THEN = (parse_placement(text) for text in LAST)
+
+
+def stuck(step: int, *holds: int, first: int = 20) -> Stuck:
+    return Stuck(step=step, first=first, holds=holds)
+
+
+def test_the_step_is_the_earliest_that_somebody_still_needs():
+    taken = choose(NOW, THEN, {0: stuck(26, 26, 25), 1: stuck(25, 25)}, {2: (25, 24)})
+    assert (taken.step, taken.sources, taken.muted) == (25, {2: 0}, ())
+
+
+def test_a_step_that_the_lost_process_finished_is_not_printed_again():
+    taken = choose(NOW, THEN, {0: stuck(26, 26), 1: stuck(25, 25)}, {2: (25, 26)})
+    assert (taken.step, taken.sources, taken.muted) == (25, {2: 1}, (2,))
+
+
+def test_state_comes_from_the_twins_own_node_where_it_can():
+    now, then = parse_placement("b:0 a:0 c:0"), parse_placement("b:0 a:0 a:1")
+    assert choose(now, then, {0: stuck(25, 25), 1: stuck(25, 25)}, {2: (25,)}).sources == {2: 1}
+
+
+def test_what_cannot_be_saved_says_why():
+    both = {0: stuck(26, 26), 1: stuck(26, 26)}
+    assert "left no private state" in choose(NOW, THEN, both, {2: ()}).why_not
+    assert "no rank holds the state of step 25" in choose(NOW, THEN, both, {2: (25, 24)}).why_not
+    assert "from step 26 on, step 25 is needed" in choose(NOW, THEN, {0: stuck(26, 25, first=26)}, {2: (25,)}).why_not
+
+
+def test_the_lowest_staying_rank_of_each_destination_keeps_the_state():
+    assert keepers(NOW, THEN) == {0}
+    assert keepers(*(parse_placement(text) for text in ("a:0 a:1 b:0 b:1", "b:2 b:3 b:0 b:1"))) == {2}
+    assert keepers(*(parse_placement(text) for text in ("a:0 a:1", "b:0 b:1"))) == {0, 1}
