@@ -3,6 +3,7 @@ and afterwards no process and no shared memory."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from restow.errors import Refused
 from tests.live.cluster import PATIENCE_S, ROOT, Cluster
 
 LOOP = """
@@ -43,7 +45,8 @@ def nothing_is_left(cluster: Cluster) -> Iterator[None]:
     """Ends what the test began, and looks that nothing of it remains: no rank, no store, no child of one, no shared memory."""
     yield
     for job in cluster.client.ps(every=False):
-        cluster.client.cancel(job["id"])
+        with contextlib.suppress(Refused):  # it may have ended since
+            cluster.client.cancel(job["id"])
         cluster.client.wait(job["id"], limit_s=PATIENCE_S)
     cluster.await_true(lambda: not list(cluster.shm.glob("*/*-*.*")), "shared memory is left")
     cluster.await_true(lambda: not of_jobs(cluster), "processes of jobs are left")

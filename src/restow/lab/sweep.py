@@ -59,12 +59,12 @@ def _pids_in_cgroup(path: str) -> list[int]:
         return []
 
 
-def end_processes(find: Callable[[], list[Process]]) -> None:
+def end_processes(find: Callable[[], list[Process]], grace_s: float = TERM_GRACE_S) -> None:
     """SIGTERM to all that `find` gives, SIGKILL to those that stay or appear after the grace. Returns when none is left."""
-    deadline_s = time.monotonic() + TERM_GRACE_S
+    deadline_s = time.monotonic() + grace_s
     asked: set[Process] = set()
     while left := find():
-        is_late = time.monotonic() > deadline_s
+        is_late = time.monotonic() >= deadline_s
         if time.monotonic() > deadline_s + TERM_GRACE_S:
             return  # stuck in the kernel; SIGKILL is pending, it goes as soon as it can
         for process in left:
@@ -119,7 +119,7 @@ def remove(state: LabState) -> None:
             time.sleep(_PAUSE_S)
         if holder.is_alive:
             end_processes(lambda: processes_inside(state, held=holder.is_alive))
-            _signal(holder, signal.SIGKILL)
+            end_processes(lambda: [holder] if holder.is_alive else [], grace_s=0.0)
     empty(state, held=False)
 
 
