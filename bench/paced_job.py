@@ -63,6 +63,9 @@ def main() -> None:
             say("window", step // length, periods_s=[b - a for a, b in itertools.pairwise(ends)])
             ends = []
 
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # nobody leaves while another still reads from it
+
 
 if __name__ == "__main__":
     main()
