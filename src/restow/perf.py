@@ -129,10 +129,10 @@ def has_replicas(now: Placement, then: Placement) -> bool:
 
 def choose_fill(spec: JobSpec, profile: Profile, now: Placement, then: Placement) -> str:
     """replica, copy or shadow. What the user asked for, unless there is no replica to read."""
-    if spec.fill in ("copy", "shadow"):
-        return spec.fill
-    if not has_replicas(now, then):
+    if spec.fill == "copy" or not has_replicas(now, then):
         return "copy"
+    if spec.fill == "shadow":
+        return "shadow"
     if spec.fill == "replica" or profile.state_bytes < SHADOW_BYTES_MIN:
         return "replica"
     return "shadow"

@@ -162,6 +162,7 @@ class SwitchGroup(dist.ProcessGroup):
         self.bytes_given = 0  # payload handed to collectives since the process started
         self.last_launch_s = 0.0  # time.perf_counter() of the last collective
         self.trace: list[tuple[str, int, str]] | None = None  # (operation, elements, dtype) while recording
+        self.rehearsed: list[tuple[str, int, str]] = []  # the trace of one typical step
         self.guard: Any = None  # while a switch is near: keeps what is given, see guard.py
 
     def swap(self, inner: Inner) -> Inner:

@@ -94,6 +94,12 @@ class Guard:
             except dist.DistError:  # the store is gone, and with it the attempt; the training does not need it
                 self.close()
 
+    def make_room(self) -> None:
+        """Touch what one step's collectives will need, ahead of the first step: what a parked twin has the time for."""
+        for group in self._groups if self.attempt.is_guarded else ():
+            for _, elements, dtype in group.rehearsed:
+                self._ledger.provide(elements, getattr(torch, dtype.removeprefix("torch.")))
+
     def settle(self) -> None:
         """If we are in the new generation, we have finished a step there, or have left the loop."""
         if self._is_switched and not self._is_back:

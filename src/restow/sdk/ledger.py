@@ -118,6 +118,11 @@ class Ledger:
         self._bytes = 0
         self._buffers: dict[tuple[Any, ...], list[torch.Tensor]] = defaultdict(list)  # of forgotten entries, used again
 
+    def provide(self, elements: int, dtype: torch.dtype) -> None:
+        """Room for one more flat tensor, touched: a bucket's first copy then meets no page fault."""
+        room = torch.zeros(elements, dtype=dtype)
+        self._buffers[_kind(room)].append(room)
+
     def turn(self, step: int) -> None:
         """A save point: `step` steps are finished, what follows belongs to the next."""
         for old in [number for number in self._steps if number < step - 1]:

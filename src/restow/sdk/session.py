@@ -187,7 +187,7 @@ class Job:
         parts = [self._table.signature(), _code_hash()]
         for group in groups:
             parts.append(trace_hash(group.trace or []))
-            group.trace = None
+            group.rehearsed, group.trace = group.trace or [], None
         for thing in self._objects.values():
             if isinstance(thing, DistributedDataParallel):
                 layout = thing._get_ddp_logging_data()

@@ -388,6 +388,8 @@ class Worker:
             while not (self._attempt and self._attempt.is_connected):
                 self._attempt_changed.wait()
             attempt = self._attempt
+        guard = self._make_guard(attempt)
+        guard.make_room()
         upcoming = attempt.await_announcement()
         if upcoming < 0:
             _leave()
@@ -407,9 +409,9 @@ class Worker:
         if not self._is_muted:
             _speak(self.environment.log)
         self._close_shadow(attempt)
-        self._guard = self._make_guard(attempt)
-        self._guard.switched(step)
-        self._guard.arm(step)
+        self._guard = guard
+        guard.switched(step)
+        guard.arm(step)
         self._become(attempt.terms.generation, step, pause_s, report)
         return report.extra
 
