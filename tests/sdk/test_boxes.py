@@ -243,6 +243,14 @@ def live_after(*iterations: str) -> list[str]:
                 model(torch.ones(1, 2)).sum().backward()
             elif letter == "s":
                 optimizer.step()
+            elif letter == "r":  # what a shadow does: updates with gradients of its own, nobody clears them
+                table.watch.pause()
+                for parameter in model.parameters():
+                    parameter.grad = torch.ones_like(parameter)
+                optimizer.step()
+                for parameter in model.parameters():
+                    parameter.grad = None
+                table.watch.resume()
             elif letter == "n":
                 for parameter in model.parameters():
                     parameter.grad = None
@@ -259,6 +267,10 @@ def test_gradients_that_the_script_clears_first_are_spent_once_that_was_seen():
     assert live_after("zbs", "zbs", "zbs") == ["live", "spent", "spent"]
     assert live_after("Zbs", "Zbs") == ["live", "spent"]
     assert live_after("nbs", "nbs", "nbs") == ["live", "spent", "spent"]
+
+
+def test_updates_that_a_shadow_repeats_teach_nothing_about_the_script():
+    assert live_after("zbs", "zbs", "r", "r", "zbs", "zbs") == ["live", "spent", "none", "none", "spent", "spent"]
 
 
 def test_gradients_cleared_after_the_step_are_none_or_zero():

@@ -34,6 +34,17 @@ class GradientWatch:
         """What the gradients of this optimizer's parameters are now, between two iterations."""
         return self._watched[optimizer].status()
 
+    def pause(self) -> None:
+        """What comes now are not the script's own steps: a shadow repeats updates."""
+        for watched in self._watched.values():
+            watched.is_paused = True
+
+    def resume(self) -> None:
+        """The script goes on; what was learned of it before the pause still holds."""
+        for watched in self._watched.values():
+            watched.is_paused = False
+            watched.forget_last()
+
     def close(self) -> None:
         """Take the hook and the wrapper off again."""
         for watched in self._watched.values():
@@ -50,6 +61,7 @@ class _Watched:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         every = max(1, len(self._parameters) // PROBES_MAX)
         self._probes = self._parameters[::every][:PROBES_MAX]
+        self.is_paused = False
         self._last: str = ""  # "step" or "zero": what was seen last; empty: nothing yet
         self._marks: list[_Mark] = []
         self._clears: bool | None = None  # does the script clear between a step and the next backward? None: not seen
@@ -69,7 +81,12 @@ class _Watched:
             return Gradients.SPENT
         return Gradients.LIVE
 
+    def forget_last(self) -> None:
+        self._last, self._marks = "", []
+
     def _stepped(self, *_: Any) -> None:
+        if self.is_paused:
+            return
         if self._last == "step":  # no zero_grad since the step before: were the tensors replaced instead?
             for p, mark in zip(self._probes, self._marks, strict=True):
                 if mark is not None and p.grad is not None:

@@ -200,11 +200,11 @@ class Shadow:
         if self._leader is None:
             raise OSError(f"no staying rank on {attempt.terms.then[self._rank].node} to shadow")
         self._is_open = True
-        self._target: int | None = None
         self._updates = -1  # of the job, as of the last update that we repeated
         self._caught_up = threading.Condition()
         self._error = ""
         self._whole = False
+        table.watch.pause()
         self._thread = threading.Thread(target=self._run, name="restow-shadow", daemon=True)
         self._thread.start()
 
@@ -222,6 +222,7 @@ class Shadow:
         """When this returns nobody but the caller writes into the twin's tensors any more."""
         self.close()
         self._thread.join()
+        self._table.watch.resume()
 
     def close(self) -> None:
         self._is_open = False
