@@ -361,7 +361,7 @@ def main(node: str, shm: str, warm: str) -> None:
             file = os.environ.get("RESTOW_DEVICES")
             rate = measure_local(list(find_devices(Path(file) if file else None).values()))
         nursery = Nursery(folders)
-    except Exception:
+    except Exception:  # raised again below: the agent that waits for `ready` shall read the reason
         traceback.print_exc()
         print(traceback.format_exc().strip().splitlines()[-1], flush=True)
         raise
