@@ -7,6 +7,7 @@ stores, answers the channel and writes pages. Real processes, real sockets, real
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -42,6 +43,7 @@ SECRET = "5e" * 16
 def _run(script: str, arguments: list[str], environment: dict[str, str], log: str) -> None:
     """In the child: be what `python script arguments` would be."""
     os.setsid()
+    gc.freeze()  # as the nursery does
     multiprocessing.set_start_method(
         "fork", force=True
     )  # as in a fresh python; a child of the fork server has another default

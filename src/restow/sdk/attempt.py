@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from restow.placement import Placement, Slot, moved_ranks
+from restow.placement import Placement, Slot, is_scattered, moved_ranks
 from restow.plan import Box, Copy, Holding, plan
 from restow.sdk.boxes import StateTable
 from restow.sdk.group import Inner, NetInner, SwitchGroup
@@ -37,6 +37,8 @@ SIGNATURE_BYTES = 32
 STEP_BYTES = 8
 TROUBLE_PATIENCE_S = 120.0  # for everybody to be stuck or known as lost: somebody may be in a long evaluation
 LOOK_S = 0.05  # between two looks whether the process across is still there
+WARM_UP_BYTES_MAX = 64 << 20
+WARM_UP_LINK_BYTES_MAX = 64 << 10
 VERDICT_TIMEOUT_S = 20.0  # beyond the transfer: proof and three store round trips
 
 
@@ -158,10 +160,23 @@ class Attempt:
                 for group in groups:
                     prefixed = dist.PrefixStore(f"inner/{group.key}", store)
                     self._inners[group.key] = NetInner(prefixed, group.rank(), group.size(), self._libraries)
+                self._warm_up(groups)
             self._store = self.open_store()  # one client per thread: this one is the training thread's
         except Exception as error:  # whatever torch, sockets or shared memory raise here ends only this attempt
             raise AttemptFailed(f"rank {self.rank} could not connect: {_one_line(error)}") from error
         self.is_connected = True
+
+    def _warm_up(self, groups: Sequence[SwitchGroup]) -> None:
+        """New members: one sum as large as the largest of a step, so that the communicator's own threads have touched their
+        memory when it counts. Where the ring crosses a link that trains, a small one: it must not take the link's time."""
+        bytes_max = WARM_UP_BYTES_MAX if not is_scattered(self.terms.then) else WARM_UP_LINK_BYTES_MAX
+        options = dist.AllreduceOptions()
+        options.timeout = CONNECT_TIMEOUT
+        for group in groups:
+            elements = max((elements for name, elements, _ in group.rehearsed if name == "allreduce"), default=1)
+            for device_type in self._libraries:
+                number = torch.zeros(min(elements, bytes_max // 4), device=device_type)
+                self._inners[group.key].backend(device_type).allreduce([number], options).wait()
 
     def open_store(self) -> dist.TCPStore:
         host, port = self.terms.store

@@ -42,6 +42,15 @@ POLL_S = 0.002
 IN_FLIGHT_PATIENCE_S = 5.0  # for what else was under way on a failed inner: it fails as soon as the peers have closed theirs
 
 
+def room_for(groups: Sequence[SwitchGroup]) -> list[torch.Tensor]:
+    """What one step's collectives will need to be kept, touched ahead: a parked twin has the time for it."""
+    return [
+        torch.zeros(elements, dtype=getattr(torch, dtype.removeprefix("torch.")))
+        for group in groups
+        for _, elements, dtype in group.rehearsed
+    ]
+
+
 class NotSaved(Exception):
     """The step cannot be repeated; one line says why."""
 
@@ -57,14 +66,15 @@ class Guard:
         *,
         on_moved: Callable[[Attempt, int, Report], None],
         on_back: Callable[[Attempt, int, str], None],
+        room: Sequence[torch.Tensor] = (),
     ):
-        """`on_moved(attempt, step, report)`: a lost leaver's rank was taken over (does not return where we are a leaver);
+        """`room`: see room_for. `on_moved(attempt, step, report)`: a lost leaver's rank was taken over (does not return where we are a leaver);
         `on_back(attempt, step, reason)`: the old generation goes on from `step`. Both on the guard's thread."""
         self.attempt = attempt
         self._table, self._groups = table, list(groups)
         self._on_moved, self._on_back = on_moved, on_back
         self._changed = threading.Condition()
-        self._ledger = Ledger()
+        self._ledger = Ledger(room)
         self._queue: deque[Entry] = deque()
         self._stuck_s = 0.0  # since when, time.perf_counter()
         self._is_held = False  # an inner failed: collectives wait for another
@@ -93,12 +103,6 @@ class Guard:
                 self.attempt.keep_private(step, capture())
             except dist.DistError:  # the store is gone, and with it the attempt; the training does not need it
                 self.close()
-
-    def make_room(self) -> None:
-        """Touch what one step's collectives will need, ahead of the first step: what a parked twin has the time for."""
-        for group in self._groups if self.attempt.is_guarded else ():
-            for _, elements, dtype in group.rehearsed:
-                self._ledger.provide(elements, getattr(torch, dtype.removeprefix("torch.")))
 
     def settle(self) -> None:
         """If we are in the new generation, we have finished a step there, or have left the loop."""

@@ -110,18 +110,16 @@ class Entry:
 class Ledger:
     """What was done since the save point before the last one. Only the thread that launches collectives writes."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: Sequence[torch.Tensor] = ()) -> None:
+        """`room`: flat tensors whose pages were touched, so that a bucket's first copy meets no page fault."""
         self.first = -1  # the earliest step that is here from its beginning
         self.why_not = ""  # why nothing can be done again; empty: it can
         self._step = -1
         self._steps: dict[int, list[Entry]] = {}
         self._bytes = 0
         self._buffers: dict[tuple[Any, ...], list[torch.Tensor]] = defaultdict(list)  # of forgotten entries, used again
-
-    def provide(self, elements: int, dtype: torch.dtype) -> None:
-        """Room for one more flat tensor, touched: a bucket's first copy then meets no page fault."""
-        room = torch.zeros(elements, dtype=dtype)
-        self._buffers[_kind(room)].append(room)
+        for free in room:
+            self._buffers[_kind(free)].append(free)
 
     def turn(self, step: int) -> None:
         """A save point: `step` steps are finished, what follows belongs to the next."""

@@ -197,20 +197,22 @@ class Job:
     # ------------------------------------------------------------ twins
 
     def _rehearse(self, worker: Worker, feed: Feed) -> Iterator[Any]:
-        """A few steps on the solo group: buckets rebuilt, optimizer state made, kernels tuned. Then park."""
+        """A few steps on the solo group: buckets rebuilt, optimizer state made, kernels tuned, memory touched. Then park."""
         batches = iter(feed)
-        for step in range(REHEARSAL_STEPS):
+        for step in range(REHEARSAL_STEPS + 1):
             if step == REHEARSAL_STEPS - 1:
                 for group in groups:
                     group.trace = []
+            elif step == REHEARSAL_STEPS:
+                self._own_signature = self._signature()
+                worker.make_room()
             batch = next(batches, _END)
             if batch is _END:
-                raise ScriptError(f"the loader ended after {step} batches; a twin needs {REHEARSAL_STEPS} to rehearse")
+                raise ScriptError(f"the loader ended after {step} batches; a twin needs {REHEARSAL_STEPS + 1} to rehearse")
             began_s = time.perf_counter()
             yield batch
             rehearsal_step_s = time.perf_counter() - began_s
         feed.close()
-        self._own_signature = self._signature()
         worker.channel.tell(type="parked", signature=self._own_signature, rehearsal_step_s=rehearsal_step_s)
 
     def _arrive(self, worker: Worker, loader: Iterable[Any]) -> Feed:

@@ -29,7 +29,8 @@ from restow.sdk.boxes import StateTable
 from restow.sdk.channel import Channel
 from restow.sdk.environment import Environment
 from restow.sdk.group import NetInner, SoloInner, collective_libraries, groups
-from restow.sdk.guard import Guard
+from restow.sdk.guard import Guard, room_for
+from restow.sdk.memory import keep_touched_memory
 from restow.sdk.shadow import Leader, Shadow, followers_of
 
 RECENT_STEPS = 15  # the page shows medians over these: one odd step (a checkpoint, a log line) moves nothing
@@ -52,6 +53,7 @@ class Worker:
         self._attempt_changed = threading.Condition()
         self._announced = (-1, -1)  # generation and step of the last proposal that we told the twins of
         self._guard: Guard | None = None  # from `connect` until the first step after the switch is finished everywhere
+        self._room: list[torch.Tensor] = []  # for the guard of the first attempt
         self._left_generation = self.generation  # where a fallback goes to
         self._is_muted = False  # a twin that repeats a step whose lines are printed already
         self._leader: Leader | None = None  # present while a twin of this node shadows us
@@ -63,6 +65,7 @@ class Worker:
         self._exposed_s = 0.0
         self._given_before = 0
         self._step_before = 0
+        keep_touched_memory()
         self.page.set("pid", os.getpid())
         self.page.set("generation", self.generation)
         hello = {
@@ -253,7 +256,13 @@ class Worker:
 
     def _make_guard(self, attempt: Attempt) -> Guard:
         assert self.table
-        return Guard(attempt, self.table, groups, on_moved=self._on_moved, on_back=self._on_back)
+        room, self._room = self._room, []
+        return Guard(attempt, self.table, groups, on_moved=self._on_moved, on_back=self._on_back, room=room)
+
+    def make_room(self) -> None:
+        """A twin that rehearses: what its first step will need besides. One more step of rehearsal then settles the heap."""
+        if self._libraries == {"cpu": "gloo"}:
+            self._room = room_for(groups)
 
     def _open_shadow(self, attempt: Attempt) -> None:
         """A twin follows the lowest staying rank of its node; that one leads. Raises AttemptFailed."""
@@ -389,7 +398,6 @@ class Worker:
                 self._attempt_changed.wait()
             attempt = self._attempt
         guard = self._make_guard(attempt)
-        guard.make_room()
         upcoming = attempt.await_announcement()
         if upcoming < 0:
             _leave()
