@@ -1,7 +1,7 @@
 """One attempt to reach the next generation, as one process takes part in it: the same script for every role.
 
 A process is *staying* (its rank keeps its slot), *leaving* (its rank goes elsewhere) or *arriving* (the twin). What runs in the
-background is `connect`; what runs at the switch step, on the training thread, is `take_part`. Who decides: the store (two
+background is `connect`; what runs at the switch step, on the training thread, is `take_part` or its first half. Who decides: the store (two
 words, first writer wins), never a process; see docs/design/001-processes.md. Knows nothing of agents or of the user's loop.
 """
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 import hmac
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
@@ -90,19 +91,20 @@ def read_terms(message: Mapping[str, Any]) -> Terms:
 
 @dataclass(slots=True)
 class Report:
-    """What `take_part` did, for RankSwitched or RankRolledBack."""
+    """What `take_part` or its two halves did, for RankSwitched or RankRolledBack."""
 
-    outcome: Outcome
+    outcome: Outcome | None = None  # None: not over yet
     reason: str = ""
     wire_bytes: int = 0
     phases: list[tuple[str, float]] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)  # arriving: what the leaver handed over besides tensors
     is_muted: bool = False  # arriving: the lost leaver has printed the first step's lines already
     is_takeover: bool = False
+    paused_s: float = 0.0  # staying: how long the training thread was held
 
 
 class Attempt:
-    """See the module. `connect` once, then `take_part` once; `close` always."""
+    """See the module. `connect` once, then `take_part` (or `begin` and `finish`) once; `close` always."""
 
     def __init__(
         self,
@@ -121,6 +123,8 @@ class Attempt:
         self._server: FillServer | None = None
         self._clients: dict[tuple[str, int], FillClient] = {}
         self._copies: list[Copy] = []
+        self._gives = False  # staying: does a twin read our state at the switch step?
+        self._has_gathered = False
         self._inners: dict[str, Inner] = {}
         self._replaced: dict[str, Inner] = {}
         self._store: dist.Store | None = None
@@ -154,6 +158,8 @@ class Attempt:
             store.set(f"source/{kind}/{self.rank}", f"{self._address}:{self._server.port}")
             if self.role is Role.ARRIVING:
                 self._find_sources(store)
+            if self.role is Role.STAYING:
+                self._gives = any(copy.source == ("rank", self.rank) for copy in self._planned())
             if self.role is Role.LEAVING:
                 self._across = self._client(store, "twin", self.rank)
             else:
@@ -199,14 +205,19 @@ class Attempt:
                 return read_takeover(self._store.get("takeover")).step
             time.sleep(PARKED_POLL_S)
 
-    def _find_sources(self, store: dist.Store) -> None:
-        """Plan which boxes come from whom, and connect to each of them ahead of time."""
+    def _planned(self) -> list[Copy]:
+        """Which boxes go to the twins at the switch step, and from whom: the same on every member."""
         terms = self.terms
+        if terms.fill == "shadow":
+            return []
         boxes = boxes_of(self._table)
         old = {r: Holding(node=s.node, device=s.device, boxes=boxes) for r, s in enumerate(terms.now)}
         new = {r: Holding(node=terms.then[r].node, device=terms.then[r].device, boxes=boxes) for r in terms.moved}
-        copies = [] if terms.fill == "shadow" else plan(old, new)
-        self._copies = [copy for copy in copies if copy.target == self.rank]
+        return plan(old, new)
+
+    def _find_sources(self, store: dist.Store) -> None:
+        """Connect ahead of time to those who will give."""
+        self._copies = [copy for copy in self._planned() if copy.target == self.rank]
         for source in dict.fromkeys([("rank", self.rank), *(copy.source for copy in self._copies)]):
             self._clients[source] = self._client(store, *source)
         self._across = self._clients["rank", self.rank]
@@ -223,14 +234,23 @@ class Attempt:
 
         The old inners stay in place or are put back unless the outcome is DONE.
         """
+        report = self.begin(step, groups, capture)
+        return report if report.outcome else self.finish(groups, report)
+
+    def begin(self, step: int, groups: Sequence[SwitchGroup], capture: Callable[[], bytes]) -> Report:
+        """What must be done before this rank's state changes again: the decision, what it gives, what it gets.
+
+        The report has no outcome yet if there is more to do: `finish`. An old rank that stays may train meanwhile, as far as its
+        next collective and its next update: they are the same in both generations.
+        """
         clock = _Clock()
         if self.role is not Role.ARRIVING:
             word = self._first_word(f"decision/{step}", DECISION_TIMEOUT, "abort")
             clock.mark("decide")
             if word != "go":
                 return Report(Outcome.ABORTED, reason="not decided in time", phases=clock.phases)
-        report = Report(Outcome.ROLLED_BACK)
-        try:
+        report = Report(phases=clock.phases)
+        with self._obeying(groups, report):
             if self.role is Role.ARRIVING:
                 self._install(report, clock)
             else:
@@ -239,20 +259,35 @@ class Attempt:
                 clock.mark("capture")
                 self._server.publish(self._table.tensors(), private)
                 clock.mark("publish")
-            self._gather("gate")
-            clock.mark("gather")
+            if self.role is not Role.STAYING or self._gives:
+                self._gather("gate")  # who waits at the gate has read what we give
+                clock.mark("gather")
+                self._has_gathered = True
+        return report
+
+    def finish(self, groups: Sequence[SwitchGroup], report: Report) -> Report:
+        """The rest: everybody is there, the new ring is proved, the verdict is obeyed."""
+        clock = _Clock(report.phases)
+        with self._obeying(groups, report):
+            if not self._has_gathered:
+                self._gather("gate")
+                clock.mark("gather")
             self._swap_and_prove(groups)
             clock.mark("prove")
             verdict = self._first_word("verdict", timedelta(seconds=self._patience_s()), "rollback no verdict in time")
+            clock.mark("verdict")
+            self._obey(verdict, report, groups)
+        return report
+
+    @contextmanager
+    def _obeying(self, groups: Sequence[SwitchGroup], report: Report) -> Iterator[None]:
+        """Whatever goes wrong inside becomes the report's outcome."""
+        try:
+            yield
         except Trouble:
             report.outcome = Outcome.TROUBLE
-            report.phases = clock.phases
-            return report
         except Exception as error:  # a lost peer, a timeout, a full device: everybody must learn of it, then go back
-            verdict = self.roll_back(f"rank {self.rank}: {_one_line(error)}")
-        clock.mark("verdict")
-        report.phases = clock.phases
-        return self._obey(verdict, report, groups)
+            self._obey(self.roll_back(f"rank {self.rank}: {_one_line(error)}"), report, groups)
 
     def _swap_and_prove(self, groups: Sequence[SwitchGroup]) -> None:
         """New members only: swap, prove the ring, and vote."""
@@ -261,14 +296,13 @@ class Attempt:
             self._prove(groups)
             self._vote()
 
-    def _obey(self, verdict: str, report: Report, groups: Sequence[SwitchGroup]) -> Report:
+    def _obey(self, verdict: str, report: Report, groups: Sequence[SwitchGroup]) -> None:
         if verdict == "done":
             report.outcome = Outcome.DONE
-            return report
+            return
         self.swap_back(groups)
         report.outcome = Outcome.ROLLED_BACK
         report.reason = verdict.removeprefix("rollback ")
-        return report
 
     def swap_back(self, groups: Sequence[SwitchGroup]) -> None:
         for group in groups:
@@ -333,23 +367,23 @@ class Attempt:
         self, takeover: Takeover, groups: Sequence[SwitchGroup], tensors: Mapping[str, torch.Tensor] | None
     ) -> Report:
         """An old rank's part: serve `tensors` (the state as of the takeover's step) if it is a source, then as at a switch step."""
-        report = Report(Outcome.ROLLED_BACK, is_takeover=True)
+        report = Report(is_takeover=True)
         assert self._server
-        try:
+        with self._obeying(groups, report):
             if tensors is not None:
                 self._server.publish(tensors, b"")
             self._gather("second gate")
             self._swap_and_prove(groups)
             verdict = self._first_word("verdict", timedelta(seconds=self._patience_s()), "rollback no verdict in time")
-        except Exception as error:  # as in take_part
-            verdict = self.roll_back(f"rank {self.rank}: {_one_line(error)}")
-        return self._obey(verdict, report, groups)
+            self._obey(verdict, report, groups)
+        return report
 
     def take_over(self, groups: Sequence[SwitchGroup]) -> Report:
         """Arriving: become the rank at the step that the survivors agree on, without the leaver."""
         assert self._store
-        report, clock = Report(Outcome.ROLLED_BACK, is_takeover=True), _Clock()
-        try:
+        report, clock = Report(is_takeover=True), _Clock()
+        report.phases = clock.phases
+        with self._obeying(groups, report):
             takeover = self._await_takeover()
             clock.mark("agree")
             if takeover.why_not:
@@ -371,10 +405,8 @@ class Attempt:
             self._swap_and_prove(groups)
             clock.mark("prove")
             verdict = self._first_word("verdict", timedelta(seconds=self._patience_s()), "rollback no verdict in time")
-        except Exception as error:  # as in take_part
-            verdict = self.roll_back(f"the twin of rank {self.rank}: {_one_line(error)}")
-        report.phases = clock.phases
-        return self._obey(verdict, report, groups)
+            self._obey(verdict, report, groups)
+        return report
 
     def _await_takeover(self) -> Takeover:
         assert self._store
@@ -552,8 +584,8 @@ def boxes_of(table: StateTable) -> tuple[Box, ...]:
 class _Clock:
     """Seconds by phase."""
 
-    def __init__(self) -> None:
-        self.phases: list[tuple[str, float]] = []
+    def __init__(self, phases: list[tuple[str, float]] | None = None) -> None:
+        self.phases = [] if phases is None else phases
         self._last_s = time.perf_counter()
 
     def mark(self, phase: str) -> None:

@@ -39,6 +39,7 @@ from restow.sdk.ledger import Entry, Ledger
 from restow.sdk.takeover import Stuck, Takeover, choose, keepers, read_stuck, read_takeover
 
 POLL_S = 0.002
+SWITCH = "switch"  # the operation of an entry that stands for the second half of a switch
 IN_FLIGHT_PATIENCE_S = 5.0  # for what else was under way on a failed inner: it fails as soon as the peers have closed theirs
 
 
@@ -64,20 +65,22 @@ class Guard:
         table: StateTable,
         groups: Sequence[SwitchGroup],
         *,
+        on_finished: Callable[[Attempt, int, Report], None],
         on_moved: Callable[[Attempt, int, Report], None],
         on_back: Callable[[Attempt, int, str], None],
         room: Sequence[torch.Tensor] = (),
     ):
-        """`room`: see room_for. `on_moved(attempt, step, report)`: a lost leaver's rank was taken over (does not return where we are a leaver);
-        `on_back(attempt, step, reason)`: the old generation goes on from `step`. Both on the guard's thread."""
+        """`room`: see room_for. `on_finished(attempt, step, report)`: what `finish_later` came to. `on_moved(attempt, step, report)`: a lost leaver's rank was taken over (does not return where we are a leaver);
+        `on_back(attempt, step, reason)`: the old generation goes on from `step`. All on the guard's thread."""
         self.attempt = attempt
         self._table, self._groups = table, list(groups)
-        self._on_moved, self._on_back = on_moved, on_back
+        self._on_finished, self._on_moved, self._on_back = on_finished, on_moved, on_back
         self._changed = threading.Condition()
         self._ledger = Ledger(room)
         self._queue: deque[Entry] = deque()
         self._stuck_s = 0.0  # since when, time.perf_counter()
-        self._is_held = False  # an inner failed: collectives wait for another
+        self._is_held = False  # an inner failed, or will be another soon: collectives wait
+        self._unfinished: Report | None = None  # of a switch that goes on beside the training, see finish_later
         self._is_broken = False  # not saved: everything fails as it would without us
         self._is_closed = False
         self._is_back = False
@@ -106,6 +109,8 @@ class Guard:
 
     def settle(self) -> None:
         """If we are in the new generation, we have finished a step there, or have left the loop."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_held)
         if self._is_switched and not self._is_back:
             try:
                 self.attempt.settle()
@@ -154,6 +159,15 @@ class Guard:
             self._queue.append(entry)
             self._changed.notify_all()
         entry.work.wait()
+
+    def finish_later(self, report: Report) -> None:
+        """We have begun the switch at this save point, and nobody reads our state: train on. The next collective waits until it
+        is known on which inner it goes, the next update too."""
+        entry = Entry(self._groups[0], SWITCH, (), [])
+        with self._changed:
+            self._is_held, self._unfinished, self._stuck_s = True, report, time.perf_counter()
+            self._queue.append(entry)
+            self._changed.notify_all()
 
     def before_update(self) -> None:
         """An optimizer is about to run. While survivors repeat a step, the state that a twin reads must not change."""
@@ -212,6 +226,12 @@ class Guard:
                 if not self._queue:
                     return
                 entry = self._queue.popleft()
+            if entry.operation == SWITCH:
+                self._finish(entry)
+                continue
+            if entry.refused:
+                entry.fail(entry.refused)
+                continue
             try:
                 if not entry.operation:
                     raise RuntimeError("a leaver was lost")
@@ -223,6 +243,26 @@ class Guard:
                     self._recover(entry, error)
             else:
                 entry.finish()
+
+    def _finish(self, entry: Entry) -> None:
+        """The second half of a switch; then the collectives that waited for it go off, in order."""
+        assert self._unfinished
+        report, step = self._unfinished, self._step
+        with self.attempt.busy:
+            self.attempt.finish(self._groups, report)
+        if report.outcome is Outcome.TROUBLE:
+            entry.operation = ""
+            self._recover(entry, RuntimeError("a leaver was lost"))
+            return
+        self._on_finished(self.attempt, step, report)
+        with self._changed:
+            for waiting in self._queue:
+                try:
+                    waiting.inner_work = waiting.launch(waiting.arguments)
+                except Exception as error:  # refused at once: the script hears of it where it waits
+                    waiting.refused = error
+            self._is_held = False
+            self._changed.notify_all()
 
     def _recover(self, entry: Entry, error: Exception) -> None:
         """Find another inner and do the step's collectives again on it, or let everybody who waits have the error."""

@@ -70,12 +70,13 @@ def _result_of(promise: torch.futures.Future[Any]) -> Any:
 class Entry:
     """One collective. `inner_work` while an inner carries it."""
 
-    __slots__ = ("arguments", "group", "inner_work", "is_done", "operation", "saved", "work")
+    __slots__ = ("arguments", "group", "inner_work", "is_done", "operation", "refused", "saved", "work")
 
     def __init__(self, group: SwitchGroup, operation: str, arguments: tuple[Any, ...], saved: list[torch.Tensor]):
         self.group, self.operation, self.arguments, self.saved = group, operation, arguments, saved
         self.work = GuardedWork()
         self.inner_work: Any = None
+        self.refused: Exception | None = None  # what the inner said at once
         self.is_done = False
 
     def launch(self, arguments: tuple[Any, ...]) -> Any:

@@ -257,7 +257,7 @@ class Worker:
     def _make_guard(self, attempt: Attempt) -> Guard:
         assert self.table
         room, self._room = self._room, []
-        return Guard(attempt, self.table, groups, on_moved=self._on_moved, on_back=self._on_back, room=room)
+        return Guard(attempt, self.table, groups, on_finished=self._conclude, on_moved=self._on_moved, on_back=self._on_back, room=room)
 
     def make_room(self) -> None:
         """A twin that rehearses: what its first step will need besides. One more step of rehearsal then settles the heap."""
@@ -321,24 +321,38 @@ class Worker:
         if proposed != step:
             return
         began_s = time.perf_counter()
+        guard = self._guard
         with attempt.busy:  # an `abandon` may come meanwhile
-            report = attempt.take_part(step, groups, capture)
+            report = attempt.begin(step, groups, capture)
+            trains_on = report.outcome is None and attempt.role is Role.STAYING and guard is not None and guard.can_save
+            if report.outcome is None and not trains_on:
+                attempt.finish(groups, report)
+        report.paused_s = time.perf_counter() - began_s
+        if trains_on:
+            assert guard
+            self.forget_times()
+            guard.finish_later(report)
+        elif report.outcome is Outcome.TROUBLE and guard and guard.can_save:
+            guard.trouble()
+        else:
+            self._conclude(attempt, step, report)
+            self.forget_times()
+
+    def _conclude(self, attempt: Attempt, step: int, report: Report) -> None:
+        """A switch at `step` came to this; on the guard's thread where the training went on meanwhile. A leaver that is not
+        needed any more does not return."""
         generation = attempt.terms.generation
         if report.outcome is Outcome.ABORTED:  # the attempt stays: a later step may be proposed
             self.channel.tell(type="rolled_back", generation=generation, step=step, reason=report.reason)
             return
-        guard = self._guard
-        if report.outcome is Outcome.TROUBLE:
-            if guard and guard.can_save:
-                guard.trouble()
-                return
+        if report.outcome is Outcome.TROUBLE:  # and no guard that could save it
             report.reason = attempt.roll_back("a leaver was lost").removeprefix("rollback ")
         self._forget_attempt(attempt)
         if report.outcome is Outcome.DONE:
             if attempt.role is not Role.LEAVING:
-                if guard:
-                    guard.switched(step)
-                self._become(generation, step, time.perf_counter() - began_s, report)
+                if self._guard:
+                    self._guard.switched(step)
+                self._become(generation, step, report.paused_s, report)
                 return
             report.reason = attempt.await_retirement()
             if not report.reason:
@@ -346,7 +360,6 @@ class Worker:
                 _leave()
         self._drop_guard()
         self.channel.tell(type="rolled_back", generation=generation, step=step, reason=report.reason)
-        self.forget_times()
         self._close_later(attempt)
 
     def _forget_attempt(self, attempt: Attempt) -> None:
@@ -377,6 +390,7 @@ class Worker:
             self.channel.tell(type="retired", generation=attempt.terms.generation)
             _leave()
         self._become(attempt.terms.generation, step, sum(s for _, s in report.phases), report)
+        self.forget_times()
 
     def _on_back(self, attempt: Attempt, step: int, reason: str) -> None:
         """A twin was lost in the first step of its generation: the one before goes on, from the switch step."""
@@ -421,6 +435,7 @@ class Worker:
         guard.switched(step)
         guard.arm(step)
         self._become(attempt.terms.generation, step, pause_s, report)
+        self.forget_times()
         return report.extra
 
     def _become(self, generation: int, step: int, pause_s: float, report: Report) -> None:
@@ -435,7 +450,6 @@ class Worker:
             wire_bytes=report.wire_bytes,
             phases=report.phases,
         )
-        self.forget_times()
 
     def _close_later(self, attempt: Attempt) -> None:
         """Old communicators and ports are taken down beside the training, not in its way."""
