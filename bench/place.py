@@ -98,7 +98,7 @@ class Wire:
     step end before its optimizer begins, so a sample there holds all of the step's own traffic.
     """
 
-    def __init__(self, place: Any, node: str, interval_s: float = 0.01) -> None:
+    def __init__(self, place: Any, node: str, interval_s: float = 0.02) -> None:
         self._count, self._interval_s = lambda: sum(place.counters(node)), interval_s
         self._samples: list[tuple[float, int]] = []
         self._over = threading.Event()

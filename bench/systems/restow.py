@@ -27,7 +27,7 @@ from restow.config import Home
 
 TOLD = ("downtime_s", "downtime_predicted_s", "wire_bytes", "step_predicted_s", "step_after_s")
 STEPS_BETWEEN = 30  # while a job moves out again, at steps of some tenths of a second
-LOG_POLL_S = 0.1
+LOG_POLL_S = 0.25  # looking costs the controller and us some milliseconds of the cores that the job trains on
 
 
 class Cluster:

@@ -77,6 +77,7 @@ def start(
         "RESTOW_NODE_ADDRESS": node.address,
         config.CLUSTER_MARK: cluster_id,
         "PYTHONUNBUFFERED": "1",
+        "RAY_worker_niceness": "0",  # Ray's own default of 15 would go on to the agent and so to every rank
     }
     with log.open("wb") as output:
         process = subprocess.Popen(

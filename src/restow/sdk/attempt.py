@@ -1,8 +1,9 @@
 """One attempt to reach the next generation, as one process takes part in it: the same script for every role.
 
 A process is *staying* (its rank keeps its slot), *leaving* (its rank goes elsewhere) or *arriving* (the twin). What runs in the
-background is `connect`; what runs at the switch step, on the training thread, is `take_part` or its first half. Who decides: the store (two
-words, first writer wins), never a process; see docs/design/001-processes.md. Knows nothing of agents or of the user's loop.
+background is `connect`; what runs at the switch step, on the training thread, is `begin`. `finish` follows at once, or, for a
+rank that stays and gives nothing, beside its training. Who decides: the store (two words, first writer wins), never a process;
+see docs/design/001-processes.md. Knows nothing of agents or of the user's loop.
 """
 
 from __future__ import annotations

@@ -70,8 +70,12 @@ class Guard:
         on_back: Callable[[Attempt, int, str], None],
         room: Sequence[torch.Tensor] = (),
     ):
-        """`room`: see room_for. `on_finished(attempt, step, report)`: what `finish_later` came to. `on_moved(attempt, step, report)`: a lost leaver's rank was taken over (does not return where we are a leaver);
-        `on_back(attempt, step, reason)`: the old generation goes on from `step`. All on the guard's thread."""
+        """`room`: see room_for. All of these are called on the guard's thread:
+
+        `on_finished(attempt, step, report)`: what `finish_later` came to;
+        `on_moved(attempt, step, report)`: a lost leaver's rank was taken over (does not return where we are a leaver);
+        `on_back(attempt, step, reason)`: the old generation goes on from `step`.
+        """
         self.attempt = attempt
         self._table, self._groups = table, list(groups)
         self._on_finished, self._on_moved, self._on_back = on_finished, on_moved, on_back

@@ -204,6 +204,13 @@ class Shadow:
         self._caught_up = threading.Condition()
         self._error = ""
         self._whole = False
+        self._log: _Log | None = None
+        self._own_gradients = {  # of the rehearsal: the same memory is used in the first step
+            parameter: parameter.grad
+            for optimizer in table.optimizers()
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
         table.watch.pause()
         self._thread = threading.Thread(target=self._run, name="restow-shadow", daemon=True)
         self._thread.start()
@@ -240,6 +247,7 @@ class Shadow:
         store.wait([f"shadow/{self._leader}"], timedelta(seconds=60))
         ticket = json.loads(store.get(f"shadow/{self._leader}"))
         log = _Log(Path(ticket["path"]), self._table, create=False)
+        self._log = log  # kept: to unmap it takes some milliseconds, which the switch step has not
         own = _CONSUMED + ticket["followers"].index(self._rank)
         words = log.words
         next_update = self._attach(words, own)
@@ -332,7 +340,7 @@ class Shadow:
         optimizer.step()
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                parameter.grad = None
+                parameter.grad = self._own_gradients[parameter]
         with self._caught_up:
             self._updates = updates
             self._caught_up.notify_all()

@@ -257,7 +257,10 @@ class Worker:
     def _make_guard(self, attempt: Attempt) -> Guard:
         assert self.table
         room, self._room = self._room, []
-        return Guard(attempt, self.table, groups, on_finished=self._conclude, on_moved=self._on_moved, on_back=self._on_back, room=room)
+        return Guard(
+            attempt, self.table, groups, room=room,
+            on_finished=self._conclude, on_moved=self._on_moved, on_back=self._on_back,
+        )  # fmt: skip
 
     def make_room(self) -> None:
         """A twin that rehearses: what its first step will need besides. One more step of rehearsal then settles the heap."""
@@ -430,7 +433,6 @@ class Worker:
         self._is_muted = report.is_muted
         if not self._is_muted:
             _speak(self.environment.log)
-        self._close_shadow(attempt)
         self._guard = guard
         guard.switched(step)
         guard.arm(step)
@@ -452,7 +454,7 @@ class Worker:
         )
 
     def _close_later(self, attempt: Attempt) -> None:
-        """Old communicators and ports are taken down beside the training, not in its way."""
+        """Old communicators, ports and the shadow's memory are taken down beside the training, not in its way."""
         threading.Thread(target=attempt.close, name="restow-close", daemon=True).start()
 
 
