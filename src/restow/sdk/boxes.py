@@ -88,6 +88,9 @@ class StateTable:
     def state_bytes(self) -> int:
         return sum(t.nbytes for t in self.tensors().values())
 
+    def parameter_bytes(self) -> int:
+        return sum(t.nbytes for t in self._parameters().values())
+
     def private_bytes(self) -> int:
         return sum(t.nbytes for t in self.private_tensors().values())
 

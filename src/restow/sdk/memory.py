@@ -19,13 +19,16 @@ SECOND_THREAD_BYTES = 32 << 20  # below it, starting a thread costs more than it
 _CALL_BYTES = 1 << 30  # the kernel stops at 2 GB - 4 KB per call; smaller calls keep threads interruptible
 
 _libc = ctypes.CDLL(None, use_errno=True)  # calls release the GIL
+_libc.malloc.restype, _libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+_libc.memset.argtypes, _libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
 _readv = _libc.process_vm_readv
 _readv.restype = ctypes.c_ssize_t
 _readv.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MMAP_BYTES = 32 << 20  # the most that glibc takes (HEAP_MAX_SIZE / 2); larger pieces come from mmap as ever
-_KEPT_BYTES = 256 << 20
+_PIECE_BYTES = 16 << 20  # below _MMAP_BYTES: from the heap
+KEPT_BYTES = 256 << 20
 
 _PR_SET_PTRACER = 0x59616D61
 _PR_SET_PTRACER_ANY = ctypes.c_ulong(-1)
@@ -39,8 +42,8 @@ def allow_reading() -> bool:
     return bool(_libc.prctl(_PR_SET_PTRACER, _PR_SET_PTRACER_ANY, 0, 0, 0) == 0)
 
 
-def keep_touched_memory(environment: Mapping[str, str] = os.environ) -> bool:
-    """Let malloc keep up to 256 MB that were freed, so that a step's temporaries are the same pages each time. False: not
+def keep_touched_memory(environment: Mapping[str, str] = os.environ, kept_bytes: int = KEPT_BYTES) -> bool:
+    """Let malloc keep `kept_bytes` that were freed, so that a step's temporaries are the same pages each time. False: not
     glibc, or the user has set malloc's own variables.
 
     By default glibc gives pieces of some megabytes back to the kernel, and each step faults them in again; a twin that has
@@ -49,7 +52,18 @@ def keep_touched_memory(environment: Mapping[str, str] = os.environ) -> bool:
     if any(name in environment for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
         return False
     mallopt = getattr(_libc, "mallopt", None)
-    return bool(mallopt and mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES) and mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES))
+    trim = min(kept_bytes, 2**31 - 1)  # the parameter is an int
+    return bool(mallopt and mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES) and mallopt(_M_TRIM_THRESHOLD, trim))
+
+
+def touch_ahead(nbytes: int) -> None:
+    """Have so many bytes of this thread's heap ready: taken, written to and freed again."""
+    sizes = [_PIECE_BYTES] * (nbytes // _PIECE_BYTES) + [nbytes % _PIECE_BYTES]
+    pieces = [piece for piece in map(_libc.malloc, sizes) if piece]
+    for piece, size in zip(pieces, sizes, strict=False):
+        _libc.memset(piece, 0, size)
+    for piece in pieces:
+        _libc.free(piece)
 
 
 def can_read(pid: int, canary: int, nonce: bytes) -> bool:

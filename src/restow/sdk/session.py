@@ -213,6 +213,7 @@ class Job:
             yield batch
             rehearsal_step_s = time.perf_counter() - began_s
         feed.close()
+        worker.park()
         worker.channel.tell(type="parked", signature=self._own_signature, rehearsal_step_s=rehearsal_step_s)
 
     def _arrive(self, worker: Worker, loader: Iterable[Any]) -> Feed:

@@ -30,10 +30,11 @@ from restow.sdk.channel import Channel
 from restow.sdk.environment import Environment
 from restow.sdk.group import NetInner, SoloInner, collective_libraries, groups
 from restow.sdk.guard import Guard, room_for
-from restow.sdk.memory import keep_touched_memory
+from restow.sdk.memory import KEPT_BYTES, keep_touched_memory, touch_ahead
 from restow.sdk.shadow import Leader, Shadow, followers_of
 
 RECENT_STEPS = 15  # the page shows medians over these: one odd step (a checkpoint, a log line) moves nothing
+SPARE_BYTES = 64 << 20  # beyond its gradients: temporaries of an optimizer, activations of small batches
 SLOW_WORDS_S = 0.25  # how often the page's dearer words (memory, reported values) are renewed
 
 
@@ -266,6 +267,14 @@ class Worker:
         """A twin that rehearses: what its first step will need besides. One more step of rehearsal then settles the heap."""
         if self._libraries == {"cpu": "gloo"}:
             self._room = room_for(groups)
+
+    def park(self) -> None:
+        """A twin has rehearsed: whatever its first step allocates shall be memory that was touched before."""
+        assert self.table
+        if self._libraries == {"cpu": "gloo"}:
+            ahead_bytes = self.table.parameter_bytes() + SPARE_BYTES
+            if keep_touched_memory(kept_bytes=max(KEPT_BYTES, 2 * ahead_bytes)):
+                touch_ahead(ahead_bytes)
 
     def _open_shadow(self, attempt: Attempt) -> None:
         """A twin follows the lowest staying rank of its node; that one leads. Raises AttemptFailed."""

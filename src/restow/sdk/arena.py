@@ -1,0 +1,192 @@
+"""Host memory for what the device has no room for: one arena, touched once and kept, and fast copies into and out of it.
+
+Fresh pages cost more than the bytes that go into them, so nothing here is given back before the end. Pinned for CUDA
+by registering our own pages: torch's pinned allocator rounds up to a power of two, which for 80 GB is 48 GB of nothing.
+Bytes are flat uint8 tensors (of a device) or addresses; knows nothing of jobs, parameters or turns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from restow.errors import Refused
+from restow.sdk.memory import SECOND_THREAD_BYTES
+
+GRAIN_BYTES = 32 << 20  # an arena grows by at least so much: a copy is split where two segments meet
+HUGE_BYTES = 2 << 20  # of a huge page
+_POPULATE_WRITE = 23  # madvise: fault all pages in with one call; Linux 5.14, not in Python's mmap yet
+_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every context, as torch's own does
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+
+_libc = ctypes.CDLL(None, use_errno=True)  # calls release the GIL
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_memmove = _libc.memmove
+_memmove.restype = ctypes.c_void_p
+_memmove.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""(to, from): flat bytes of the same length."""
+
+
+class Arena:
+    """Bytes of host memory by offset. Grows by what is missing, in segments: what is in it stays where it is."""
+
+    def __init__(self, pinned: bool = False):
+        self._pinned = pinned
+        self._segments: list[torch.Tensor] = []
+
+    @property
+    def capacity_bytes(self) -> int:
+        return sum(segment.numel() for segment in self._segments)
+
+    def reserve(self, nbytes: int) -> None:
+        """Make it hold `nbytes` in all. Raises Refused, and changes nothing, where the host has too little memory."""
+        missing = nbytes - self.capacity_bytes
+        if missing <= 0:
+            return
+        missing = -(-missing // GRAIN_BYTES) * GRAIN_BYTES
+        if missing > (free := available_bytes()):
+            raise Refused(f"swapping needs {missing >> 20} MB more host memory and {free >> 20} MB are available; "
+                          "run fewer jobs on this node or let less than everything leave the device")
+        self._segments.append(_segment(missing, self._pinned))
+
+    def views(self, offset: int, nbytes: int) -> Iterator[torch.Tensor]:
+        """`nbytes` from `offset` on, as one flat tensor for each segment that they touch."""
+        for segment in self._segments:
+            if nbytes and offset < segment.numel():
+                view = segment[offset : offset + nbytes]
+                yield view
+                nbytes -= view.numel()
+            offset = max(0, offset - segment.numel())
+
+    def close(self) -> None:
+        """Give the memory back (with the last view of it)."""
+        while self._segments:
+            segment = self._segments.pop()
+            if self._pinned:
+                _check_cuda(torch.cuda.cudart().cudaHostUnregister(segment.data_ptr()), "unpinning", segment.numel())
+
+
+def _segment(nbytes: int, pinned: bool) -> torch.Tensor:
+    """Touched anonymous memory. Shared, not private: a forked DataLoader worker then neither copies it when we write, nor
+    does it count for RLIMIT_DATA, which stands for the device's memory where there is no device."""
+    try:
+        memory = mmap.mmap(-1, nbytes)
+    except OSError as error:
+        raise Refused(f"swapping needs {nbytes >> 20} MB more host memory: {error}") from None
+    memory.madvise(mmap.MADV_DONTDUMP)
+    segment = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the mapping
+    populate(segment.data_ptr(), nbytes)
+    segment[:: mmap.PAGESIZE] = 0  # for kernels that could not
+    if pinned:
+        _check_cuda(torch.cuda.cudart().cudaHostRegister(segment.data_ptr(), nbytes, _PORTABLE), "pinning", nbytes)
+    return segment
+
+
+def _check_cuda(code: object, doing: str, nbytes: int) -> None:
+    if int(code):  # type: ignore[call-overload]
+        raise Refused(f"{doing} {nbytes >> 20} MB of host memory: CUDA error {int(code)}")  # type: ignore[call-overload]
+
+
+def available_bytes() -> int:
+    """What the kernel thinks can be had without swapping to disk; a cgroup's limit is not in it."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return 1 << 62  # a kernel older than 3.14 does not say: let mmap decide
+
+
+# ---------------------------------------------------------------- copies
+
+
+def flat(storage: torch.UntypedStorage) -> torch.Tensor:
+    """The bytes of a storage. A tensor of its own, with its own version: a write through it is not seen by autograd."""
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)  # type: ignore[call-overload]
+
+
+def copy(pairs: Sequence[Pair], device: torch.device) -> None:
+    """All of them; done when it returns. CUDA: on a stream of its own, one call for each pair, host memory pinned."""
+    if device.type != "cuda":
+        copy_in_host(pairs)
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for to, source in pairs:
+            to.copy_(source, non_blocking=True)
+    stream.synchronize()
+
+
+def copy_in_host(pairs: Sequence[Pair], threads: int = 2) -> None:
+    """By memmove: torch's own copy would also use the threads that the user gave it, or not."""
+    total = sum(to.numel() for to, _ in pairs)
+    if threads < 2 or total < SECOND_THREAD_BYTES:
+        _move(pairs)
+        return
+    mine, others = _halves(pairs, total // 2)
+    with ThreadPoolExecutor(1, "restow-swap") as second:
+        other = second.submit(_move, others)
+        _move(mine)
+        other.result()
+
+
+def _move(pairs: Sequence[Pair]) -> None:
+    for to, source in pairs:
+        assert to.numel() == source.numel()
+        _memmove(to.data_ptr(), source.data_ptr(), to.numel())
+
+
+def _halves(pairs: Sequence[Pair], first_bytes: int) -> tuple[list[Pair], list[Pair]]:
+    """The first bytes and the rest; a pair that lies on the border is cut."""
+    first: list[Pair] = []
+    for at, (to, source) in enumerate(pairs):
+        if to.numel() >= first_bytes:
+            first.append((to[:first_bytes], source[:first_bytes]))
+            return first, [(to[first_bytes:], source[first_bytes:]), *pairs[at + 1 :]]
+        first.append((to, source))
+        first_bytes -= to.numel()
+    return first, []
+
+
+# ---------------------------------------------------------------- pages of the host
+
+
+def populate(address: int, nbytes: int) -> None:
+    """Have the pages that lie wholly within faulted in by one call; nothing happens where the kernel cannot."""
+    start, length = whole_pages(address, nbytes)
+    _libc.madvise(start, length, _POPULATE_WRITE)
+
+
+def want_huge_pages(address: int, nbytes: int) -> None:
+    """Where this memory is faulted in from now on, by 2 MB at a time if the kernel has them."""
+    if nbytes >= HUGE_BYTES:
+        start, length = whole_pages(address, nbytes)
+        _libc.madvise(start, length, mmap.MADV_HUGEPAGE)  # a kernel without them says EINVAL; then they are small
+
+
+def drop_pages(address: int, nbytes: int) -> None:
+    """Give the memory of whole pages back to the kernel; they read as zeros, at the same address."""
+    if nbytes and _libc.madvise(address, nbytes, mmap.MADV_DONTNEED):
+        raise OSError(ctypes.get_errno(), "madvise(MADV_DONTNEED)")
+
+
+def whole_pages(address: int, nbytes: int) -> tuple[int, int]:
+    """(address, bytes) of the pages that lie wholly within."""
+    start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    return start, max(0, (address + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start)
+
+
+def keep_freed_memory() -> bool:
+    """Let malloc never give memory back to the kernel. False: not glibc.
+
+    For a CPU that stands for a device: the storages that swap.py empties are then filled again without page faults, as
+    a device's would be, and another process gains nothing. For the whole process, and for good.
+    """
+    mallopt = getattr(_libc, "mallopt", None)
+    return bool(mallopt and mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
