@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,22 +89,31 @@ class RayEngine:
     async def start(self) -> None:
         """Connect to Ray. Raises SetupError when it does not let us in."""
         os.environ.update(authentication(self._token_file))
-        import ray
-
-        def connect() -> None:
-            ray.init(
-                address=self._gcs,
-                namespace=NAMESPACE,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-            )
-
         try:
-            await asyncio.get_running_loop().run_in_executor(None, connect)
+            await asyncio.get_running_loop().run_in_executor(None, self._connect)
         except (ConnectionError, RuntimeError, ValueError) as error:
             line = str(error).strip().splitlines() or [type(error).__name__]
             raise SetupError(f"Ray at {self._gcs} does not let us in: {line[0][:200]}") from None
+
+    def _connect(self) -> None:
+        """A head that has just started may refuse for a moment, on a busy machine: once in about fifteen starts here."""
+        import ray
+
+        for is_last in (False, False, True):
+            try:
+                ray.init(
+                    address=self._gcs,
+                    namespace=NAMESPACE,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=False,
+                )
+                return
+            except ConnectionError:
+                if is_last:
+                    raise
+                ray.shutdown()
+                time.sleep(1.0)
 
     async def agents(self) -> dict[str, AgentHandle]:
         """One handle per node that Ray believes alive; the actor is created where it is missing.
