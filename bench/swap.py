@@ -3,8 +3,9 @@
     python bench/swap.py --json swap.json
 
 No GPU: the CPU's memory stands for a device's, so these numbers say how near both back ends come to a plain copy, not how fast
-a link is. Rates: in one process, in rounds of (plain copy, out, back) of as many bytes, each round gives one ratio. `kept` is with
-arena.keep_freed_memory(): no page goes back to the kernel, as on a device, whose memory needs no page faults.
+a link is. Rates: in one process, in rounds of (plain copy, out, back) of as many bytes, each round gives one ratio; the plain copy
+is the better of one thread and two. `kept` is with arena.keep_freed_memory(): no page goes back to the kernel, as on a device,
+whose memory needs no page faults. `at once` and plain `storage` give pages back and pay for fresh ones.
 The pair: two processes, each with state that fills the pretended device, take turns of the length that
 quantum_s chooses, in windows that alternate: with swapping, and with both left where they are.
 """
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -32,7 +34,12 @@ from restow.sdk.boxes import StateTable  # noqa: E402
 from restow.sdk.footprint import MemoryWatch  # noqa: E402
 from restow.sdk.swap import MappedSwap, StorageSwap, quantum_s  # noqa: E402
 
-BACK_ENDS = {"storage": StorageSwap, "storage, kept": StorageSwap, "mapped": MappedSwap}
+BACK_ENDS: dict[str, Callable[[StateTable], StorageSwap | MappedSwap]] = {
+    "storage": StorageSwap,
+    "storage, kept": StorageSwap,
+    "mapped": MappedSwap,
+    "mapped, at once": partial(MappedSwap, lazily=False),
+}
 
 
 def main() -> None:
@@ -49,16 +56,17 @@ def main() -> None:
             row = part("rates", back_end, state_mb, options)
             rows.append(row)
             print(
-                f"{back_end:<14} {row['moved_mb']:6.0f} MB  out {said(row['out_gb_s'])} GB/s, back {said(row['back_gb_s'])}, "
-                f"plain copy {said(row['plain_gb_s'])}; of a plain copy: out {said(row['out_ratio'])}, back {said(row['back_ratio'])}; "
-                f"{row['freed_mb']:.0f} MB freed",
+                f"{back_end:<15} {row['moved_mb']:6.0f} MB, {row['freed_mb']:.0f} freed; GB/s: out {said(row['out_gb_s'])}, "
+                f"back {said(row['back_gb_s'])}, plain copy {said(row['plain_gb_s'])}; of the plain copy: "
+                f"out {said(row['out_ratio'])}, back {said(row['back_ratio'])}",
                 flush=True,
             )
     pairs = [pair(back_end, options) for back_end in options.pairs]
     for row in pairs:
         print(
-            f"pair, {row['back_end']:<8} 2 x {row['state_mb']:.0f} MB on {row['device_mb']:.0f} MB: swap {row['swap_s'] * 1e3:.0f} ms, "
-            f"turns of {row['quantum_s']:.1f} s, speed {said(row['ratio'])} of the same turns without swapping",
+            f"pair, {row['back_end']:<15} 2 x {row['state_mb']:.0f} MB on {row['device_mb']:.0f} MB: "
+            f"swap {row['swap_s'] * 1e3:.0f} ms, turns of {row['quantum_s']:.1f} s, "
+            f"speed {said(row['ratio'])} of the same turns without swapping",
             flush=True,
         )
     watch_us = watch_cost_us()
@@ -102,7 +110,7 @@ def rates(back_end: str, state_mb: float, rounds: int) -> dict[str, Any]:
     first_out_s = time.perf_counter() - begin_s  # makes and touches the arena
     swap.back()
     here, there = torch.ones(moved, dtype=torch.uint8), torch.ones(moved, dtype=torch.uint8)
-    before = anonymous_bytes()
+    before = held_bytes()
     seen: dict[str, list[float]] = {"one": [], "two": [], "out": [], "back": []}
     acts: dict[str, Callable[[], object]] = {
         "one": lambda: arena.copy_in_host([(there, here)], threads=1),
@@ -120,7 +128,7 @@ def rates(back_end: str, state_mb: float, rounds: int) -> dict[str, Any]:
             if number:
                 seen[name].append(moved / taken_s / 1e9)
             if name == "out":
-                freed = before - anonymous_bytes()
+                freed = before - held_bytes()
     plain = [max(pair) for pair in zip(seen["one"], seen["two"], strict=True)]
     return {
         "back_end": back_end,
@@ -139,9 +147,11 @@ def rates(back_end: str, state_mb: float, rounds: int) -> dict[str, Any]:
     }
 
 
-def anonymous_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+def held_bytes() -> int:
+    """Private memory that the kernel cannot simply take."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    kilobytes = {line.split()[0]: int(line.split()[1]) for line in lines if line.endswith(" kB")}
+    return (kilobytes["Anonymous:"] - kilobytes["LazyFree:"]) << 10
 
 
 def watch_cost_us(steps: int = 20_000) -> float:

@@ -10,7 +10,7 @@ import restow
 
 ROOT = Path(restow.__file__).parent
 VALUES = {"cluster", "job", "placement", "messages", "errors", "plan"}
-PURE = {"perf", "metrics", "core", "policies"}
+PURE = {"perf", "bound", "metrics", "core", "policies"}
 DRIVERS = {"controller", "sim"}
 HARMLESS = {"__future__", "collections", "dataclasses", "enum", "functools", "hashlib", "heapq", "hmac", "itertools", "math", "re",
             "operator", "statistics", "types", "typing"}  # fmt: skip

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,21 @@ LOG_POLL_S = 0.25  # looking costs the controller and us some milliseconds of th
 class Cluster:
     """restow on the nodes of a place, under a home of its own; taken down on leaving."""
 
-    def __init__(self, place: Any, nodes: tuple[str, ...] = ("m1", "m2")) -> None:
+    def __init__(
+        self, place: Any, nodes: tuple[str, ...] = ("m1", "m2"), devices: Mapping[str, list[dict[str, Any]]] | None = None
+    ) -> None:
+        """`devices`: of each node, as in a device file; without it as many as ranks, not bound to a core: the rivals' ranks are
+        not either."""
         self._place, self._nodes = place, nodes
         self._home = Path(tempfile.mkdtemp(prefix="restow-bench-home-", dir="/tmp"))
-        self._devices = self._home / "devices.json"  # as many as ranks, not bound to a core: the rivals' ranks are not either
-        self._devices.write_text(json.dumps({"devices": [{"index": index, "kind": "cpu"} for index in range(WORLD_SIZE)]}))
+        default = [{"index": index, "kind": "cpu"} for index in range(WORLD_SIZE)]
+        for name in nodes:
+            listed = {"devices": devices[name] if devices else default}
+            self._devices_of(name).write_text(json.dumps(listed))
         self.client = Client(Home(path=self._home))
+
+    def _devices_of(self, name: str) -> Path:
+        return self._home / f"devices-{name}.json"
 
     def environment(self, name: str) -> dict[str, str]:
         """What a restow command needs on this node."""
@@ -48,7 +57,7 @@ class Cluster:
 
     def command(self, name: str, *words: str) -> str:
         """Run `restow WORDS` on this node; returns what it printed. Raises RunFailed."""
-        argv = ["env", f"RESTOW_DEVICES={self._devices}", *python("-m", "restow", *words)]  # instead of the lab's
+        argv = ["env", f"RESTOW_DEVICES={self._devices_of(name)}", *python("-m", "restow", *words)]  # instead of the lab's
         program = self._place.nodes[name].popen(
             argv, env=self.environment(name), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL, cwd=ROOT,

@@ -60,6 +60,14 @@ class Client:
         """`to` names one slot per rank, "m1:0 m1:1"; `pack` lets restow choose the fewest nodes."""
         return self._ask("migrate", job=job, to=to, pack=pack)
 
+    def share(self, job: str, **share: Any) -> dict[str, Any]:
+        """`share` holds fields of ShareSpec: allow, mode, protect, max_slowdown, memory_bytes; the others stay as they are."""
+        return self._ask("share", job=job, share=share)
+
+    def explain(self, job: str) -> dict[str, Any]:
+        """Why it is where it is and shares as it does, what was predicted and what was measured."""
+        return self._ask("explain", job=job)
+
     def defrag(self, *, apply: bool = False) -> dict[str, Any]:
         """The moves that the policy would make now; with `apply` they are begun."""
         return self._ask("defrag", apply=apply)

@@ -17,6 +17,54 @@ FILLS = ("auto", "replica", "copy", "shadow")
 gradients, the twin runs the optimizer itself. `auto`: replica where there is one, shadow for big states, else copy."""
 
 
+SHARE_MODES = ("auto", "exclusive", "interleave", "time-slice", "best-effort", "free")
+"""How a job may share its devices. `exclusive`: not at all. `interleave`: turns inside a step, one computes while another waits.
+`time-slice`: turns of many steps. `best-effort`: only in the gaps of a job that must not be hurt. `free`: all at once, as without
+restow, to compare with. `auto`: restow chooses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareSpec:
+    """Whether and how other jobs may use the same devices."""
+
+    allow: bool = True
+    mode: str = "auto"  # one of SHARE_MODES
+    protect: bool = False  # must not be hurt: it goes first, others run in its idle time only
+    max_slowdown: float = 0.0  # longest step by sharing, as a part more than alone (0.03: 3 %); 0: 0.03 if protected, else 1.0
+    memory_bytes: int = 0  # device memory that one worker may take, enforced by its allocator; 0: no limit
+    quantum_s: float = 0.0  # of a turn in time slices; 0: restow chooses
+
+    def __post_init__(self) -> None:
+        if self.mode not in SHARE_MODES:
+            raise SpecError(f"share: mode is {self.mode!r}; choose one of {', '.join(SHARE_MODES)}")
+        if not self.max_slowdown >= 0:
+            raise SpecError(f"share: max_slowdown is {self.max_slowdown}; write a part such as 0.1 for 10 %")
+        if not self.quantum_s >= 0:
+            raise SpecError(f"share: quantum is {self.quantum_s}; write a number of seconds")
+        if self.memory_bytes < 0:
+            raise SpecError(f"share: memory is {self.memory_bytes}; it cannot be negative")
+        if self.protect and self.mode == "best-effort":
+            raise SpecError("share: a job is protected or best-effort, not both; drop protect, or the mode")
+
+    @property
+    def slowdown_max(self) -> float:
+        return self.max_slowdown or (0.03 if self.protect else 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """How a job shares its devices now: adopted with the schedule."""
+
+    mode: str  # free, interleave or time-slice: what the gates of its devices do
+    partners: tuple[str, ...]  # ids of the other jobs on exactly these devices
+    level: int = 1  # its class at the gate: 0 protected, 1 ordinary, 2 best effort
+    part: float = 1.0  # of the time that it asks for, best effort only; the guard of the protected job cuts it
+    quantum_s: float = 0.0  # of a turn, time slices only
+    swap_bytes: int = 0  # of one worker, moved out of the device between its turns: what does not fit beside the others
+    since_s: float = 0.0  # when this began, or was last changed
+    total_predicted: float = 0.0  # sum of relative speeds that was expected
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """What a user asked for. Never changes once accepted; what happens to the job is in Job."""
@@ -31,6 +79,7 @@ class JobSpec:
     fill: str = "auto"  # one of FILLS
     max_pause_s: float = 60.0  # the longest pause of training that one move may cost
     stop_grace_s: float = 10.0  # between SIGTERM and SIGKILL
+    share: ShareSpec = field(default_factory=ShareSpec)
 
     def __post_init__(self) -> None:
         if not self.command or not self.command[0].strip():
@@ -103,6 +152,11 @@ class Profile:
     state_bytes: int = 0  # model and optimizer of one rank
     private_bytes: int = 0  # part of it that no other rank holds
     memory_bytes: int = 0  # peak device memory of one rank
+    valley_bytes: int = 0  # device memory of one rank at its save points
+    data_s: float = 0.0  # part of step_s in which the rank waited for its next batch
+    waited_s: float = 0.0  # part of step_s in which it waited at the gate of a shared device
+    held_s: float = 0.0  # part of step_s in which the gate was its own; 0 where the gate was free
+    alone_step_s: float = 0.0  # step_s when nobody else was on its devices, the last time that was so
     local_bytes_per_s: float = 0.0  # learned while the whole gang was on one node: ring traffic by exposed time
     rehearsal_step_s: float = 0.0  # what a twin needed for one step alone, the last time one parked
 
@@ -137,10 +191,18 @@ class Job:
     failed_moves: int = 0  # in a row; a finished move or a new request sets it back
     not_before_s: float = 0.0  # no further move before this time: the last one failed
     why_not: str = ""  # if not movable: one line with what would help
+    share_asked: ShareSpec | None = None  # what a person asked for since it was submitted
+    sharing: Sharing | None = None  # with whom and how; None: its devices are its own
+    friendliness: tuple[tuple[str, float], ...] = ()  # partner → sum of relative speeds that was measured with it
 
     @property
     def workers(self) -> int:
         return self.spec.workers
+
+    @property
+    def share(self) -> ShareSpec:
+        """How it may share its devices, as asked last."""
+        return self.share_asked or self.spec.share
 
 
 def changed(job: Job, **changes: object) -> Job:

@@ -14,7 +14,7 @@ from typing import Any
 
 from restow.cluster import Device, Link
 from restow.errors import SpecError
-from restow.job import JobSpec
+from restow.job import JobSpec, ShareSpec, Sharing
 from restow.placement import Move, Placement, Slot
 
 # ---------------------------------------------------------------- commands: controller → one agent
@@ -49,6 +49,17 @@ class Prepare(Command):
     ranks: tuple[int, ...]  # those that this node is to get
     store: tuple[str, int]
     secret: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guard(Command):
+    """A switch to `generation` is being prepared: this node's old ranks keep from now on what it takes to do a step again
+    without a leaver. Not answered: a leaver lost before that ends the job as it would have without a switch."""
+
+    now: Placement
+    then: Placement
+    store: tuple[str, int]
+    fill: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +102,13 @@ class Stop(Command):
     """SIGTERM to this node's ranks of the generation, SIGKILL after the grace. RankExited follows for each."""
 
     grace_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share(Command):
+    """From now on this job uses its devices on this node in this way. Not answered; said again to an agent that is new."""
+
+    sharing: Sharing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +170,28 @@ class ScheduleAdopted(Event):
 
     placements: tuple[tuple[str, Placement], ...]
     reasons: tuple[tuple[str, str], ...]
+    sharing: tuple[tuple[str, Sharing], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareAsked(Event):
+    """A person says how a job is to share its devices from now on, instead of what its spec says."""
+
+    job: str
+    share: ShareSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharingMeasured(Event):
+    """What jobs on the same devices reached together; `total` and `predicted` are sums of relative speeds (1.0: one alone)."""
+
+    jobs: tuple[str, ...]
+    mode: str
+    speeds: tuple[float, ...]  # of each job, relative to alone
+    total: float
+    predicted: float
+    kept: bool  # False: parted, and remembered
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,7 +275,21 @@ class Progressed(GangEvent):
     exposed_s: float
     wire_bytes: int
     memory_bytes: int
+    valley_bytes: int = 0
+    data_s: float = 0.0
+    waited_s: float = 0.0
+    held_s: float = 0.0
     values: tuple[tuple[str, float], ...] = ()  # what the script reported last, for example (("loss", 0.31),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFenced(GangEvent):
+    """A rank held a shared device for longer than its lease, or was stopped while it did: others go on without it."""
+
+    rank: int
+    device: int
+    held_s: float
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

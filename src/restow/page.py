@@ -32,6 +32,12 @@ _WORDS: dict[str, tuple[int, Any]] = {
     "switch_generation": (48, "q"),
     "step_s": (56, "d"),  # smoothed seconds per step
     "exposed_s": (64, "d"),  # smoothed seconds per step spent waiting for communication
+    "data_s": (112, "d"),  # ... for the next batch
+    "waited_s": (120, "d"),  # ... at the gate of a shared device
+    "held_s": (128, "d"),  # seconds per step for which the gate was ours; 0: it was free, or there is none
+    "valley_bytes": (136, "q"),  # memory in use at save points
+    "swap_bytes": (144, "q"),  # to be moved out of the device between two time slices; the agent's word
+    "quantum_s": (152, "d"),  # of a time slice; the agent's word
     "wire_bytes": (72, "q"),  # payload given to collectives in the last step
     "memory_bytes": (80, "q"),
     "last_step_ns": (88, "q"),  # time.monotonic_ns() at the end of the last step

@@ -85,7 +85,7 @@ def predict_step_s(profile: Profile, now: Placement, then: Placement, snapshot: 
     """
     if profile.step_s <= 0:
         return 0.0
-    computing_s = profile.step_s - profile.exposed_s
+    computing_s = profile.step_s - profile.exposed_s - profile.waited_s  # what it waits at a gate is not its own
     computing_s *= _slow_down(now, then, snapshot)
     if profile.rehearsal_step_s and _kinds(then, snapshot) != _kinds(now, snapshot):
         computing_s = profile.rehearsal_step_s
@@ -110,13 +110,13 @@ def _kinds(placement: Placement, snapshot: Snapshot) -> set[str]:
 
 
 def _devices(placement: Placement, snapshot: Snapshot) -> list[Device]:
-    """The devices used, as far as their nodes are known; share is that of the device and of the slot together."""
+    """The devices used, as far as their nodes are known. How much of one is lent to others is the gate's business."""
     devices = []
     for slot in placement:
         node = snapshot.node(slot.node)
         for device in node.devices if node else ():
             if device.index == slot.device:
-                devices.append(Device(index=device.index, kind=device.kind, share=device.share * slot.share))
+                devices.append(device)
     return devices
 
 

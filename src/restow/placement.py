@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from restow.errors import SpecError
 
@@ -58,6 +58,11 @@ def is_scattered(placement: Iterable[Slot]) -> bool:
 def moved_ranks(now: Placement, then: Placement) -> tuple[int, ...]:
     """The ranks whose slot changes, ascending."""
     return tuple(rank for rank, (a, b) in enumerate(zip(now, then, strict=True)) if a[:2] != b[:2])
+
+
+def same_devices(a: Placement, b: Placement) -> bool:
+    """Is every rank on the same device in both, whatever its share?"""
+    return [slot[:2] for slot in a] == [slot[:2] for slot in b]
 
 
 def rearranged(now: Placement, slots: Iterable[Slot]) -> Placement:
@@ -111,6 +116,8 @@ class Schedule:
     placements: dict[str, Placement] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     moves: dict[str, Move] = field(default_factory=dict)
+    sharing: dict[str, Any] = field(default_factory=dict)
+    """Job → job.Sharing, for those whose devices hold other jobs too."""
 
     def put(self, job: str, placement: Placement, reason: str = "") -> None:
         self.placements[job] = placement

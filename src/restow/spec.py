@@ -7,6 +7,13 @@ cwd: ../digits                   # default: where you submit; relative to the fi
 env: {OMP_NUM_THREADS: "1"}
 memory: 8GB                      # peak device memory of one worker
 migrate: true                    # may restow move it?
+share:                           # may other jobs use its devices too, in its idle time?
+  allow: true                    #   false: never
+  mode: auto                     #   auto, exclusive, interleave, time-slice, best-effort or free
+  protect: false                 #   true: it goes first and must not be hurt
+  max_slowdown: 0.03             #   longer steps than this part are too much
+  memory: 4GB                    #   the most that a worker may take of its device
+  quantum: 5                     #   seconds of a turn in time slices
 fill: auto                       # auto, replica, copy or shadow
 max_pause_s: 60                  # the longest pause that one move may cost
 stop_grace_s: 10                 # between SIGTERM and SIGKILL
@@ -22,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from restow.errors import SpecError
-from restow.job import JobSpec
+from restow.job import JobSpec, ShareSpec
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", re.IGNORECASE)
@@ -117,6 +124,12 @@ def _seconds(key: str, value: Any) -> float:
     return float(value)
 
 
+def _part(key: str, value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise SpecError(f"{key} is {value!r} ({_kind(value)}); write a part such as 0.05 for 5 %")
+    return float(value)
+
+
 def _choice(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise SpecError(f"{key} is {value!r} ({_kind(value)}); write true or false")
@@ -152,6 +165,34 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "nothing" if value is None else type(value).__name__)
 
 
+def _share(key: str, value: Any) -> ShareSpec:
+    """A map, or one word: true, false or a mode."""
+    if isinstance(value, bool):
+        return ShareSpec(allow=value)
+    if isinstance(value, str):
+        return ShareSpec(mode=value)
+    if not isinstance(value, dict):
+        raise SpecError(f"{key} is {value!r} ({_kind(value)}); write true, false, a mode, or {', '.join(_SHARE_READERS)} under it")
+    fields: dict[str, Any] = {}
+    for name, setting in value.items():
+        if name not in _SHARE_READERS:
+            close = difflib.get_close_matches(str(name), _SHARE_READERS, n=1, cutoff=0.6)
+            hint = f"did you mean {close[0]!r}?" if close else f"its keys are {', '.join(_SHARE_READERS)}"
+            raise SpecError(f"{key}: unknown key {str(name)!r}; {hint}")
+        field, read = _SHARE_READERS[name]
+        fields[field] = read(f"{key}: {name}", setting)
+    return ShareSpec(**fields)
+
+
+_SHARE_READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
+    "allow": ("allow", _choice),
+    "mode": ("mode", _text),
+    "protect": ("protect", _choice),
+    "max_slowdown": ("max_slowdown", _part),
+    "memory": ("memory_bytes", parse_bytes),
+    "quantum": ("quantum_s", _seconds),
+}
+
 _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "name": ("name", _text),
     "command": ("command", _words),
@@ -163,4 +204,5 @@ _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "fill": ("fill", _text),
     "max_pause_s": ("max_pause_s", _seconds),
     "stop_grace_s": ("stop_grace_s", _seconds),
+    "share": ("share", _share),
 }

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from restow.cluster import Device, Link
 from restow.core import invariants
 from restow.core.state import ClusterState
-from restow.job import Job, JobSpec
+from restow.job import Job, JobSpec, Sharing
 from restow.messages import (
     Abandon,
     CancelAsked,
@@ -21,6 +21,7 @@ from restow.messages import (
     Decide,
     Event,
     Forget,
+    Guard,
     JobSubmitted,
     Launch,
     LinkMeasured,
@@ -38,6 +39,7 @@ from restow.messages import (
     RankStarted,
     RankSwitched,
     ShadowReady,
+    Share,
     StepAccepted,
     StepRefused,
     Stop,
@@ -81,6 +83,7 @@ class Agents:
     placements: dict[tuple[str, int], tuple] = field(default_factory=dict)
     deaf: set[type] = field(default_factory=set)  # commands that get lost
     dead_nodes: set[str] = field(default_factory=set)
+    sharing: dict[tuple[str, str], Sharing] = field(default_factory=dict)  # (node, job) → what the agent was told last
     wrong_twins: bool = False  # they build another model
     now_s: float = 0.0
 
@@ -119,6 +122,12 @@ class Agents:
                 self.workers[key] = Worker(node, command.generation, "twin")
                 signature = "other" if self.wrong_twins else f"s{rank}"
                 self.say(TwinParked, command, node, rank=rank, signature=signature, rehearsal_step_s=0.05)
+
+    def guard(self, node: str, command: Guard) -> None:
+        """Nothing to say: what it is for shows when a leaver is lost."""
+
+    def share(self, node: str, command: Share) -> None:
+        self.sharing[node, command.job] = command.sharing
 
     def connect(self, node: str, command: Connect) -> None:
         for (_, generation, rank), worker in self.here(node, command.job):

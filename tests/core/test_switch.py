@@ -7,6 +7,7 @@ from restow.messages import (
     Abandon,
     Connect,
     Decide,
+    OpenStore,
     Prepare,
     Propose,
     RankConnected,
@@ -15,6 +16,7 @@ from restow.messages import (
     RankSwitched,
     StepRefused,
     SwitchFailed,
+    TwinParked,
 )  # fmt: skip
 from tests.core.obedient import Cluster, Program
 
@@ -47,8 +49,8 @@ def test_a_switch_goes_through_its_phases_in_order_and_the_job_is_in_the_next_ge
     cluster.run()
     kinds = [(node, type(command).__name__) for node, command in cluster.told]
     assert kinds == [
-        ("m1", "OpenStore"), ("m1", "Prepare"), ("m1", "Connect"), ("m2", "Connect"), ("m1", "Propose"), ("m2", "Propose"),
-        ("m1", "Decide"),
+        ("m1", "OpenStore"), ("m1", "Guard"), ("m2", "Guard"), ("m1", "Prepare"), ("m1", "Connect"), ("m2", "Connect"),
+        ("m1", "Propose"), ("m2", "Propose"), ("m1", "Decide"),
     ]  # fmt: skip
     job = cluster.job("a")
     assert (job.generation, cluster.where("a"), job.moves, job.switch) == (2, "m1:0 m1:1 m1:2", 1, None)
@@ -286,8 +288,26 @@ def test_a_leaver_that_dies_before_the_commit_leaves_it_to_the_ranks_and_the_mov
     assert (job.state, job.generation, cluster.where("a"), job.moves) == (JobState.RUNNING, 2, "m1:0 m1:1 m1:2", 1)
 
 
-def test_a_leaver_that_dies_before_it_was_connected_ends_the_job():
-    cluster = stopped_in(Phase.CONNECT)
+def test_a_leaver_that_dies_while_its_twin_rehearses_is_replaced_when_the_twin_has_come_as_far():
+    cluster = gang_of_three()
+    cluster.agents.deaf = {Prepare}
+    cluster.run(until=lambda: cluster.commands_of(Prepare))
+    cluster.observe(exited(2, "m2", 1, "rank", -9))
+    assert (cluster.job("a").state, cluster.job("a").switch.phase) == (JobState.RUNNING, Phase.RESCUE)
+    cluster.told.clear()
+    cluster.observe(TwinParked(time_s=1, job="a", generation=2, node="m1", rank=2, signature="s2", rehearsal_step_s=0.05))
+    cluster.send()
+    assert [(node, type(command)) for node, command in cluster.told] == [("m1", Connect), ("m2", Connect)]
+    for rank, node in enumerate(("m1", "m1", "m1")):
+        cluster.observe(RankSwitched(time_s=2, job="a", generation=2, node=node, rank=rank, step=7, pause_s=0.1, wire_bytes=0))
+    assert (cluster.where("a"), cluster.job("a").generation) == ("m1:0 m1:1 m1:2", 2)
+
+
+def test_a_leaver_that_dies_before_the_store_was_opened_ends_the_job():
+    cluster = gang_of_three()
+    cluster.agents.deaf = {OpenStore}
+    cluster.run()
+    assert cluster.job("a").switch.phase is Phase.STANDBY
     cluster.observe(exited(2, "m2", 1, "rank", -9))
     assert (cluster.job("a").state, cluster.job("a").reason) == (JobState.STOPPING, "rank 2 on m2 was ended by signal 9")
 

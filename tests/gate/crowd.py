@@ -53,9 +53,11 @@ class Crowd:
         return member
 
     def wait_for(self, *members: Member) -> None:
-        """Until they wait in their queue."""
+        """Until they wait in their queue, and are out of the mutex again."""
         for member in members:
             until(lambda member=member: (seat := member.look()) is not None and seat.waiting)  # type: ignore[misc]
+            address = self.keeper(member.device)._order.record.mutex_address
+            until(lambda address=address: native.mutex_owner(address) == 0)  # type: ignore[misc]
 
     def owner(self, device: int = 0) -> int | None:
         """The process that holds the gate."""
@@ -231,7 +233,7 @@ def _unlock_the_mutex(gate: Gate, crowd: Crowd) -> int:
 
 
 def _interrupted(gate: Gate, crowd: Crowd, line: int, what: str, *arguments: Any) -> bool:
-    """Do it, but be killed before the given line (counted from 1 as they run) of the gate's own code; whether it ended before."""
+    """Do it, but be killed before the given line (as `each_line` counts) of the gate's own code; True if it ended before."""
     with each_line(line, lambda: os.kill(os.getpid(), signal.SIGKILL)):
         getattr(gate, what)(*arguments)
     return True
@@ -250,16 +252,15 @@ _DOINGS: dict[str, Callable[..., Any]] = {
 
 @contextlib.contextmanager
 def each_line(number: int, do: Callable[[], Any]) -> Any:
-    """Call `do` once, before the `number`-th line that runs in gate.py and order.py from now on."""
-    left = number
+    """Call `do` once, before the `number`-th line that runs in gate.py and order.py from now on; repeated ones count once."""
+    seen: set[tuple[str, int]] = set()
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal left
         if not frame.f_code.co_filename.endswith(("gate/gate.py", "gate/order.py")):
             return None
         if event == "line":
-            left -= 1
-            if left == 0:
+            seen.add((frame.f_code.co_filename, frame.f_lineno))
+            if len(seen) == number:
                 sys.settrace(None)
                 do()
         return trace

@@ -120,7 +120,9 @@ def test_who_is_killed_inside_the_mutex_hangs_nobody(crowd):
     assert waiter.do("acquire", 0) is True
 
 
-@pytest.mark.parametrize("story", ["acquire", "acquire behind another", "release", "release to another", "leave to another"])
+@pytest.mark.parametrize(
+    "story", ["acquire", "acquire behind another", "release", "release to another", "leave to another"]
+)
 def test_who_is_killed_at_any_line_hangs_nobody(crowd, story):
     other = crowd.join("other")
     for line in range(1, 1000):

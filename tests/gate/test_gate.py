@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import threading
 import time
@@ -21,7 +22,7 @@ def test_only_one_holds_the_device_and_the_others_come_in_the_order_of_their_arr
     for waiting in members[1:]:
         waiting.begin("acquire")
         crowd.wait_for(waiting)
-    for holder, following in zip(members, members[1:], strict=False):
+    for holder, following in itertools.pairwise(members):
         assert not any(member.has_answered() for member in members)
         assert crowd.owner() == holder.pid
         holder.do("release")
@@ -76,7 +77,7 @@ def test_two_that_come_back_at_once_take_strict_turns(crowd):
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(one != other for one, other in zip(came[:80], came[1:80], strict=False))
+    assert all(one != other for one, other in itertools.pairwise(came[:80]))
 
 
 def test_acquiring_what_is_held_and_releasing_what_is_not_does_nothing(crowd):
@@ -262,6 +263,7 @@ def test_a_seat_with_a_share_stays_away_in_proportion_to_its_last_hold(crowd, mo
         now_ns[0] += int(timeout_s * 1e9)
 
     monkeypatch.setattr("restow.gate.gate._now_ns", lambda: now_ns[0])
+    monkeypatch.setattr("time.monotonic_ns", lambda: now_ns[0])
     monkeypatch.setattr("restow.gate.native.wait_while", sleep)
     assert crowd.keeper().set_share("a", 0.25) == 1
     gate.acquire()
@@ -294,10 +296,10 @@ def test_a_share_counts_holds_of_equal_length_as_it_should(crowd):
     crowd.members[0].do("release")
     crowd.members[0].begin("acquire")
     crowd.members[0].answer()
-    a = crowd.members[0].look()
+    a, record = crowd.members[0].look(), crowd.keeper()._order.record
     assert a
     # between its release and its next grant lie two holds, whatever the machine did meanwhile
-    assert a.held_since_ns - crowd.keeper()._order.record.released_ns[a.number] >= 2 * crowd.keeper()._order.record.hold_ns[a.number]
+    assert a.held_since_ns - record.released_ns[a.number] >= 2 * record.hold_ns[a.number]
     assert gate.acquire(0) is False
 
 
@@ -336,6 +338,7 @@ def test_an_interrupt_at_any_line_leaves_the_gate_usable(crowd, story):
     def interrupt() -> None:
         raise KeyboardInterrupt
 
+    held_after: list[int] = []  # an acquire that was interrupted
     for line in range(1, 1000):
         gate = Gate.join(crowd.folder, 0, job="gate", rank=0)
         waiting = threading.Thread(target=other.acquire)
@@ -352,8 +355,8 @@ def test_an_interrupt_at_any_line_leaves_the_gate_usable(crowd, story):
             break
         except KeyboardInterrupt:
             pass
-        if what == "acquire":
-            assert not gate.held, f"line {line}"
+        if what == "acquire" and gate.held:
+            held_after.append(line)
         gate.release()
         if story == "acquire behind another":
             other.release()
@@ -364,6 +367,7 @@ def test_an_interrupt_at_any_line_leaves_the_gate_usable(crowd, story):
         assert not other.crowded(), f"line {line}"
         gate.leave()
     assert line > 10
+    assert held_after in ([], [line - 1])  # it was done, and interrupted in the act of returning
 
 
 def test_a_signal_handler_that_uses_the_gate_in_the_middle_of_its_use_is_told_and_hangs_nobody(crowd, monkeypatch):

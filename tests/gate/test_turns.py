@@ -122,6 +122,48 @@ def test_all_members_of_a_job_on_a_device_share_its_turn(crowd):
     assert other.answer() is True
 
 
+def test_a_holder_that_is_fenced_loses_its_turn_and_gets_another_one_by_proxy(crowd):
+    ranks = gangs(crowd, "abc", devices=1)
+    (a,), (b,), (c,) = ranks["a"], ranks["b"], ranks["c"]
+    keeper = crowd.keeper()
+    for member in (a, b, c):
+        member.begin("acquire")
+    assert a.answer() is True
+    crowd.wait_for(b, c)
+    a.stop()
+    assert keeper.revoke(a.seat, "turn over")
+    assert b.answer() is True
+    assert b.do("pass_turn") == "c"
+    assert c.answer() is True
+    assert c.do("pass_turn") == "a"
+    view = keeper.look()
+    assert (view.owner, view.turn) == (a.seat, "a")
+    assert keeper.readmit(a.seat)
+    a.go_on()
+    assert a.do("held") is True
+    assert a.do("pass_turn") == "b"
+
+
+def test_turns_pass_over_a_job_that_was_stopped_by_a_person_or_that_nobody_would_continue(crowd):
+    ranks = gangs(crowd, "abc", devices=1)
+    (a,), (b,), (c,) = ranks["a"], ranks["b"], ranks["c"]
+    keeper = crowd.keeper()
+    a.do("acquire")
+    a.stop()
+    assert keeper.revoke(a.seat, "stopped by somebody", queue=False)
+    assert b.do("acquire", 0) is True
+    assert b.do("pass_turn") == "c"
+    assert c.do("pass_turn") == "b"
+    assert keeper.requeue(a.seat)
+    assert b.do("next_turn") == "c"
+    assert c.do("next_turn") == "a"
+    keeper.close()  # the agent dies
+    crowd._keepers.clear()
+    assert c.do("next_turn") == "b"
+    assert b.do("pass_turn") == "c"
+    assert c.do("pass_turn") == "b"
+
+
 def test_when_turns_inside_a_step_come_back_whoever_waited_for_the_turn_is_let_in(crowd):
     ranks = gangs(crowd, "ab", devices=1)
     (a,), (b,) = ranks["a"], ranks["b"]

@@ -90,8 +90,13 @@ class Process:
 class Gang:
     """One job. Use as a context manager: everything is ended and removed on the way out."""
 
-    def __init__(self, script: str | Path, placement: str, arguments: Sequence[str] = (), holds: Sequence[int] = (20,)):
-        """`holds`: steps after which the script waits for `release`, so that a test has time for what it does."""
+    def __init__(
+        self, script: str | Path, placement: str, arguments: Sequence[str] = (), holds: Sequence[int] = (20,),
+        gates: Path | None = None, job: str = "job",
+    ):  # fmt: skip
+        """`holds`: steps after which the script waits for `release`, so that a test has time for what it does. `gates`: a folder
+        with one more for each node, in which the gates of its devices are."""
+        self.gates, self.job = gates, job
         self.placement = parse_placement(placement)
         self.generation = 1
         self.folder = Path(tempfile.mkdtemp(prefix="rg-"))
@@ -140,7 +145,8 @@ class Gang:
             "LOCAL_RANK": "0",
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
-            "RESTOW_JOB": "job",
+            "RESTOW_JOB": self.job,
+            "RESTOW_GATE": f"{self.gates / placement[rank].node}:{placement[rank].device}" if self.gates else "",
             "RESTOW_GENERATION": str(generation),
             "RESTOW_ROLE": role,
             "RESTOW_PAGE": str(page.path),
@@ -247,17 +253,33 @@ class Gang:
     # ------------------------------------------------------------ a switch
 
     def prepare(self, then: str, fill: str) -> Switching:
-        """Twins parked, groups of the next generation connected."""
+        """Old ranks on their guard, twins parked."""
+        switching = self.begin(then, fill)
+        switching.await_parked()
+        return switching
+
+    def begin(self, then: str, fill: str) -> Switching:
+        """Old ranks are told to be on their guard, twins have been started."""
         target = parse_placement(then)
         self.generation += 1
         store = self.open_store()
         moved = moved_ranks(self.placement, target)
         old = [self.live(rank) for rank in range(len(target))]
+        for process in old:
+            self._tell_terms(process, "guard", target, store, fill)
         twins = [self.start(rank, target, self.generation, "twin", store) for rank in moved]
-        signatures = {f["signature"] for f in self.await_fact(old, "ready")}
-        parked = self.await_fact(twins, "parked")
-        assert {f["signature"] for f in parked} == signatures, (signatures, parked)
         return Switching(self, target, fill, store, old, twins)
+
+    def _tell_terms(self, process: Process, kind: str, then: Placement, store: dist.TCPStore, fill: str) -> None:
+        self.tell(
+            process,
+            type=kind,
+            generation=self.generation,
+            now=[list(slot) for slot in self.placement],
+            then=[list(slot) for slot in then],
+            store=["127.0.0.1", store.port],
+            fill=fill,
+        )
 
     def move(self, then: str, fill: str = "replica", at: int | None = None) -> list[dict[str, Any]]:
         """The whole move; returns what the ranks of the new generation said."""
@@ -301,18 +323,17 @@ class Switching:
     def moved(self) -> tuple[int, ...]:
         return moved_ranks(self.gang.placement, self.then)
 
-    def connect(self) -> None:
-        for process in [*self.old, *self.twins]:
-            self.gang.tell(
-                process,
-                type="connect",
-                generation=self.gang.generation,
-                now=[list(slot) for slot in self.gang.placement],
-                then=[list(slot) for slot in self.then],
-                store=["127.0.0.1", self.store.port],
-                fill=self.fill,
-            )
-        self.gang.await_fact([*self.old, *self.twins], "connected", self.gang.generation)
+    def await_parked(self) -> None:
+        signatures = {f["signature"] for f in self.gang.await_fact(self.old, "ready")}
+        parked = self.gang.await_fact(self.twins, "parked")
+        assert {f["signature"] for f in parked} == signatures, (signatures, parked)
+
+    def connect(self, without: int | None = None) -> None:
+        """`without`: an old rank that is dead."""
+        everybody = [*(process for process in self.old if process.rank != without), *self.twins]
+        for process in everybody:
+            self.gang._tell_terms(process, "connect", self.then, self.store, self.fill)
+        self.gang.await_fact(everybody, "connected", self.gang.generation)
         if self.fill == "shadow":
             self.gang.await_fact(self.twins, "shadowing", self.gang.generation)
 

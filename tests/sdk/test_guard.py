@@ -61,6 +61,22 @@ def test_the_twin_takes_over_from_a_leaver_that_is_killed_inside_a_step(move, le
 
 
 @pytest.mark.live
+@pytest.mark.parametrize(("move", "leaver", "fill", "place"), [(LAST, 2, "replica", "backward"), (FIRST, 0, "copy", "update")])
+def test_a_leaver_is_killed_while_its_twin_still_rehearses(move, leaver, fill, place):
+    now, then = move
+    with Gang(SCRIPT, now, [*arguments(), "--stops", f"{leaver}:25:{place}"], holds=(HOLD,)) as gang:
+        gang.await_step(HOLD)
+        switching = gang.begin(then, fill)
+        gang.release()
+        gang.await_stop(leaver, 25, place)
+        gang.kill(switching.old[leaver])
+        gang.await_fact(switching.twins, "parked")
+        switching.connect(without=leaver)
+        assert {fact["step"] for fact in switching.await_taken_over()} == {25}
+        assert_nothing_was_lost(gang)
+
+
+@pytest.mark.live
 def test_two_of_four_leave_and_one_of_them_is_killed():
     with connected("a:0 a:1 b:0 b:1", "b:2 b:3 b:0 b:1", stops="0:25:backward") as switching:
         gang = switching.gang

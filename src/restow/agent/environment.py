@@ -48,6 +48,8 @@ def rank_environment(
         "RESTOW_STORE": f"{host}:{port}",
         "RESTOW_ADDRESS": address,
         "RESTOW_NODE": node,
+        "RESTOW_GATE": f"{folders.gates}:{device.device.index}",
+        "RESTOW_MEMORY_BYTES": str(command.spec.share.memory_bytes),
     }
     if len({(slot.node, slot.device) for slot in placement}) < len(placement):
         needed["RESTOW_CUDA_COLLECTIVES"] = "gloo"  # NCCL refuses two ranks of a group on one GPU

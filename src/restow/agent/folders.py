@@ -61,6 +61,11 @@ class Folders:
     def private(self, job: str, rank: int, generation: int) -> Path:
         return self.shm / f"{job}.g{generation}.r{rank}.private"
 
+    @property
+    def gates(self) -> Path:
+        """The gates of this node's devices."""
+        return self.shm / "gates"
+
     def connect(self, job: str) -> Path:
         """The last Connect of a job whose switch is under way, for an agent that comes after this one."""
         return self.run / f"{job}.connect"

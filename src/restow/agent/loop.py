@@ -23,6 +23,7 @@ from restow.agent.channel import ChannelServer
 from restow.agent.devices import find_devices
 from restow.agent.events import EventLog
 from restow.agent.folders import JOB_NAME, Folders
+from restow.agent.gates import Gates
 from restow.agent.network import interface_of
 from restow.agent.proposals import progress_of
 from restow.agent.ranks import Ranks
@@ -36,12 +37,15 @@ from restow.messages import (
     Command,
     Connect,
     Decide,
+    DeviceFenced,
     Forget,
+    Guard,
     Launch,
     LinkMeasured,
     OpenStore,
     Prepare,
     Propose,
+    Share,
     Stop,
     from_json,
     to_json,
@@ -88,12 +92,17 @@ class Agent:
         self._ranks = Ranks(config, self.folders, self._events, self._tasks, self._switches.is_under_way)
         self._ranks.devices, self._ranks.interface = devices, interface
         self._switches.ranks = self._ranks
+        self._gates = Gates(
+            self.folders.gates, devices, drains=any(local.is_gpu for local in devices.values()), on_fenced=self._fenced
+        )
         self._channel = ChannelServer(
             self.folders.agent_socket,
             find=self._ranks.workers.by_pid.get, settled=self._ranks.settled.wait,
             on_hello=self._switches.hello, on_message=self._switches.said,
         )  # fmt: skip
         try:
+            self._gates.open()
+            self._ranks.on_changed = lambda: self._gates.update(self._ranks.workers)
             self._switches.recall()
             await self._ranks.nursery.start()
             await self._channel.start()
@@ -106,6 +115,7 @@ class Agent:
         if rate:
             self._events.put(LinkMeasured(time_s=now_s(), a=config.node, b=config.node, link=Link(bytes_per_s=rate)))
         self._tasks.spawn(self._watch_progress())
+        self._tasks.spawn(self._gates.watch())
 
     async def stop(self, keep_ranks: bool = False) -> None:
         """Let go of this node; without `keep_ranks` end everything that runs on it, and remove all but its logs."""
@@ -120,6 +130,7 @@ class Agent:
         await self._tasks.close()
         await self._channel.close()
         await self._ranks.nursery.close()
+        self._gates.close()
         for worker in self._ranks.workers:
             worker.close()
         os.close(self._lock_descriptor)
@@ -168,6 +179,8 @@ class Agent:
                 self._switches.arm(command.job)
                 for rank in command.ranks:
                     await self._ranks.bear(command, rank)
+            case Guard():
+                self._switches.guard(command)
             case Connect():
                 self._switches.connect(command)
             case Propose():
@@ -178,9 +191,20 @@ class Agent:
                 await self._switches.abandon(command)
             case Stop():
                 await self._stop_ranks(command)
+            case Share():
+                self._gates.share(command.job, command.sharing, self._ranks.workers)
             case Forget():
+                self._gates.forget(command.job)
                 self._switches.forget(command.job)
                 await self._ranks.forget(command.job)
+
+    def _fenced(self, job: str, rank: int, device: int, held_s: float, reason: str) -> None:
+        worker = next((w for w in self._ranks.workers.of(job) if w.rank == rank and w.device == device), None)
+        generation = worker.generation if worker else 0
+        self._events.put(DeviceFenced(
+            time_s=now_s(), job=job, generation=generation, node=self.config.node, rank=rank, device=device, held_s=held_s,
+            reason=reason,
+        ))  # fmt: skip
 
     async def _stop_ranks(self, command: Stop) -> None:
         """Ranks of the generation and earlier ones, which the controller has left behind; twins of just this one."""

@@ -56,6 +56,10 @@ def progress_of(worker: Worker, node: str, time_s: float) -> Progressed | None:
         exposed_s=float(page.get("exposed_s")),
         wire_bytes=int(page.get("wire_bytes")),
         memory_bytes=int(page.get("memory_bytes")),
+        valley_bytes=int(page.get("valley_bytes")),
+        data_s=float(page.get("data_s")),
+        waited_s=float(page.get("waited_s")),
+        held_s=float(page.get("held_s")),
         values=_values(page.read_text()),
     )
     told = (progress.generation, progress.step, steps_total, progress.step_s, progress.values, progress.memory_bytes)

@@ -49,6 +49,7 @@ class Ranks:
         self._told: set[int] = set()  # pids whose exit has its event
         self._untaken: dict[int, int] = {}  # number of that event → pid, which the nursery keeps until it is acknowledged
         self._gone = asyncio.Event()  # set at every exit
+        self.on_changed: Callable[[], None] = lambda: None  # a process was born or is gone
         self.nursery = NurseryClient(
             folders, python=config.python, environment=self._base, warm=config.warm, on_list=self._adopt, on_exit=self._exited
         )
@@ -103,7 +104,7 @@ class Ranks:
         worker = Worker(
             pid=0, job=job, generation=generation, rank=rank, role="twin" if is_twin else "rank", born=generation,
             secret=command.secret, page=str(self._folders.page(job, rank, generation)),
-            log=str(self._folders.log(job, rank, generation, rehearsal=is_twin)),
+            log=str(self._folders.log(job, rank, generation, rehearsal=is_twin)), device=slot.device,
         )  # fmt: skip
         environment = rank_environment(
             command, rank, base=self._base, folders=self._folders, node=node, address=self._config.address,
@@ -117,6 +118,7 @@ class Ranks:
     def _born(self, pid: int, label: Mapping[str, Any]) -> None:
         worker = Worker.from_label(pid, label)
         self.workers.add(worker)
+        self.on_changed()
         self._events.put(
             RankStarted(
                 time_s=now_s(), job=worker.job, generation=worker.generation, node=self._config.node, rank=worker.rank, pid=pid
@@ -160,6 +162,7 @@ class Ranks:
             return
         worker = self.workers.remove(pid) or Worker.from_label(pid, label)
         worker.close()
+        self.on_changed()
         self.workers.seen.add(worker.key)
         if worker.channel:
             worker.channel.close()

@@ -16,7 +16,7 @@ from restow.agent.proposals import propose
 from restow.agent.ranks import Ranks
 from restow.agent.workers import Worker, now_s
 from restow.errors import SpecError
-from restow.messages import Abandon, Connect, Decide, Propose, StepAccepted, StepRefused, to_json
+from restow.messages import Abandon, Connect, Decide, Guard, Propose, StepAccepted, StepRefused, to_json
 
 log = logging.getLogger(__name__)
 
@@ -90,17 +90,14 @@ class Switches:
             if worker.shared:
                 worker.shared.set("armed", int(armed))
 
+    def guard(self, command: Guard) -> None:
+        if command.generation > self._abandons.get(command.job, {}).get("generation", 0):
+            self._send(command.job, _terms("guard", command))
+
     def connect(self, command: Connect) -> None:
         if command.generation <= self._abandons.get(command.job, {}).get("generation", 0):
             return  # late
-        message = {
-            "type": "connect",
-            "generation": command.generation,
-            "now": to_json(command.now),
-            "then": to_json(command.then),
-            "store": list(command.store),
-            "fill": command.fill,
-        }
+        message = _terms("connect", command)
         self._connects[command.job] = message
         self._folders.connect(command.job).write_text(json.dumps(message))
         self.arm(command.job)
@@ -161,6 +158,18 @@ class Switches:
             del self._connects[job]
             self._folders.connect(job).unlink(missing_ok=True)
             self.ranks.sweep(job)
+
+
+def _terms(kind: str, command: Guard | Connect) -> dict[str, Any]:
+    """What ranks are told of the terms of a switch."""
+    return {
+        "type": kind,
+        "generation": command.generation,
+        "now": to_json(command.now),
+        "then": to_json(command.then),
+        "store": list(command.store),
+        "fill": command.fill,
+    }
 
 
 def _concerns(worker: Worker, generation: int) -> bool:

@@ -15,7 +15,7 @@ from restow.page import Page, open_page
 if TYPE_CHECKING:
     from restow.agent.channel import Channel
 
-_LABEL = ("job", "generation", "rank", "role", "born", "secret", "page", "log", "parked", "greeted")
+_LABEL = ("job", "generation", "rank", "role", "born", "secret", "page", "log", "parked", "greeted", "device")
 
 
 @dataclass(kw_only=True)
@@ -31,6 +31,7 @@ class Worker:
     secret: str
     page: str  # path
     log: str  # path of what it prints now or, as a twin, first
+    device: int = -1  # index of the one that it computes on; -1: not known
     parked: bool = False  # a twin that has rehearsed
     shared: Page | None = None
     channel: Channel | None = None
@@ -43,7 +44,7 @@ class Worker:
 
     @classmethod
     def from_label(cls, pid: int, label: Mapping[str, Any]) -> Worker:
-        worker = cls(pid=pid, **{name: label[name] for name in _LABEL})
+        worker = cls(pid=pid, **{name: label[name] for name in _LABEL if name in label})
         with suppress(SetupError):  # somebody removed it: no progress and no switch for this one, but it runs
             worker.shared = open_page(Path(worker.page))
         return worker

@@ -26,13 +26,16 @@ from restow.errors import SpecError
 @click.option("--fill", help="How moved workers get their state: auto, replica, copy or shadow.")
 @click.option("--no-migrate", is_flag=True, help="restow must not move it by itself.")
 @click.option("--max-pause-s", type=float, help="The longest pause that one move may cost.")
+@click.option("--share", metavar="MODE", help="auto, exclusive, interleave, time-slice or best-effort.")
+@click.option("--protect", is_flag=True, help="Jobs that share its devices run in its idle time only.")
 @click.option("--queue", is_flag=True, help="Accept more workers than the cluster has devices; the job waits for more.")
 @click.option("-f", "--follow", is_flag=True, help="Print what it prints until it has ended.")
 @click.option("-w", "--wait", "wait_", is_flag=True, help="Return when it has ended.")
 @json_option
 def submit(
     words: tuple[str, ...], workers: int | None, name: str | None, env: tuple[str, ...], cwd: str | None, memory: str | None,
-    fill: str | None, no_migrate: bool, max_pause_s: float | None, queue: bool, follow: bool, wait_: bool, json_: bool,
+    fill: str | None, no_migrate: bool, max_pause_s: float | None, share: str | None, protect: bool, queue: bool,
+    follow: bool, wait_: bool, json_: bool,
 ) -> int:  # fmt: skip
     """Hand in a job, as a YAML spec or as a command.
 
@@ -42,7 +45,8 @@ def submit(
       restow submit -n 4 --name gpt --env SEED=7 -f -- python -m my.training
 
     \b
-    The keys of a spec: name, command (needed), workers, cwd, env, memory, migrate, fill, max_pause_s, stop_grace_s.
+    The keys of a spec: name, command (needed), workers, cwd, env, memory, migrate, fill, max_pause_s, stop_grace_s,
+    share (allow, mode, protect, max_slowdown, memory).
     Options given beside a spec win. The command is started once per worker, with torchrun's variables (RANK,
     WORLD_SIZE, MASTER_ADDR ...). With -f or -w the exit code is 0 if the job ended with success, else 1.
     Ctrl-C stops the following, never the job.
@@ -50,6 +54,7 @@ def submit(
     written: dict[str, Any] = {
         "workers": workers, "name": name, "env": _pairs(env), "cwd": cwd, "memory": memory, "fill": fill,
         "max_pause_s": max_pause_s, "migrate": False if no_migrate else None,
+        "share": {"mode": share or "auto", "protect": protect} if share or protect else None,
     }  # fmt: skip
     written = {key: value for key, value in written.items() if value is not None}
     if not words:

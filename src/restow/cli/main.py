@@ -29,6 +29,8 @@ COMMANDS = {  # name → (module, attribute, first line of help)
     "cancel": ("restow.cli.jobs", "cancel", "End a job."),
     "migrate": ("restow.cli.moves", "migrate", "Move a running job to other devices, live."),
     "defrag": ("restow.cli.moves", "defrag", "Say or do which moves would bring scattered jobs together."),
+    "share": ("restow.cli.sharing", "share", "Say how a job shares its devices with others."),
+    "explain": ("restow.cli.sharing", "explain", "Say why a job is where it is, and what was predicted and measured."),
     "nodes": ("restow.cli.cluster", "nodes", "List machines and devices."),
     "events": ("restow.cli.cluster", "events", "Print what happened."),
     "doctor": ("restow.cli.doctor", "doctor", "Check what this machine lacks."),

@@ -32,7 +32,7 @@ from restow.errors import Refused, RestowError, SetupError
 from restow.job import Job
 from restow.messages import CancelAsked, NodeLost
 from restow.policies.base import Policy
-from restow.policies.consolidate import Consolidate
+from restow.policies.restow import Restow
 
 log = logging.getLogger("restow.controller")
 
@@ -77,7 +77,7 @@ async def serve(
     journal = Journal(home.journal)
     await engine.start()
     controller = Controller(
-        state=ClusterState(cluster_secret, core), policy=policy or Consolidate(), journal=journal, engine=engine
+        state=ClusterState(cluster_secret, core), policy=policy or Restow(), journal=journal, engine=engine
     )
     server = Server(home.socket, Requests(controller, about={**about, "pid": os.getpid()}, shut_down=shut_down))
     running = asyncio.create_task(controller.run())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +21,17 @@ from restow.controller import adoption
 from restow.controller.agents import Agents
 from restow.controller.journal import Journal
 from restow.controller.measure import Measurer
+from restow.controller.pairs import Pairs
 from restow.core.state import ClusterState
 from restow.engine.base import Engine
 from restow.job import JobState
-from restow.messages import Event, MoveMeasured, MovePredicted, Progressed
+from restow.messages import Event, MoveMeasured, MovePredicted, Progressed, SharingMeasured
 from restow.placement import Schedule
 from restow.policies.base import Policy
 
 log = logging.getLogger(__name__)
+
+PAIRS_KEPT = 1000  # measured pairs that `explain` can tell of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,8 @@ class Controller:
         self.config = config
         self.now = now
         self.measurer = Measurer()
+        self.pairs = Pairs()
+        self.measured_pairs: deque[SharingMeasured] = deque(maxlen=PAIRS_KEPT)
         self.progress: dict[str, dict[int, Progressed]] = {}  # job → rank → last word
         self.agents = Agents(engine, take=self.take, compare=self._compare, silence_s=config.silence_s)
         self.last_schedule = Schedule()
@@ -88,6 +94,7 @@ class Controller:
             batches = await self._next_batches()
             self._observe([event for events, _ in batches for event in events])
             self._observe(self.state.tick(self.now()))
+            self._observe(list(self.pairs.observe(self.state.jobs, self.now())))
             self._decide()
             self._send()
             for _, done in batches:
@@ -124,6 +131,8 @@ class Controller:
         if isinstance(event, Progressed):
             self.progress.setdefault(event.job, {})[event.rank] = event
             self._unkept[event.job, event.rank] = event
+        if isinstance(event, SharingMeasured):
+            self.measured_pairs.append(event)
         if not isinstance(event, (MovePredicted, MoveMeasured)):
             self.state.observe(event)
         for job in self.state.jobs.values():
@@ -192,6 +201,7 @@ def _differs(snapshot: Snapshot, schedule: Schedule) -> bool:
     """
     return any(
         job.intended != (schedule.placement(job.id) or ())
+        or job.sharing != schedule.sharing.get(job.id)
         or (job.state is JobState.PENDING and schedule.reasons.get(job.id, job.reason) != job.reason)
         for job in snapshot.jobs
     )

@@ -123,6 +123,36 @@ class Requests:
         self._controller.decide(self._controller.now())
         return self._view(self._find(found.id))
 
+    async def share(self, job: str, share: dict[str, Any]) -> dict[str, Any]:
+        """Let this job share its devices in another way from now on; `share` holds fields of ShareSpec, the others stay."""
+        found = self._find(job)
+        if found.state.is_final:
+            raise Refused(f"job {found.id} is {found.state.value}; it holds no devices")
+        wanted = {**to_json(found.share), **share}
+        asked = from_json({"type": "ShareAsked", "time_s": self._controller.now(), "job": found.id, "share": wanted})
+        await self._controller.take([asked])
+        self._controller.decide(self._controller.now())
+        return self._view(self._find(found.id))
+
+    async def explain(self, job: str) -> dict[str, Any]:
+        """Why a job is where it is and shares as it does: what was predicted, and what was then measured."""
+        found = self._find(job)
+        plan = getattr(self._controller.policy, "plan", self._controller.policy.decide)
+        schedule = plan(self._snapshot())
+        pairs = [event for event in self._controller.measured_pairs if found.id in event.jobs]
+        return {
+            "id": found.id,
+            "state": found.state.value,
+            "placement": [str(slot) for slot in found.placement],
+            "reason": schedule.reasons.get(found.id) or found.reason,
+            "adopted": found.reason,
+            "sharing": to_json(found.sharing) if found.sharing else None,
+            "share": to_json(found.share),
+            "profile": to_json(found.profile),
+            "pairs": [to_json(event) for event in pairs],
+            "moves": [views.move_view(move) for move in self._controller.measurer.measured.get(found.id, [])],
+        }
+
     async def defrag(self, apply: bool = False) -> dict[str, Any]:
         """The moves that the policy would make now, and what it says about the jobs that stay."""
         now_s = self._controller.now()

@@ -32,6 +32,7 @@ def job_view(
         "steps_total": job.steps_total if job.steps_total is not None else (latest.steps_total if latest else None),
         "step_s": step_s or job.profile.step_s or (latest.step_s if latest else 0.0),
         "values": dict(first.values) if first else {},
+        "sharing": to_json(job.sharing) if job.sharing else None,
         "movable": job.movable,
         "why_not": job.why_not,
         "reason": job.reason or reason,

@@ -84,7 +84,13 @@ def progressed(record: Record, event: Progressed) -> None:
         exposed_s=min(report.exposed_s for report in latest),
         wire_bytes=max(report.wire_bytes for report in latest),
         memory_bytes=max(report.memory_bytes for report in latest),
+        valley_bytes=max(report.valley_bytes for report in latest),
+        data_s=min(report.data_s for report in latest),
+        waited_s=max(report.waited_s for report in latest),
+        held_s=max(report.held_s for report in latest),
     )
+    if job.sharing is None and not job.switch:
+        profile = replace(profile, alone_step_s=profile.step_s)
     if (
         not is_scattered(job.placement)
         and profile.exposed_s > 0

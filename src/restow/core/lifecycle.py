@@ -79,6 +79,7 @@ TURNS: dict[tuple[Phase, Turn], Phase | None] = {  # None: the switch is over
     (SHADOW, Turn.FAILED): ABORT,
     (PROPOSE, Turn.ALL_ACCEPTED): COMMIT,
     (PROPOSE, Turn.FAILED): ABORT,
+    (STANDBY, Turn.LEAVER_LOST): RESCUE,
     (CONNECT, Turn.LEAVER_LOST): RESCUE,
     (SHADOW, Turn.LEAVER_LOST): RESCUE,
     (PROPOSE, Turn.LEAVER_LOST): RESCUE,

@@ -9,12 +9,26 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from restow.cluster import Node
 from restow.core import gang, switching
 from restow.core.record import Record
 from restow.job import JobState, Phase
-from restow.messages import Abandon, Command, Connect, Decide, Forget, Launch, OpenStore, Prepare, Propose, Stop
+from restow.messages import (
+    Abandon,
+    Command,
+    Connect,
+    Decide,
+    Forget,
+    Guard,
+    Launch,
+    OpenStore,
+    Prepare,
+    Propose,
+    Share,
+    Stop,
+)
 from restow.placement import Placement, Slot, main_node, moved_ranks, nodes_of
 
 FORGET_S = 3600.0  # after a restart of the controller, jobs that ended longer ago are not named to the agents again
@@ -26,6 +40,7 @@ def settle(records: Iterable[Record], time_s: float) -> None:
     for record in records:
         gang.catch_up(record)
         _finish_leaving(record, time_s)
+        _share_less(record)
     withdraw(records)
     for record in records:
         _begin(record, records, time_s)
@@ -40,15 +55,38 @@ def _finish_leaving(record: Record, time_s: float) -> None:
             record.change(switch=None)
 
 
+def _share_less(record: Record) -> None:
+    """Where a job is to have less of the devices that it holds, it has at once: the gate sees to that."""
+    job = record.job
+    if job.placement and len(job.intended) == len(job.placement) and not moved_ranks(job.placement, job.intended):
+        if all(then.share <= now.share for now, then in zip(job.placement, job.intended, strict=True)):
+            _reshare(record)
+
+
+def _reshare(record: Record) -> None:
+    """The same devices, other shares: no process moves."""
+    record.change(placement=record.job.intended)
+    for (generation, rank), process in list(record.processes.items()):
+        if generation == record.job.generation:
+            record.processes[generation, rank] = replace(process, slot=record.job.intended[rank])
+
+
 def withdraw(records: list[Record]) -> None:
     """When a job stays after all, whoever was promised its slots stays where it is too, and so on."""
     changing = True
     while changing:
         changing = False
-        holders = {slot[:2]: r.job.id for r in records if r.job.intended == r.job.placement for slot in r.job.placement}
+        holders: dict[tuple[str, int], dict[str, float]] = {}
+        for record in records:
+            for slot in record.job.placement if record.job.intended == record.job.placement else ():
+                holders.setdefault(slot[:2], {})[record.job.id] = slot.share
         for record in records:
             job = record.job
-            blocking = [holders[slot[:2]] for slot in job.intended if holders.get(slot[:2], job.id) != job.id]
+            blocking: list[str] = []
+            for slot in job.intended:
+                others = {id: share for id, share in holders.get(slot[:2], {}).items() if id != job.id}
+                if sum(others.values()) + slot.share > 1.0 + 1e-9:
+                    blocking += others
             if blocking and job.intended != job.placement:
                 stays = job.placement if job.state in (JobState.STARTING, JobState.RUNNING) else ()
                 record.change(intended=stays, reason=f"waited for slots of {blocking[0]}, which stays")
@@ -65,6 +103,8 @@ def _begin(record: Record, records: list[Record], time_s: float) -> None:
         switching.give_up(record, "the plan changed", time_s)
     elif job.state is JobState.RUNNING and not (job.switch or job.exited or record.exits) and job.intended != job.placement:
         moved = moved_ranks(job.placement, job.intended)
+        if not moved and more_is_free(record, records):
+            _reshare(record)
         if not moved or not are_free([job.intended[rank] for rank in moved], record, records):
             return
         if job.movable:
@@ -83,8 +123,14 @@ def are_free(slots: Iterable[Slot], record: Record, records: Iterable[Record]) -
     restarts = record.job.state is JobState.RUNNING and not record.job.movable
     if restarts:  # its own processes will be gone by then
         for process in record.processes.values():
-            used[process.slot[:2]] -= process.slot.share
+            used[process.slot[:2]] = used.get(process.slot[:2], 0.0) - process.slot.share
     return all(used.get(slot[:2], 0.0) + slot.share <= 1.0 + 1e-9 for slot in slots)
+
+
+def more_is_free(record: Record, records: Iterable[Record]) -> bool:
+    """May this job have the larger shares of its own devices that it is to have?"""
+    others = [other for other in records if other is not record]
+    return are_free(record.job.intended, record, others)
 
 
 def wanted(
@@ -102,6 +148,9 @@ def wanted(
             commands += _starting(record, cluster_secret)
         elif record.job.switch:
             commands += _switching(record, cluster_secret)
+        if record.job.sharing and record.job.state in (JobState.STARTING, JobState.RUNNING):
+            share = Share(job=record.job.id, generation=record.job.generation, sharing=record.job.sharing)
+            commands += [(node, share) for node in nodes_of(record.job.placement)]
     return [(node, command) for node, command in commands if node in nodes and nodes[node].is_alive]
 
 
@@ -141,15 +190,20 @@ def _switching(record: Record, cluster_secret: str) -> list[tuple[str, Command]]
         commands.append((store_node, Decide(job=job.id, generation=switch.generation, step=dead, go=False)))
     if phase is Phase.STANDBY and switch.store is None:
         commands.append((store_node, OpenStore(job=job.id, generation=switch.generation)))
-    elif phase is Phase.STANDBY:
+    elif phase is Phase.STANDBY or (phase is Phase.RESCUE and not set(moved) <= switch.parked):
         assert switch.store is not None
+        guard = Guard(
+            job=job.id, generation=switch.generation, now=job.placement, then=switch.placement, store=switch.store,
+            fill=switch.fill,
+        )  # fmt: skip
+        commands += [(node, guard) for node in old_nodes if job.workers > 1]  # one rank alone has nobody to repeat a step with
         for node in nodes_of(switch.placement[rank] for rank in moved):
             ranks = tuple(rank for rank in moved if switch.placement[rank].node == node)
             if not set(ranks) <= switch.parked:
                 commands.append((node, Prepare(
                     job=job.id, generation=switch.generation, spec=job.spec, placement=switch.placement, ranks=ranks,
                     store=switch.store, secret=secret_of(cluster_secret, job.id))))  # fmt: skip
-    elif phase is Phase.CONNECT:
+    elif phase is Phase.CONNECT or phase is Phase.RESCUE:
         assert switch.store is not None
         connect = Connect(
             job=job.id, generation=switch.generation, now=job.placement, then=switch.placement, store=switch.store,

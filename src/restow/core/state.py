@@ -27,6 +27,7 @@ from restow.job import Job, JobState
 from restow.messages import (
     CancelAsked,
     Command,
+    DeviceFenced,
     Event,
     GangEvent,
     JobSubmitted,
@@ -44,6 +45,8 @@ from restow.messages import (
     RankSwitched,
     ScheduleAdopted,
     ShadowReady,
+    ShareAsked,
+    SharingMeasured,
     StepAccepted,
     StepProposed,
     StepRefused,
@@ -135,6 +138,7 @@ class ClusterState:
             time_s=now_s,
             placements=tuple(sorted(schedule.placements.items())),
             reasons=tuple(sorted(schedule.reasons.items())),
+            sharing=tuple(sorted(schedule.sharing.items())),
         )
         return adopted if self._changes(adopted) else None
 
@@ -193,13 +197,27 @@ class ClusterState:
         if wish != record.job.pinned:
             record.change(pinned=wish, failed_moves=0, not_before_s=0.0)
 
+    def _share_asked(self, event: ShareAsked) -> None:
+        """Instead of what the spec says, from now on; what was learned of its partners under other terms is forgotten."""
+        record = self.records.get(event.job)
+        if record and not record.job.state.is_final:
+            record.change(share_asked=event.share, friendliness=())
+
+    def _sharing_measured(self, event: SharingMeasured) -> None:
+        for id in event.jobs:
+            record = self.records.get(id)
+            if record and not record.job.state.is_final:
+                known = dict(record.job.friendliness) | {other: event.total for other in event.jobs if other != id}
+                record.change(friendliness=tuple(sorted(known.items())))
+
     def _schedule_adopted(self, event: ScheduleAdopted) -> None:
-        placements, reasons = dict(event.placements), dict(event.reasons)
+        placements, reasons, sharing = dict(event.placements), dict(event.reasons), dict(event.sharing)
         for id, record in self.records.items():
             if record.job.state.is_final:
                 continue
             if not record.is_committed and record.ending in (None, JobState.PENDING):
                 record.change(intended=placements.get(id, ()))
+            record.change(sharing=sharing.get(id))
             if id in reasons:
                 record.change(reason=reasons[id])
 
@@ -219,7 +237,9 @@ class ClusterState:
         self.nodes[node.name] = replace(node, local_bytes_per_s=rate)
 
     def _changes(self, adopted: ScheduleAdopted) -> bool:
-        placements, reasons = dict(adopted.placements), dict(adopted.reasons)
+        placements, reasons, sharing = dict(adopted.placements), dict(adopted.reasons), dict(adopted.sharing)
+        if any(sharing.get(id) != record.job.sharing for id, record in self.records.items() if not record.job.state.is_final):
+            return True
         return any(
             placements.get(id, ()) != record.job.intended or reasons.get(id, record.job.reason) != record.job.reason
             for id, record in self.records.items()
@@ -273,6 +293,8 @@ class ClusterState:
         CancelAsked: _cancel_asked,
         MigrateAsked: _migrate_asked,
         ScheduleAdopted: _schedule_adopted,
+        ShareAsked: _share_asked,
+        SharingMeasured: _sharing_measured,
         StoreOpened: _store_opened,
         RankStarted: lambda self, record, event: gang.rank_started(record, event),
         RankReady: lambda self, record, event: gang.rank_ready(record, event),
@@ -287,5 +309,6 @@ class ClusterState:
         RankSwitched: lambda self, record, event: switching.rank_switched(record, event, self.config),
         RankRolledBack: lambda self, record, event: switching.rank_rolled_back(record, event, self.config),
         SwitchFailed: _switch_failed,
+        DeviceFenced: lambda self, record, event: None,  # for people; the gate has dealt with it
         LaunchFailed: lambda self, record, event: gang.launch_failed(record, event, self.config),
     }

@@ -3,9 +3,10 @@
 Before COMMIT the core may abandon a switch at any time, and the old generation never notices. From COMMIT on the outcome
 comes only from the ranks (they share one verdict): every rank says RankSwitched, or an old one says RankRolledBack.
 
-Two things happen without us being asked (sdk/guard.py). A moved rank that dies once it was connected makes the switch a RESCUE:
-the ranks take over in the middle of a step, or they cannot. And when a twin dies in its first step, all old ranks say
-RankRolledBack although the switch was done: the generation before is the job again, as long as its leavers live.
+Two things happen without us being asked (sdk/guard.py). A moved rank that dies once the store was opened makes the switch a
+RESCUE: the ranks take over in the middle of a step, once their twins have come as far as that, or they cannot. And when a twin
+dies in its first step, all old ranks say RankRolledBack although the switch was done: the generation before is the job again, as
+long as its leavers live.
 
 A proposal K that was refused is decided as `abort` under its own key (`decision/K`): ranks that accepted it and stop there
 read that and go on; the next proposal is a later step with a key of its own.
@@ -58,18 +59,21 @@ def store_opened(record: Record, event: StoreOpened) -> None:
 
 
 def twin_parked(record: Record, event: TwinParked, config: CoreConfig) -> None:
-    switch, job = _switch(record, event.generation, Phase.STANDBY), record.job
+    job = record.job
+    switch = _switch(record, event.generation, Phase.STANDBY) or _switch(record, event.generation, Phase.RESCUE)
     moved = moved_ranks(job.placement, switch.placement) if switch else ()
     if not switch or event.rank not in moved:
         return
     if event.signature != record.signatures.get(event.rank):
         why = f"the twin of rank {event.rank} on {event.node} built something else than the job (other code, shapes or buckets)"
+        if switch.phase is Phase.RESCUE:
+            _drop(record, Turn.ROLLED_BACK, why, event.time_s, config)
         fail(record, why, event.time_s, config)
         return
     rehearsal_step_s = max(job.profile.rehearsal_step_s if switch.parked else 0.0, event.rehearsal_step_s)
     record.change(profile=replace(job.profile, rehearsal_step_s=rehearsal_step_s))
     record.change_switch(parked=switch.parked | {event.rank})
-    if len(switch.parked | {event.rank}) == len(moved):
+    if len(switch.parked | {event.rank}) == len(moved) and switch.phase is Phase.STANDBY:
         _turn(record, Turn.ALL_PARKED, event.time_s)
 
 
@@ -160,11 +164,9 @@ def rank_rolled_back(record: Record, event: RankRolledBack, config: CoreConfig) 
 def rescue(record: Record, event: RankExited) -> bool:
     """A rank died although nothing is decided yet. True if it is a moved one whose twin may take over: the ranks decide."""
     switch, job = record.job.switch, record.job
-    if event.code == 0 or switch is None or record.phase not in (Phase.CONNECT, Phase.SHADOW, Phase.PROPOSE):
+    if event.code == 0 or switch is None or switch.store is None or not record.is_uncommitted:
         return False
-    moved = moved_ranks(job.placement, switch.placement)
-    was_there = (event.rank, job.placement[event.rank].node, "rank") in record.connected
-    if event.rank not in moved or not was_there or job.workers == 1:
+    if event.rank not in moved_ranks(job.placement, switch.placement) or job.workers == 1:
         return False
     if switch.step is not None:
         record.dead_steps += (switch.step,)  # nobody comes to it now

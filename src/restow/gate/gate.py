@@ -24,6 +24,7 @@ from restow.gate.record import (
     BEST_EFFORT,
     FREE,
     INTERLEAVE,
+    MAGIC,
     NO_SEAT,
     NOBODY,
     ORDINARY,
@@ -88,6 +89,11 @@ class Gate:
         return self._mode[0] & (INTERLEAVE | TIME_SLICE)
 
     @property
+    def level(self) -> int:
+        """Our class: 0 protected, 1 ordinary, 2 best effort."""
+        return self._level[0]
+
+    @property
     def seat(self) -> int | None:
         """The number of our seat; None if we left, or never were a member."""
         return self._seat if self._file else None
@@ -147,11 +153,11 @@ class Gate:
             if self._fenced[0] or self._mode[0] > TIME_SLICE:
                 self._release_patiently()
             return
-        if self._best[0] == NOBODY:
-            try:
-                code = _trylock(self._mutex)
-                if code == 0:
-                    if self._best[0] == NOBODY and owner[0] == self._seat:
+        try:
+            code = _trylock(self._mutex)
+            if code == 0:
+                if owner[0] == self._seat:
+                    if self._best[0] == NOBODY:
                         now_ns = _now_ns()
                         hold_ns = now_ns - self._since[0]
                         self._held[0] += hold_ns
@@ -159,14 +165,17 @@ class Gate:
                         self._released[0] = now_ns
                         owner[0] = NO_SEAT
                         self._since[0] = 0
-                        _unlock(self._mutex)
-                        return
+                    else:
+                        self._order.end_hold(self._seat)
+                        self._order.hand_on()
                     _unlock(self._mutex)
-                elif code == native.EOWNERDEAD:
-                    self._order.recover()
-            except BaseException:
+                    return
                 _unlock(self._mutex)
-                raise
+            elif code == native.EOWNERDEAD:
+                self._order.recover()
+        except BaseException:
+            _unlock(self._mutex)
+            raise
         self._release_patiently()
 
     def give_way(self, *, equal: bool = False) -> bool:
@@ -178,6 +187,10 @@ class Gate:
         return self.acquire()
 
     # ---- turns of a time slice
+
+    def has_turn(self) -> bool:
+        """Whether it is our job's turn. Means something in time slices only."""
+        return self._file is not None and self._file.record.turn_job() == self._key
 
     def turn_wanted(self) -> bool:
         """Whether another living job is seated here and waits."""
@@ -216,8 +229,8 @@ class Gate:
         if not self._file:
             return
         file, seat, is_free = self._file, self._seat, False
-        self.become_nobody()  # first, so that it holds however this ends
         try:
+            self.become_nobody()  # first, so that it holds however this ends
             is_free = self._order.inside(self._stand_up, seat, until_s=time.monotonic() + _LEAVE_S)
         except (PageLost, MutexBusy):
             pass  # the others find a dead seat
@@ -259,11 +272,11 @@ class Gate:
         """To the newest page. Whatever we held on the old one is given up by leaving it."""
         file, seat, level, share = self._file, self._seat, self._level[0], self._share[0]
         assert file
+        if file.record.magic[0] != MAGIC or not (PROTECTED <= level <= BEST_EFFORT and 0 <= share <= 1):
+            level, share = self._level_joined, 1.0  # nothing there can be believed
         self._order.abandon()
         try:
-            self._sit_down(
-                level if PROTECTED <= level <= BEST_EFFORT else self._level_joined, share if 0 <= share <= 1 else 1.0
-            )
+            self._sit_down(level, share)
         finally:
             if self._file is not file:
                 file.give_back(seat)
@@ -295,6 +308,8 @@ class Gate:
         assert self._file
         record = self._file.record
         while self._mode[0] == INTERLEAVE:
+            if not record.makes_sense():
+                raise PageLost
             seen = self._signal[0]
             share, hold_ns = self._share[0], self._hold[0]
             if not hold_ns or not share < 1:
@@ -340,7 +355,9 @@ class Gate:
             if left_s <= 0:
                 return order.inside(self._withdraw)
             native.wait_while(word, seen, left_s)
-            if owner[0] != seat and self._something_is_wrong():
+            if owner[0] == seat and self._mode[0] <= TIME_SLICE:
+                return True
+            if self._something_is_wrong():
                 with contextlib.suppress(MutexBusy):
                     order.inside(self._queue, until_s=until_s)
 

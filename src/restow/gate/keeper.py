@@ -6,6 +6,7 @@ process is let in only while somebody is there to continue it. Does not stop or 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from typing import TypeVar
 from restow.errors import Refused, Unreachable
 from restow.gate import file as files
 from restow.gate.file import KEEPER, GateFile
-from restow.gate.order import MutexBusy, Order, PageLost
+from restow.gate.order import MutexBusy, Order, PageLost, following
 from restow.gate.record import (
     BEST_EFFORT,
     FREE,
     INTERLEAVE,
     MOVED,
+    NO_SEAT,
     PROTECTED,
     SEATS,
     TIME_SLICE,
@@ -58,7 +60,7 @@ class Seat:
 class View:
     """The gate at one moment, taken without the mutex: words may be some microseconds apart."""
 
-    number: int  # of the page
+    number: int  # of the page; when it has changed, classes and shares are to be said again: the old page may have lost them
     mode: int  # 0 free, 1 interleave, 2 time slice
     owner: int | None  # the seat that holds the gate
     turn: str | None  # the job whose turn it is; means something in time slices only
@@ -107,10 +109,13 @@ class Keeper:
         return self._inside(self._set_share, job_key(job), float(share))
 
     def look(self) -> View:
-        """What stands there now. Does not wait for anybody."""
+        """What stands there now. Takes no mutex, except to let a fenced process in that nobody else would see the turn of."""
         file = self._newest()
         self._watch()
         record = file.record
+        if self._proxy_is_forgotten():
+            with contextlib.suppress(Unreachable):
+                self._inside(self._order.mend)
         owner, now_ns = record.owner[0], time.monotonic_ns()
         seats = []
         for number in range(SEATS):
@@ -152,8 +157,12 @@ class Keeper:
 
         The caller has stopped its process first (SIGSTOP) and seen that it *is* stopped: else two would compute. The seat is
         fenced and queues again by proxy, the next one is let in. When its turn comes, `look` shows it as owner and
-        fenced still: then `readmit`, then continue it (SIGCONT). With `queue=False` it is passed over until `requeue`: for
-        a process that a person stopped. `reason` is for people to read, 32 bytes. Raises Refused if another process keeps this gate.
+        fenced still: then `readmit`, then continue it (SIGCONT). With `queue=False` it is passed over until `requeue`: for a
+        process that a person stopped. In time slices the turn of its job on this device is over as well. `reason` is for
+        people to read, 32 bytes.
+
+        If Unreachable names this very process, it was stopped inside the mutex, in the middle of letting go perhaps: continue
+        it, and see again later. Raises Refused if another process keeps this gate.
         """
         return self._inside(self._revoke, seat, reason, queue)
 
@@ -187,6 +196,13 @@ class Keeper:
         self._file, self._watches = None, False
 
     # ---- the page
+
+    def _proxy_is_forgotten(self) -> bool:
+        """Whether a fenced seat waits and nobody living holds the gate: stopped as it is, it does not look by itself."""
+        assert self._file
+        record, owner = self._file.record, self._file.record.owner[0]
+        waits = any(fenced and record.ticket[seat] for seat, fenced in enumerate(record.fenced.tolist()))
+        return waits and self._watches and (owner == NO_SEAT or not self._file.is_alive(owner))
 
     def _open(self, mode: int) -> None:
         self._file = files.attach_newest(self.folder, self.device, mode=mode)
@@ -259,7 +275,9 @@ class Keeper:
         order, record = self._order, self._order.record
         self._watch()
         if not self._watches:
-            raise Refused(f"the gate of device {self.device} is kept by another process; only one can fence its members")
+            raise Refused(
+                f"the gate of device {self.device} is kept by another process; only one can fence its members"
+            )
         if record.owner[0] != seat:
             return False
         record.set_reason(seat, reason)
@@ -267,6 +285,8 @@ class Keeper:
         order.end_hold(seat)
         if queue:
             order.queue(seat)
+        if record.mode[0] == TIME_SLICE and record.turn_job() == record.job(seat) and (jobs := order.seated_jobs()):
+            record.set_turn_job(following(record.job(seat), jobs))
         order.hand_on()
         return True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import mmap
 import os
 import platform
@@ -60,6 +61,16 @@ def make_mutex(mutex: Any) -> None:
     code = _plain["pthread_mutex_init"](mutex, attributes)
     assert code == 0, f"pthread_mutex_init: {os.strerror(code)}"
     _plain["pthread_mutexattr_destroy"](attributes)
+
+
+def _kind_of_ours() -> int:
+    sample = ctypes.create_string_buffer(MUTEX_BYTES)
+    make_mutex(sample)
+    return int.from_bytes(sample.raw[MUTEX_KIND_OFFSET : MUTEX_KIND_OFFSET + 4], "little", signed=True)
+
+
+MUTEX_KIND_OFFSET = 16  # the field `kind`, a C int, of glibc's pthread_mutex_t
+MUTEX_KIND = _kind_of_ours()  # of any that `make_mutex` made; glibc ends a process that uses certain others
 
 
 try:
@@ -127,6 +138,7 @@ class _Flock(ctypes.Structure):
 
 
 _fcntl: Any = _quick["fcntl"]
+_quick_fcntl: Any = _plain["fcntl"]
 
 
 def lock_byte(descriptor: int, byte: int) -> bool:
@@ -146,11 +158,15 @@ def unlock_byte(descriptor: int, byte: int) -> None:
 
 def is_byte_locked(descriptor: int, byte: int) -> bool:
     """Whether *another* process has the record lock on this byte; one's own locks are never seen."""
-    asked = _Flock(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
-    if _fcntl(descriptor, fcntl.F_GETLK, ctypes.byref(asked)) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return asked.type != fcntl.F_UNLCK
+    asked = _Flock.from_buffer_copy(_question(byte))
+    if _quick_fcntl(descriptor, fcntl.F_GETLK, ctypes.byref(asked)) != 0:
+        raise OSError(f"the record locks of descriptor {descriptor} cannot be read")
+    return bool(asked.type != fcntl.F_UNLCK)
+
+
+@functools.cache
+def _question(byte: int) -> bytes:
+    return bytes(_Flock(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
 
 
 # ---- shared memory -----------------------------------------------------------------------------------------------------

@@ -45,17 +45,16 @@ class MutexBusy(Exception):
 class Order:
     """The order of one page, as this process works on it."""
 
-    __slots__ = ("_to_wake", "file", "record")
+    __slots__ = ("file", "record")
 
     def __init__(self, file: GateFile):
         self.file = file
         self.record = file.record
-        self._to_wake: list[int] = []
 
     # ---- the mutex
 
     def inside(self, do: Callable[..., Answer], *arguments: object, until_s: float | None = None) -> Answer:
-        """What `do(*arguments)` gives, done under the mutex; then those who got news are woken.
+        """What `do(*arguments)` gives, done under the mutex.
 
         Raises PageLost, and MutexBusy when it was not to be had until then (`time.monotonic`). Whatever is raised inside, by
         a signal handler even, the mutex is unlocked.
@@ -68,11 +67,9 @@ class Order:
                 native.unlock(record.mutex)
         except BaseException:
             native.unlock(record.mutex)  # who has not locked a robust mutex is refused, so this is safe either way
-            self._to_wake.clear()  # they look within 20 ms
             raise
         if trouble is not None:
             raise trouble
-        self._wake()
         return answer
 
     def recover(self) -> None:
@@ -82,15 +79,12 @@ class Order:
             self.mend()
         finally:
             native.unlock(self.record.mutex)
-        self._wake()
-
-    def _wake(self) -> None:
-        while self._to_wake:
-            native.wake(self.record.signals[self._to_wake.pop()])
 
     def _lock(self, until_s: float | None) -> Exception | None:
         """None: locked, and the page makes sense. Else not locked, and why."""
         mutex = self.record.mutex
+        if not self.record.makes_sense():
+            return PageLost()
         code = native.trylock(mutex)
         if code in (native.EBUSY, native.EDEADLK):
             code, trouble = self._wait_for_mutex(until_s)
@@ -111,7 +105,9 @@ class Order:
         begin_s, orphan = time.monotonic(), 0
         while True:
             now_s = time.monotonic()
-            code = native.lock_within(self.record.mutex, LOOK_S if until_s is None else min(LOOK_S, max(0.0, until_s - now_s)))
+            code = native.lock_within(
+                self.record.mutex, LOOK_S if until_s is None else min(LOOK_S, max(0.0, until_s - now_s))
+            )
             if code == native.EDEADLK:
                 # this thread's own? or of one with the same id in another PID namespace, which then will soon be done
                 if now_s - begin_s > _GRACE_S:
@@ -122,7 +118,7 @@ class Order:
                 return code, None
             owner = native.mutex_owner(self.record.mutex_address)
             orphan = owner if owner and not _exists(owner) and orphan in (0, owner) else 0
-            if self.record.mode[0] > TIME_SLICE or (orphan and now_s - begin_s > _GRACE_S):
+            if not self.record.makes_sense() or (orphan and now_s - begin_s > _GRACE_S):
                 return code, PageLost()
             if until_s is not None and now_s >= until_s:
                 return code, MutexBusy(owner)
@@ -171,26 +167,36 @@ class Order:
             if record.mode[0] == TIME_SLICE:
                 self.turn_goes_on()
             for _, _, seat in self.waiting():
-                if not self.file.is_alive(seat):
-                    self.bury(seat)
-                elif not record.fenced[seat] or self.file.is_alive(KEEPER):  # else nobody would continue its process
-                    self._grant(seat)
+                if self.is_parked(seat):
+                    continue
+                self._grant(seat)
+                if self.file.is_alive(seat):  # asked while it wakes up already
                     break
+                self.bury(seat)
         self.tell()
+
+    def is_parked(self, seat: int) -> bool:
+        """Whether it is fenced and passed over: it does not wait by proxy, or nobody is there who would continue its process."""
+        record = self.record
+        return (
+            record.fenced[seat] != 0
+            and record.owner[0] != seat
+            and (record.ticket[seat] == 0 or not self.file.is_alive(KEEPER))
+        )
 
     def _grant(self, seat: int) -> None:
         record, now_ns = self.record, time.monotonic_ns()
         record.since_ns[seat] = now_ns
-        record.grants[seat] += 1
-        record.waited_ns[seat] += max(0, now_ns - record.waiting_since_ns[seat])
         record.owner[0] = seat
         record.ticket[seat] = 0
         self.news(seat)
+        record.grants[seat] += 1
+        record.waited_ns[seat] += max(0, now_ns - record.waiting_since_ns[seat])
 
     def news(self, seat: int) -> None:
-        """Its process is to wake up and look."""
+        """Its process is to wake up and look. At once: who is let in does not need the mutex, and waking takes long."""
         self.record.signal[seat] = (self.record.signal[seat] + 1) & 0x7FFF_FFFF
-        self._to_wake.append(seat)
+        native.wake(self.record.signals[seat])
 
     def end_hold(self, seat: int) -> None:
         """Book the hold of the owner and take the gate from it. Nobody is let in yet."""
@@ -200,6 +206,7 @@ class Order:
             record.held_ns[seat] += hold_ns
             record.hold_ns[seat] = hold_ns
         record.released_ns[seat] = now_ns
+        record.ticket[seat] = 0  # still set if whoever granted it was interrupted after the owner word
         record.owner[0] = NO_SEAT
         record.since_ns[seat] = 0
 
@@ -250,7 +257,12 @@ class Order:
             for word in (record.held_ns, record.grants, record.waited_ns, record.released_ns, record.hold_ns):
                 word[seat] = 0
             record.ticket[seat] = record.fenced[seat] = record.since_ns[seat] = 0
-            record.pid[seat], record.rank[seat], record.level[seat], record.share[seat] = os.getpid(), rank, level, share
+            record.pid[seat], record.rank[seat], record.level[seat], record.share[seat] = (
+                os.getpid(),
+                rank,
+                level,
+                share,
+            )
             record.set_job(seat, job)
             record.taken[seat] = 1
             self.tell()
@@ -263,12 +275,14 @@ class Order:
     # ---- turns of a time slice
 
     def seated_jobs(self) -> list[bytes]:
-        """The jobs that have a living member here, in the order of turns, which is the same on every device."""
-        taken = self.record.taken.tolist()
-        return sorted({self.record.job(seat) for seat in range(SEATS) if taken[seat] and self.file.is_alive(seat)})
+        """The jobs that have a living member here that is not parked, in the order of turns: the same on every device."""
+        seats = [seat for seat, taken in enumerate(self.record.taken.tolist()) if taken]
+        return sorted(
+            {self.record.job(seat) for seat in seats if self.file.is_alive(seat) and not self.is_parked(seat)}
+        )
 
     def turn_goes_on(self) -> None:
-        """If the job whose turn it is has no living member, it is the next one's."""
+        """If the job whose turn it is has no member that could use it, it is the next one's."""
         jobs, turn = self.seated_jobs(), self.record.turn_job()
         if jobs and turn not in jobs:
             self.record.set_turn_job(following(turn, jobs))
@@ -281,7 +295,8 @@ class Order:
         Whoever may still hold the device by the old page is noted in the new one, where nobody is let in before it is gone.
         """
         record = self.record
-        code = native.lock_within(record.mutex, LOOK_S)  # to exclude a grant just now; if the mutex is what is broken, nobody can
+        # the mutex excludes a grant just now; if the mutex is what is broken, nobody can grant anything
+        code = native.lock_within(record.mutex, LOOK_S) if record.has_mutex() else native.ENOTRECOVERABLE
         try:
             mode = record.mode[0] & ~MOVED
             mode = mode if FREE <= mode <= TIME_SLICE else INTERLEAVE
@@ -298,8 +313,7 @@ class Order:
             former = files.still_alive(self.file.path, self.file.number, held)
             files.create(folder, device, self.file.number + 1, mode=mode, former=former)
         for seat in range(SEATS):
-            record.signal[seat] = (record.signal[seat] + 1) & 0x7FFF_FFFF
-            native.wake(record.signals[seat])
+            self.news(seat)
 
 
 def following(job: bytes, jobs: list[bytes]) -> bytes:

@@ -35,7 +35,9 @@ def job_key(job: str) -> bytes:
     digest, so two jobs never share a key and keys sort the same everywhere."""
     raw = job.encode()
     if len(raw) > _JOB_BYTES - 1 or not raw or 0 in raw:
-        raw = raw.replace(b"\0", b"")[: _JOB_BYTES - 18] + b"~" + hashlib.blake2b(raw, digest_size=8).hexdigest().encode()
+        raw = (
+            raw.replace(b"\0", b"")[: _JOB_BYTES - 18] + b"~" + hashlib.blake2b(raw, digest_size=8).hexdigest().encode()
+        )
     return raw.ljust(_JOB_BYTES, b"\0")
 
 
@@ -46,7 +48,7 @@ def job_name(key: bytes) -> str:
 class Record:
     """The words of one page as views: `record.owner[0]`, `record.ticket[seat]`. Hot code keeps a view."""
 
-    __slots__ = (*_HEADER, *_SEAT, "_bytes", "mutex", "mutex_address", "share", "signals")
+    __slots__ = (*_HEADER, *_SEAT, "_bytes", "_kind", "mutex", "mutex_address", "share", "signals")
 
     # of the page
     magic: memoryview[int]
@@ -82,7 +84,8 @@ class Record:
             start = _SEATS_OFFSET + index * SEATS * 8
             setattr(self, name, view[start : start + SEATS * 8].cast("d" if name == "share" else "q"))
         signals = address + _SEATS_OFFSET + _SEAT.index("signal") * SEATS * 8
-        self._bytes = view
+        kind = _MUTEX_OFFSET + native.MUTEX_KIND_OFFSET
+        self._bytes, self._kind = view, view[kind : kind + 4].cast("i")
         self.mutex_address = address + _MUTEX_OFFSET
         self.mutex = native.reference(self.mutex_address, native.MUTEX_BYTES)
         self.signals = [native.reference(signals + seat * 8) for seat in range(SEATS)]
@@ -98,8 +101,12 @@ class Record:
         """Whether this can be gone on with; a page that was left makes none any more."""
         return (
             self.magic[0] == MAGIC and NO_SEAT <= self.owner[0] < SEATS and FREE <= self.mode[0] <= TIME_SLICE
-            and NO_SEAT <= self.turn[0] <= 1
+            and NO_SEAT <= self.turn[0] <= 1 and self.has_mutex()
         )  # fmt: skip
+
+    def has_mutex(self) -> bool:
+        """Whether what stands in the mutex's place may be used as one."""
+        return self._kind[0] == native.MUTEX_KIND
 
     def job(self, seat: int) -> bytes:
         """The key of the job that sits there."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from restow.cluster import Snapshot
 from restow.job import Job, JobState, Phase
 from restow.perf import RESTART_PAUSE_S, move_cost, predict_step_s, steps_left
-from restow.placement import Move, Placement, Schedule, Slot, is_scattered, nodes_of, rearranged
+from restow.placement import Move, Placement, Schedule, Slot, is_scattered, nodes_of, rearranged, same_devices
 from restow.policies.layout import best_start, candidates
 
 
@@ -82,9 +82,13 @@ class Consolidate:
         self.config = config or ConsolidateConfig()
 
     def decide(self, snapshot: Snapshot) -> Schedule:
-        schedule = self.plan(snapshot)
+        return self.pruned(self.plan(snapshot), snapshot)
+
+    @staticmethod
+    def pruned(schedule: Schedule, snapshot: Snapshot) -> Schedule:
+        """Without the reasons of jobs that stay as they are."""
         for job in snapshot.jobs:
-            waits_for_wish = job.pinned and job.pinned != job.intended
+            waits_for_wish = job.pinned and not same_devices(job.pinned, job.intended)
             if job.intended and schedule.placement(job.id) == job.intended and not waits_for_wish:
                 schedule.reasons.pop(job.id, None)  # nothing new to say; the reason that brought it there stays
         return schedule
@@ -110,7 +114,7 @@ class Consolidate:
 
     def _grant_wishes(self, snapshot: Snapshot, schedule: Schedule, board: Board) -> None:
         for job in snapshot.jobs:
-            if not job.pinned or job.pinned == job.intended or job.state not in (JobState.PENDING, JobState.RUNNING):
+            if not job.pinned or same_devices(job.pinned, job.intended) or job.state not in (JobState.PENDING, JobState.RUNNING):
                 continue
             if (job.switch and job.switch.phase in (Phase.COMMIT, Phase.RESCUE, Phase.ABORT)) or snapshot.now_s < job.not_before_s:
                 schedule.explain(job.id, job.reason)  # why the last attempt failed and when the next may be
@@ -130,7 +134,7 @@ class Consolidate:
                 schedule.put(job.id, then, reason)
                 board.take(job.id, then)
                 if job.placement:
-                    schedule.moves[job.id] = self._move(job, then, snapshot, reason)
+                    schedule.moves[job.id] = self.move(job, then, snapshot, reason)
 
     # ------------------------------------------------------------ pending jobs
 
@@ -190,9 +194,11 @@ class Consolidate:
             for job in snapshot.jobs:
                 if job.id in done or not is_scattered(job.intended) or job.state is not JobState.RUNNING:
                     continue
-                if job.pinned and job.pinned != job.intended:
+                if job.pinned and not same_devices(job.pinned, job.intended):
                     continue  # its wish waits, which was explained above
-                hindrance = self._hindrance(job, snapshot)
+                if job.sharing:
+                    continue  # jobs that share have the same devices; policies/restow.py parts them first
+                hindrance = self.hindrance(job, snapshot)
                 if hindrance:
                     schedule.explain(
                         job.id, f"stays scattered over {' and '.join(nodes_of(job.intended))}: {hindrance}"
@@ -219,7 +225,7 @@ class Consolidate:
                 done.add(move.job)
                 left -= 1
 
-    def _hindrance(self, job: Job, snapshot: Snapshot) -> str:
+    def hindrance(self, job: Job, snapshot: Snapshot) -> str:
         """Why this job is not to be moved by a policy now; empty when it may be."""
         now_s, config = snapshot.now_s, self.config
         if not job.spec.migrate:
@@ -259,7 +265,8 @@ class Consolidate:
                 if (
                     other.id in {job.id, *done}
                     or len(roomy) + len(here) < job.workers
-                    or self._hindrance(other, snapshot)
+                    or self.hindrance(other, snapshot)
+                    or other.sharing
                 ):
                     continue
                 for away in self._ways_out(other, node.name, board):
@@ -290,10 +297,10 @@ class Consolidate:
             else f"so that it needs only {' and '.join(nodes)}"
         )
         first = f", once {after.id} has made room" if after else ""
-        return self._move(job, then, snapshot, f"{self._ways(job, then)} {where}{first}")
+        return self.move(job, then, snapshot, f"{self._ways(job, then)} {where}{first}")
 
     def _make_room(self, other: Job, away: Placement, job: Job, snapshot: Snapshot) -> Move:
-        return self._move(other, away, snapshot, f"{self._ways(other, away)} to make room for {job.id}")
+        return self.move(other, away, snapshot, f"{self._ways(other, away)} to make room for {job.id}")
 
     @staticmethod
     def _ways(job: Job, then: Placement) -> str:
@@ -303,7 +310,7 @@ class Consolidate:
         return f"moves {', '.join(pairs)}"
 
     @staticmethod
-    def _move(job: Job, then: Placement, snapshot: Snapshot, reason: str) -> Move:
+    def move(job: Job, then: Placement, snapshot: Snapshot, reason: str) -> Move:
         cost = move_cost(job, job.placement, then, snapshot)
         step_now_s = job.profile.step_s
         step_then_s = predict_step_s(job.profile, job.placement, then, snapshot)

@@ -1,6 +1,7 @@
 """Host memory for what the device has no room for: one arena, touched once and kept, and fast copies into and out of it.
 
-Fresh pages cost more than the bytes that go into them, so nothing here is given back before the end. Pinned for CUDA
+Fresh pages cost more than the bytes that go into them (copies on two cores: 20 GB/s, into fresh huge pages 5, into small
+ones 1.4), so nothing here is given back before the end. Pinned for CUDA
 by registering our own pages: torch's pinned allocator rounds up to a power of two, which for 80 GB is 48 GB of nothing.
 Bytes are flat uint8 tensors (of a device) or addresses; knows nothing of jobs, parameters or turns.
 """
@@ -74,14 +75,21 @@ class Arena:
 
 
 def _segment(nbytes: int, pinned: bool) -> torch.Tensor:
-    """Touched anonymous memory. Shared, not private: a forked DataLoader worker then neither copies it when we write, nor
-    does it count for RLIMIT_DATA, which stands for the device's memory where there is no device."""
+    """Touched anonymous memory that no forked DataLoader worker gets copies of when we write.
+
+    Pinned: huge pages, which are touched at 4.6 GB/s against 1.3. Else shared, which has none (as most kernels are set), but does
+    not count for RLIMIT_DATA and as RssAnon: these stand for the device's memory where there is no device. Copies are as fast.
+    """
+    flags = mmap.MAP_ANONYMOUS | (mmap.MAP_PRIVATE if pinned else mmap.MAP_SHARED)
     try:
-        memory = mmap.mmap(-1, nbytes)
+        memory = mmap.mmap(-1, nbytes, flags=flags)
     except OSError as error:
         raise Refused(f"swapping needs {nbytes >> 20} MB more host memory: {error}") from None
     memory.madvise(mmap.MADV_DONTDUMP)
+    memory.madvise(mmap.MADV_DONTFORK)
     segment = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the mapping
+    if pinned:
+        want_huge_pages(segment.data_ptr(), nbytes)
     populate(segment.data_ptr(), nbytes)
     segment[:: mmap.PAGESIZE] = 0  # for kernels that could not
     if pinned:
@@ -107,7 +115,7 @@ def available_bytes() -> int:
 
 def flat(storage: torch.UntypedStorage) -> torch.Tensor:
     """The bytes of a storage. A tensor of its own, with its own version: a write through it is not seen by autograd."""
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)  # type: ignore[call-overload]
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
 def copy(pairs: Sequence[Pair], device: torch.device) -> None:
@@ -170,10 +178,13 @@ def want_huge_pages(address: int, nbytes: int) -> None:
         _libc.madvise(start, length, mmap.MADV_HUGEPAGE)  # a kernel without them says EINVAL; then they are small
 
 
-def drop_pages(address: int, nbytes: int) -> None:
-    """Give the memory of whole pages back to the kernel; they read as zeros, at the same address."""
-    if nbytes and _libc.madvise(address, nbytes, mmap.MADV_DONTNEED):
-        raise OSError(ctypes.get_errno(), "madvise(MADV_DONTNEED)")
+def free_pages(address: int, nbytes: int, lazily: bool) -> None:
+    """Let the kernel have the memory of whole pages; the addresses stay. At once (they read as zeros), or `lazily`, when it
+    needs memory for anybody (they read as what they were, or zeros): those that it did not take are written without a fault."""
+    if not nbytes or (lazily and _libc.madvise(address, nbytes, mmap.MADV_FREE) == 0):
+        return
+    if _libc.madvise(address, nbytes, mmap.MADV_DONTNEED):
+        raise OSError(ctypes.get_errno(), "madvise(MADV_DONTNEED): is the memory of this process locked?")
 
 
 def whole_pages(address: int, nbytes: int) -> tuple[int, int]:

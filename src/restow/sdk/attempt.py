@@ -134,7 +134,8 @@ class Attempt:
         self._has_settled = False
         self.busy = threading.Lock()  # held while we take part: `close` from another thread waits for the outcome
         self.shadow: Any = None  # see shadow.py; a twin's, set by the worker when terms.fill is "shadow"
-        self.is_connected = False
+        self._connected = threading.Event()
+        self.is_begun = False  # somebody is connecting
 
     @property
     def members(self) -> int:
@@ -147,16 +148,22 @@ class Attempt:
 
     # ------------------------------------------------------------ in the background
 
+    def open(self) -> None:
+        """Open the fill port and say where it is: from now on the others see us end. Raises AttemptFailed."""
+        try:
+            self._server = FillServer(self._address, self._secret)
+            kind = "twin" if self.role is Role.ARRIVING else "rank"
+            self.open_store().set(f"source/{kind}/{self.rank}", f"{self._address}:{self._server.port}")
+        except Exception as error:  # as in connect
+            raise AttemptFailed(f"rank {self.rank} could not open its fill port: {_one_line(error)}") from error
+
     def connect(self, groups: Sequence[SwitchGroup]) -> None:
-        """Open the fill port, find the others through the store, build the communicators of the next generation.
+        """Find the others through the store, build the communicators of the next generation. `open` comes before.
 
         Blocks until every member of the new generation has come. Raises AttemptFailed.
         """
         try:
             store = self.open_store()
-            self._server = FillServer(self._address, self._secret)
-            kind = "twin" if self.role is Role.ARRIVING else "rank"
-            store.set(f"source/{kind}/{self.rank}", f"{self._address}:{self._server.port}")
             if self.role is Role.ARRIVING:
                 self._find_sources(store)
             if self.role is Role.STAYING:
@@ -171,7 +178,14 @@ class Attempt:
             self._store = self.open_store()  # one client per thread: this one is the training thread's
         except Exception as error:  # whatever torch, sockets or shared memory raise here ends only this attempt
             raise AttemptFailed(f"rank {self.rank} could not connect: {_one_line(error)}") from error
-        self.is_connected = True
+        self._connected.set()
+
+    @property
+    def is_connected(self) -> bool:
+        return self._connected.is_set()
+
+    def await_connected(self, patience_s: float) -> bool:
+        return self._connected.wait(patience_s)
 
     def _warm_up(self, groups: Sequence[SwitchGroup]) -> None:
         """New members: one sum as large as the largest of a step, so that the communicator's own threads have touched their
@@ -350,11 +364,10 @@ class Attempt:
 
     # ------------------------------------------------------------ when a leaver is lost; who calls: guard.py and the twin
 
-    def keep_private(self, step: int, private: bytes) -> None:
+    def keep_private(self, store: dist.Store, step: int, private: bytes) -> None:
         """Leaving: keep the private state of this save point, and of the one before, where it outlives us."""
-        assert self._store
         signed = b"" if len(private) > STORED_PRIVATE_BYTES_MAX else self._sign(private) + private
-        self._store.set(f"private/{self.rank}/{step % 2}", step.to_bytes(STEP_BYTES, "big") + signed)  # type: ignore[arg-type]
+        store.set(f"private/{self.rank}/{step % 2}", step.to_bytes(STEP_BYTES, "big") + signed)  # type: ignore[arg-type]
 
     def kept_private(self, store: dist.Store) -> dict[int, tuple[int, ...]]:
         """Moved rank → steps whose private state is in the store."""

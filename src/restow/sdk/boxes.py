@@ -57,6 +57,9 @@ class StateTable:
         """Take the watch's hooks off the optimizers."""
         self.watch.close()
 
+    def modules(self) -> list[torch.nn.Module]:
+        return list(self._modules.values())
+
     def optimizers(self) -> list[torch.optim.Optimizer]:
         return list(self._optimizers.values())
 
@@ -87,6 +90,10 @@ class StateTable:
 
     def state_bytes(self) -> int:
         return sum(t.nbytes for t in self.tensors().values())
+
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next((p.device for p in self._parameters().values()), torch.device("cpu"))
 
     def parameter_bytes(self) -> int:
         return sum(t.nbytes for t in self._parameters().values())

@@ -23,6 +23,8 @@ class Environment:
     store: tuple[str, int]
     cuda_collectives: str  # "nccl", or "gloo" where ranks of the job share a GPU
     log: str
+    gate: tuple[str, int]  # folder of the gates of this node, index of our device; ("", -1): none
+    memory_bytes: int  # the most that this worker may take of its device; 0: no limit
     private: str  # where private state is kept while a switch is being prepared, so that it outlives this process
 
 
@@ -46,8 +48,15 @@ def read_environment() -> Environment | None:
         store=(host, int(port)),
         cuda_collectives=read("RESTOW_CUDA_COLLECTIVES", "nccl"),
         log=read("RESTOW_LOG", ""),
+        gate=_gate(read("RESTOW_GATE", "")),
+        memory_bytes=int(read("RESTOW_MEMORY_BYTES", "0")),
         private=read("RESTOW_PRIVATE", ""),
     )
+
+
+def _gate(text: str) -> tuple[str, int]:
+    folder, _, device = text.rpartition(":")
+    return (folder, int(device)) if folder else ("", -1)
 
 
 def torchrun_environment() -> tuple[int, int, int]:

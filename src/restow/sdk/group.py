@@ -203,9 +203,11 @@ class SwitchGroup(dist.ProcessGroup):
             self.trace.extend((operation, t.numel(), str(t.dtype)) for t in tensors)
         self.last_launch_s = time.perf_counter()
         if self.guard is not None:
-            return self.guard.run(self, operation, arguments)
-        backend = self.inner.backend(first.device.type if first is not None else "cpu")
-        return getattr(backend, operation)(*arguments)
+            work = self.guard.run(self, operation, arguments)
+        else:
+            backend = self.inner.backend(first.device.type if first is not None else "cpu")
+            work = getattr(backend, operation)(*arguments)
+        return work if passage is None else passage.carry(work)
 
     def allreduce(self, tensors: list[torch.Tensor], opts: Any = None) -> dist.Work:
         return self._run("allreduce", tensors, tensors, opts or dist.AllreduceOptions())
@@ -266,6 +268,9 @@ def trace_hash(trace: Sequence[tuple[str, int, str]]) -> str:
     """A short hash of the collectives of one step, in order: equal on every rank of a data-parallel job."""
     return hashlib.sha256(repr(list(trace)).encode()).hexdigest()[:16]
 
+
+passage: Any = None
+"""This process's way through its device's gate, see passage.py; None: there is no gate. Set by the worker."""
 
 groups: list[SwitchGroup] = []
 """Every SwitchGroup of this process, in the order in which they were made: the same order on every rank."""

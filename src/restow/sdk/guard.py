@@ -1,6 +1,7 @@
 """The guard: a leaver lost while a switch is near, and a twin lost right after it, cost no step.
 
-Armed on every old rank from its first save point after `connect` until the first step after the switch is finished everywhere.
+Armed on every old rank from its first save point after `guard` (a switch is being prepared) until the first step after the
+switch is finished everywhere.
 While armed it keeps the collectives of this step and the one before (ledger.py), leavers keep their private state of the last
 two save points in the store, and one rank near the twins keeps its state as of the last save point (takeover.py says which).
 
@@ -15,7 +16,7 @@ word written (`retire` or `fallback`) decides. On `fallback` the old inner is pu
 do its collectives again with it. Twins of other ranks leave then, too.
 
 What it cannot save; the job then ends with the collective's own error and one line on why:
-- a leaver lost before its first save point after `connect`, or leaver and twin lost together;
+- a leaver lost before its first save point after `guard`, or leaver and twin lost together;
 - private state of more than STORED_PRIVATE_BYTES_MAX; a step with send or recv, or beyond the ledger's limits;
 - groups on other libraries than gloo on the CPU: NCCL neither fails nor stops in a way that can be waited for.
 What the lost process printed inside the step it was lost in is printed again by the process that repeats it.
@@ -107,7 +108,7 @@ class Guard:
         self.settle()
         if self.attempt.role is Role.LEAVING and self.attempt.is_guarded and not self._is_switched:
             try:
-                self.attempt.keep_private(step, capture())
+                self.attempt.keep_private(self._store, step, capture())
             except dist.DistError:  # the store is gone, and with it the attempt; the training does not need it
                 self.close()
 
@@ -155,6 +156,13 @@ class Guard:
                 return True
         self._store.compare_set("verdict", "", f"rollback {reason}")
         return False
+
+    def give_up(self, reason: str) -> None:
+        """The attempt cannot succeed: if a step waits for it, it waits no longer."""
+        with self._changed:
+            is_held = self._is_held
+        if is_held:
+            self._store.compare_set("verdict", "", f"rollback {reason}")
 
     def trouble(self) -> None:
         """A leaver was lost while we wait at the switch step. Returns when training may go on; raises if it cannot."""
@@ -339,6 +347,7 @@ class Guard:
         rank = self.attempt.rank
         if self._store.compare_set("gate", "", "trouble") != b"trouble":
             raise NotSaved("another rank is missing")
+        self._await_connected()
         with self._changed:
             live = () if self._updated_at == self._step else (self._step,)
             kept = (self._kept_step,) if self._kept_step >= 0 else ()
@@ -359,6 +368,15 @@ class Guard:
         report.phases = [("stuck", time.perf_counter() - self._stuck_s)]
         self._on_moved(self.attempt, takeover.step, report)
         return takeover.step
+
+    def _await_connected(self) -> None:
+        """The leaver may have been lost while its twin still rehearsed."""
+        give_up_s = time.monotonic() + TROUBLE_PATIENCE_S
+        while not self.attempt.await_connected(0.05):
+            if self._store.check(["verdict"]):
+                raise NotSaved(self._store.get("verdict").decode())
+            if time.monotonic() > give_up_s:
+                raise NotSaved(f"its twin was not there within {TROUBLE_PATIENCE_S:g} s")
 
     def _agree(self) -> Takeover:
         terms = self.attempt.terms

@@ -9,6 +9,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -152,9 +153,10 @@ class Job:
                 }
             )
 
+        passage = worker.passage
         try:
             while total is None or step < total:
-                batch = next(batches, _END)
+                batch = passage.fetch(batches, _END) if passage else next(batches, _END)
                 if batch is _END:
                     return
                 yield batch
@@ -162,8 +164,12 @@ class Job:
                 self.step = step
                 if step <= ready_at:
                     self._introduce(worker, feed, step - ready_at)
-                if worker.after_step(step) and self._loops == 1:
+                is_near = worker.after_step(step) and self._loops == 1
+                if is_near:
+                    if passage:
+                        passage.lend()
                     worker.at_switch(step, capture)
+                worker.save_point(step)
         finally:
             worker.end_loop()  # also when the script breaks out of it
 
@@ -206,13 +212,15 @@ class Job:
             elif step == REHEARSAL_STEPS:
                 self._own_signature = self._signature()
                 worker.make_room()
-            batch = next(batches, _END)
+            batch = worker.passage.fetch(batches, _END) if worker.passage else next(batches, _END)
             if batch is _END:
                 raise ScriptError(f"the loader ended after {step} batches; a twin needs {REHEARSAL_STEPS + 1} to rehearse")
             began_s = time.perf_counter()
             yield batch
             rehearsal_step_s = time.perf_counter() - began_s
         feed.close()
+        if worker.passage:
+            worker.passage.lend()
         worker.park()
         worker.channel.tell(type="parked", signature=self._own_signature, rehearsal_step_s=rehearsal_step_s)
 
@@ -227,6 +235,32 @@ class Job:
         assert self._table
         worker.say_ready(self._own_signature, self._why_not(feed))
         return feed
+
+    # ------------------------------------------------------------ a device that others use too
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """The device is ours inside, for loops of one's own: `with job.turn(): loss = step(batch)`. Nothing where nobody shares it.
+        Waits until others have made room; inside do not wait for anything else than the device."""
+        passage = self._worker.open_passage(self.device) if self._worker else None
+        if passage is None:
+            yield
+            return
+        with passage.held():
+            yield
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The device is lent inside: around waits that restow cannot know, such as one for another service or a lock."""
+        passage = self._worker.open_passage(self.device) if self._worker else None
+        if passage is None:
+            yield
+            return
+        passage.lend()
+        try:
+            yield
+        finally:
+            passage.take()
 
     # ------------------------------------------------------------ reports
 

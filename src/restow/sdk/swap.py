@@ -6,7 +6,7 @@
     swap.back()
 
 Between the two nobody may touch the state: a tensor whose storage is out has an address of nothing (StorageSwap: reading it
-ends the process) or reads as zeros (MappedSwap). Tensors that others hold (DDP's reducer, a view in a list, a closure) share the
+ends the process) or reads as anything (MappedSwap). Tensors that others hold (DDP's reducer, a view in a list, a closure) share the
 storage, so they are whole again afterwards; their versions, and therefore autograd, notice nothing.
 
 Why not more: a swap is for turns of seconds (`quantum_s`), not for phases inside a step. Knows nothing of turns and gates.
@@ -14,16 +14,14 @@ Why not more: a swap is for turns of seconds (`quantum_s`), not for phases insid
 
 from __future__ import annotations
 
-import gc
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from restow.errors import Refused, ScriptError, SpecError
-from restow.sdk import arena
+from restow.sdk import arena, vmm
 from restow.sdk.boxes import StateTable
 from restow.sdk.residents import Kind, Resident, Source, find
 
@@ -88,7 +86,7 @@ class _ArenaSwap:
         self._away: dict[int, _Parked] = {}  # storage → where it is, in the order in which they left
         self._known: list[Resident] = []  # found when the first of them left: while one is out, nobody is asked again
         self._used = 0  # bytes of the arena
-        _watch_captures()
+        vmm.watch_captures()
 
     def out(self, nbytes: int | None = None) -> int:
         residents = self._residents()
@@ -231,8 +229,8 @@ class StorageSwap(_ArenaSwap):
         for resident in residents:
             if why := _foreign(resident):
                 return why
-        if _graphs and any(resident.storage.device.type == "cuda" for resident in residents):
-            return f"{len(_graphs)} CUDA graphs hold addresses, and storages come back at other ones; VmmSwap keeps them"
+        if vmm.graphs and any(resident.storage.device.type == "cuda" for resident in residents):
+            return f"{len(vmm.graphs)} CUDA graphs hold addresses, and storages come back at other ones; VmmSwap keeps them"
         return ""
 
     def _part(self, resident: Resident) -> tuple[int, int]:
@@ -267,9 +265,15 @@ class StorageSwap(_ArenaSwap):
 class MappedSwap(_ArenaSwap):
     """The pages under a storage go, its address stays: what CUDA graphs need, on the CPU. VmmSwap is it for CUDA.
 
+    `lazily`: the kernel takes them when somebody needs memory. What it did not take comes back at the speed of a plain
+    copy, what it took at that of page faults, a quarter of it. Until then it counts as this process's (RSS).
     Only whole pages can go, so the ends of each storage, and storages of less than a page, stay. Nothing has to be moved into
     memory of our own first, so what others hold (DDP's buckets) is no special case: any private memory will do.
     """
+
+    def __init__(self, source: Source, device: torch.device | str | None = None, lazily: bool = True):
+        super().__init__(source, device)
+        self._lazily = lazily
 
     def _objection(self, residents: Sequence[Resident]) -> str:
         for resident in residents:
@@ -287,30 +291,10 @@ class MappedSwap(_ArenaSwap):
         return start - address, length
 
     def _vacate(self, parked: _Parked) -> None:
-        arena.drop_pages(parked.resident.storage.data_ptr() + parked.start, parked.nbytes)
+        arena.free_pages(parked.resident.storage.data_ptr() + parked.start, parked.nbytes, self._lazily)
 
     def _occupy(self, all_parked: Sequence[_Parked]) -> None:
         for parked in all_parked:
             arena.want_huge_pages(parked.resident.storage.data_ptr() + parked.start, parked.nbytes)
-
-
-# ---------------------------------------------------------------- CUDA graphs
-
-
-_graphs: weakref.WeakSet[Any] = weakref.WeakSet()  # those that were captured and still live
-_capture_begin: Callable[..., None] | None = None  # torch's own, once we watch
-
-
-def _watch_captures() -> None:
-    """Know of every CUDA graph: those that live now by a look at all objects (once, some 10 ms), later ones by their capture."""
-    global _capture_begin
-    if _capture_begin is not None or not torch.cuda.is_available():
-        return
-    _graphs.update(thing for thing in gc.get_objects() if isinstance(thing, torch.cuda.CUDAGraph))
-    original = _capture_begin = torch.cuda.CUDAGraph.capture_begin
-
-    def capture_begin(graph: Any, *args: Any, **kwargs: Any) -> None:
-        _graphs.add(graph)
-        original(graph, *args, **kwargs)
-
-    torch.cuda.CUDAGraph.capture_begin = capture_begin  # type: ignore[method-assign]
+            if parked.offset < 0:
+                _bytes_of(parked).zero_()

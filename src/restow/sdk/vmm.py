@@ -1,9 +1,14 @@
-"""A swap with constant addresses on CUDA, where torch_memory_saver is installed. Untested by us: we have no GPU to try it."""
+"""CUDA graphs, which hold addresses, and a swap that keeps addresses, where torch_memory_saver is installed.
+
+Untested by us: we have no GPU to try it.
+"""
 
 from __future__ import annotations
 
+import gc
 import importlib.util
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,6 +88,26 @@ def _saver_is_installed() -> bool:
 
 
 def _saver() -> Any:
-    from torch_memory_saver import torch_memory_saver
+    return importlib.import_module("torch_memory_saver").torch_memory_saver
 
-    return torch_memory_saver
+
+# ---------------------------------------------------------------- CUDA graphs
+
+
+graphs: weakref.WeakSet[Any] = weakref.WeakSet()  # that were captured in this process and still live, once somebody watches
+_capture_begin: Callable[..., None] | None = None  # torch's own, once we watch
+
+
+def watch_captures() -> None:
+    """Know of every CUDA graph: those that live now by a look at all objects (once, some 10 ms), later ones by their capture."""
+    global _capture_begin
+    if _capture_begin is not None or not torch.cuda.is_available():
+        return
+    graphs.update(thing for thing in gc.get_objects() if isinstance(thing, torch.cuda.CUDAGraph))
+    original = _capture_begin = torch.cuda.CUDAGraph.capture_begin
+
+    def capture_begin(graph: Any, *args: Any, **kwargs: Any) -> None:
+        graphs.add(graph)
+        original(graph, *args, **kwargs)
+
+    torch.cuda.CUDAGraph.capture_begin = capture_begin  # type: ignore[assignment]

@@ -22,16 +22,20 @@ import torch
 import torch.distributed as dist
 
 from restow.errors import ScriptError
+from restow.gate import Gate
 from restow.page import Page, open_page
 from restow.sdk import group as groups_module
 from restow.sdk.attempt import Attempt, AttemptFailed, Outcome, Report, Role, Terms, read_terms
 from restow.sdk.boxes import StateTable
 from restow.sdk.channel import Channel
+from restow.sdk.device import Device
 from restow.sdk.environment import Environment
 from restow.sdk.group import NetInner, SoloInner, collective_libraries, groups
 from restow.sdk.guard import Guard, room_for
 from restow.sdk.memory import KEPT_BYTES, keep_touched_memory, touch_ahead
+from restow.sdk.passage import Passage
 from restow.sdk.shadow import Leader, Shadow, followers_of
+from restow.sdk.turns import Turns, make_swap
 
 RECENT_STEPS = 15  # the page shows medians over these: one odd step (a checkpoint, a log line) moves nothing
 SPARE_BYTES = 64 << 20  # beyond its gradients: temporaries of an optimizer, activations of small batches
@@ -52,6 +56,7 @@ class Worker:
         self.optimizer_steps = 0
         self._attempt: Attempt | None = None
         self._attempt_changed = threading.Condition()
+        self._opening = threading.Lock()  # one attempt is opened at a time
         self._announced = (-1, -1)  # generation and step of the last proposal that we told the twins of
         self._guard: Guard | None = None  # from `connect` until the first step after the switch is finished everywhere
         self._room: list[torch.Tensor] = []  # for the guard of the first attempt
@@ -62,11 +67,16 @@ class Worker:
         self._switch_word = self.page.words["switch_step"]
         self._last_s = 0.0
         self._slow_s = 0.0
-        self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT_STEPS)  # (seconds, of which exposed)
+        # seconds of each step: in all, exposed, waiting for the batch, waiting at the gate, holding it
+        self._recent: deque[tuple[float, ...]] = deque(maxlen=RECENT_STEPS)
+        self._gate_before = (0.0, 0.0)  # seconds waited and held at the last save point
         self._exposed_s = 0.0
         self._given_before = 0
         self._step_before = 0
         keep_touched_memory()
+        self.passage: Passage | None = None
+        self._turns: Turns | None = None
+        self._store_at = self._store_before = environment.store  # of the present generation, and of the one before
         self.page.set("pid", os.getpid())
         self.page.set("generation", self.generation)
         hello = {
@@ -106,6 +116,37 @@ class Worker:
         for optimizer in table.optimizers():
             optimizer.register_step_pre_hook(self._before_update)
             optimizer.register_step_post_hook(self._after_update)
+        self.open_passage(table.device())
+
+    def open_passage(self, device: torch.device) -> Passage | None:
+        """Become a member at the gate of our device. None where there is no gate."""
+        folder, index = self.environment.gate
+        if self.passage is None and folder:
+            env = self.environment
+            gate = Gate.join(Path(folder), index, job=env.job, rank=env.rank)
+            self.passage = groups_module.passage = Passage(gate, Device(device), self.table.modules() if self.table else ())
+        return self.passage
+
+    def save_point(self, step: int) -> None:
+        """At the gate: a yield point, and perhaps the end of a time slice. Returns when the device may be used again."""
+        passage = self.passage
+        if passage is None or (passage.is_open and (self._turns is None or self._turns.is_idle)):
+            return
+        passage.save_point()
+        if self._turns is None and self.table is not None:
+            page = self.page
+            self._turns = Turns(
+                passage, world_size=self.environment.world_size, open_store=self._open_store,
+                quantum=lambda: float(page.get("quantum_s")), swap=make_swap(self.table),
+                swap_bytes=lambda: int(page.get("swap_bytes")),
+            )  # fmt: skip
+        if self._turns:
+            self._turns.save_point(step, self._recent[-1][0] if self._recent else 0.0)
+
+    def _open_store(self) -> dist.Store:
+        """A client of the present generation's store."""
+        host, port = self._store_at
+        return dist.TCPStore(host, port, is_master=False, wait_for_workers=False)
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         guard, leader = self._guard, self._leader  # an `abandon` may take them away meanwhile
@@ -159,13 +200,23 @@ class Worker:
         self._step_word[0] = step  # before the load below: the agent relies on this order (page.py)
         now_s = time.perf_counter()
         step_s, self._last_s = now_s - self._last_s, now_s
-        self._recent.append((step_s, self._exposed_s))
+        self._recent.append((step_s, self._exposed_s, *self._gate_times()))
         if now_s - self._slow_s > SLOW_WORDS_S:
             self._publish_slow_words(now_s)
         return self._guard is not None or self._switch_word[0] >= step
 
+    def _gate_times(self) -> tuple[float, float, float]:
+        """Seconds of the step that has ended: for its batch, waiting at the gate, holding it."""
+        if self.passage is None:
+            return 0.0, 0.0, 0.0
+        now = (self.passage.waited_s, self.passage.held_s)
+        before, self._gate_before = self._gate_before, now
+        return self.passage.fetched_s, now[0] - before[0], now[1] - before[1]
+
     def end_loop(self) -> None:
         """No save point comes any more: a switch that was just made is final for us, one that is near will not be made."""
+        if self.passage:
+            self.passage.lend()
         guard = self._guard
         if guard:
             guard.settle()
@@ -184,8 +235,8 @@ class Worker:
         if step > self._step_before:
             page.set("wire_bytes", (given - self._given_before) // (step - self._step_before))
         self._given_before, self._step_before = given, step
-        page.set("step_s", median(step_s for step_s, _ in self._recent))
-        page.set("exposed_s", median(exposed_s for _, exposed_s in self._recent))
+        for word, times in zip(("step_s", "exposed_s", "data_s", "waited_s", "held_s"), zip(*self._recent, strict=True), strict=True):
+            page.set(word, median(times))
         page.set("last_step_ns", time.monotonic_ns())
         if torch.cuda.is_available():
             page.set("memory_bytes", torch.cuda.max_memory_allocated())
@@ -204,10 +255,9 @@ class Worker:
 
     def _on_message(self, message: dict[str, Any]) -> None:
         """From the agent, on the channel's thread."""
-        if message["type"] == "connect":
-            threading.Thread(
-                target=self._begin_attempt, args=(read_terms(message),), name="restow-connect", daemon=True
-            ).start()
+        if message["type"] in ("guard", "connect"):
+            begin = self._begin_guard if message["type"] == "guard" else self._begin_attempt
+            threading.Thread(target=begin, args=(read_terms(message),), name="restow-connect", daemon=True).start()
         elif message["type"] == "abandon":
             self._abandon(int(message["generation"]))
 
@@ -216,44 +266,64 @@ class Worker:
             return Role.ARRIVING
         return Role.LEAVING if self.environment.rank in terms.moved else Role.STAYING
 
+    def _begin_guard(self, terms: Terms) -> None:
+        """A switch is being prepared: keep what it takes to do a step again."""
+        try:
+            self._attempt_for(terms)
+        except AttemptFailed as failure:
+            self.channel.tell(type="failed", generation=terms.generation, reason=str(failure))
+
     def _begin_attempt(self, terms: Terms) -> None:
         """Connect in the background; the training thread goes on meanwhile."""
-        with self._attempt_changed:
-            present = self._attempt
-            if terms.generation <= self.generation and not self.is_twin:
-                return  # late: we are there, or further
-            if present and present.terms.generation >= terms.generation:
-                return  # said twice
-            if self.table is None:
-                self.channel.tell(
-                    type="failed", generation=terms.generation, reason="the script has not reached job.steps yet"
-                )
-                return
-            env = self.environment
-            attempt = Attempt(
-                terms,
-                role=self._role_in(terms),
-                rank=env.rank,
-                address=env.address,
-                secret=env.secret,
-                table=self.table,
-                libraries=self._libraries,
-            )
-            self._attempt = attempt
-        if present:
-            present.close()
         try:
+            attempt = self._attempt_for(terms)
+            if attempt is None or attempt.is_begun:
+                return
+            attempt.is_begun = True
             if terms.fill == "shadow":
                 self._open_shadow(attempt)
             attempt.connect(groups)
         except AttemptFailed as failure:
+            if self._guard:
+                self._guard.give_up(str(failure))
             self.channel.tell(type="failed", generation=terms.generation, reason=str(failure))
             return
         with self._attempt_changed:
-            if attempt.role is not Role.ARRIVING and self._attempt is attempt:
-                self._guard = self._make_guard(attempt)
             self._attempt_changed.notify_all()
         self.channel.tell(type="connected", generation=terms.generation)
+
+    def _attempt_for(self, terms: Terms) -> Attempt | None:
+        """The attempt at this generation, opened, and guarded where we are an old rank; None if it comes too late or too early.
+        Raises AttemptFailed."""
+        with self._opening:
+            with self._attempt_changed:
+                present = self._attempt
+                if terms.generation <= self.generation and not self.is_twin:
+                    return None  # late: we are there, or further
+                if present and present.terms.generation >= terms.generation:
+                    return present if present.terms.generation == terms.generation else None
+                if self.table is None:
+                    raise AttemptFailed("the script has not reached job.steps yet")
+                env = self.environment
+                attempt = Attempt(
+                    terms,
+                    role=self._role_in(terms),
+                    rank=env.rank,
+                    address=env.address,
+                    secret=env.secret,
+                    table=self.table,
+                    libraries=self._libraries,
+                )
+                self._attempt = attempt
+            if present:
+                present.close()
+            attempt.open()
+            if attempt.role is not Role.ARRIVING:
+                guard = self._make_guard(attempt)
+                with self._attempt_changed:
+                    if self._attempt is attempt:
+                        self._guard = guard
+            return attempt
 
     def _make_guard(self, attempt: Attempt) -> Guard:
         assert self.table
@@ -364,7 +434,7 @@ class Worker:
             if attempt.role is not Role.LEAVING:
                 if self._guard:
                     self._guard.switched(step)
-                self._become(generation, step, report.paused_s, report)
+                self._become(attempt, step, report.paused_s, report)
                 return
             report.reason = attempt.await_retirement()
             if not report.reason:
@@ -401,14 +471,16 @@ class Worker:
         if attempt.role is Role.LEAVING:
             self.channel.tell(type="retired", generation=attempt.terms.generation)
             _leave()
-        self._become(attempt.terms.generation, step, sum(s for _, s in report.phases), report)
+        self._become(attempt, step, sum(s for _, s in report.phases), report)
         self.forget_times()
 
     def _on_back(self, attempt: Attempt, step: int, reason: str) -> None:
         """A twin was lost in the first step of its generation: the one before goes on, from the switch step."""
         if attempt.role is Role.ARRIVING:
             _leave()
-        self.generation = self._left_generation
+        self.generation, self._store_at = self._left_generation, self._store_before
+        if self._turns:
+            self._turns.begin(self._open_store)
         self.page.set("generation", self.generation)
         self.channel.change_hello(generation=self.generation)
         self.channel.tell(type="rolled_back", generation=attempt.terms.generation, step=step, reason=reason)
@@ -445,12 +517,16 @@ class Worker:
         self._guard = guard
         guard.switched(step)
         guard.arm(step)
-        self._become(attempt.terms.generation, step, pause_s, report)
+        self._become(attempt, step, pause_s, report)
         self.forget_times()
         return report.extra
 
-    def _become(self, generation: int, step: int, pause_s: float, report: Report) -> None:
+    def _become(self, attempt: Attempt, step: int, pause_s: float, report: Report) -> None:
+        generation = attempt.terms.generation
+        self._store_before, self._store_at = self._store_at, attempt.terms.store
         self._left_generation, self.generation = self.generation, generation
+        if self._turns:
+            self._turns.begin(self._open_store)
         self.page.set("generation", generation)
         self.channel.change_hello(generation=generation)
         self.channel.tell(
