@@ -205,11 +205,20 @@ def run(script: Script, birth: Birth, run_files: RunFiles) -> int:
         while trace and trace.tb_frame.f_code.co_filename == __file__:
             trace = trace.tb_next
         sys.excepthook(type(error), error.with_traceback(trace), trace)
-        code = note(1, f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": "))
+        code = note(1, _last_words(error, birth))
         if isinstance(error, KeyboardInterrupt):
             _end_by_sigint()
         return code
     return note(0, "")
+
+
+def _last_words(error: BaseException, birth: Birth) -> str:
+    """One line on why the script ended; where it is memory, in our words, which the log gets too."""
+    footprint = sys.modules.get("restow.sdk.footprint")
+    line = footprint.memory_error_line(error, f"job {birth.environment.get('RESTOW_JOB', '')}") if footprint else None
+    if line:
+        print(f"restow: {line}", file=sys.stderr)
+    return line or f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
 
 
 def _end_by_sigint() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from restow.errors import Refused
 from restow.sdk.memory import SECOND_THREAD_BYTES
 
 GRAIN_BYTES = 32 << 20  # an arena grows by at least so much: a copy is split where two segments meet
+CHUNK_BYTES = 4 << 20  # of a copy: 0.3 ms, so two threads end together
 HUGE_BYTES = 2 << 20  # of a huge page
 _POPULATE_WRITE = 23  # madvise: fault all pages in with one call; Linux 5.14, not in Python's mmap yet
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every context, as torch's own does
@@ -132,34 +134,32 @@ def copy(pairs: Sequence[Pair], device: torch.device) -> None:
 
 
 def copy_in_host(pairs: Sequence[Pair], threads: int = 2) -> None:
-    """By memmove: torch's own copy would also use the threads that the user gave it, or not."""
-    total = sum(to.numel() for to, _ in pairs)
-    if threads < 2 or total < SECOND_THREAD_BYTES:
-        _move(pairs)
+    """By memmove, in chunks that two threads take turns at: on an idle machine 20 GB/s against 13; where the second core is
+    busy the first does most. (torch's own copy would use the threads that the user set, or not.)"""
+    waiting = deque(_chunks(pairs))
+    if threads < 2 or sum(to.numel() for to, _ in waiting) < SECOND_THREAD_BYTES:
+        _move(waiting)
         return
-    mine, others = _halves(pairs, total // 2)
     with ThreadPoolExecutor(1, "restow-swap") as second:
-        other = second.submit(_move, others)
-        _move(mine)
+        other = second.submit(_move, waiting)
+        _move(waiting)
         other.result()
 
 
-def _move(pairs: Sequence[Pair]) -> None:
+def _chunks(pairs: Sequence[Pair]) -> Iterator[Pair]:
     for to, source in pairs:
         assert to.numel() == source.numel()
+        for at in range(0, to.numel(), CHUNK_BYTES):
+            yield to[at : at + CHUNK_BYTES], source[at : at + CHUNK_BYTES]
+
+
+def _move(waiting: deque[Pair]) -> None:
+    while True:
+        try:
+            to, source = waiting.popleft()
+        except IndexError:  # the other thread has taken the last
+            return
         _memmove(to.data_ptr(), source.data_ptr(), to.numel())
-
-
-def _halves(pairs: Sequence[Pair], first_bytes: int) -> tuple[list[Pair], list[Pair]]:
-    """The first bytes and the rest; a pair that lies on the border is cut."""
-    first: list[Pair] = []
-    for at, (to, source) in enumerate(pairs):
-        if to.numel() >= first_bytes:
-            first.append((to[:first_bytes], source[:first_bytes]))
-            return first, [(to[first_bytes:], source[first_bytes:]), *pairs[at + 1 :]]
-        first.append((to, source))
-        first_bytes -= to.numel()
-    return first, []
 
 
 # ---------------------------------------------------------------- pages of the host

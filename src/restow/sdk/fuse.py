@@ -12,8 +12,10 @@
 
 What a member is: after `torch.manual_seed(seed)` its model is made, and nobody else draws from its generator (its dropout
 does); its optimizer is torch's own with its settings; its learning rate is `lr * schedule(steps made, settings)`. So its
-checkpoint is that of a separate run that sees the same batches: bit for bit with `exact=True`, else up to the rounding of
-sums that batched kernels add up in another order. Does not know where data comes from; a sweep is one process.
+checkpoint is that of a separate run that sees the same batches. Bit for bit: always with `exact=True`; without it on a CPU
+with one thread (MKL, AVX2) for models of the layers in fused_layers.py; else up to the rounding of sums that batched
+kernels add up in another order, which Adam can magnify where a gradient is zero but for rounding (the bias of a convolution
+before BatchNorm, of attention's keys). Does not know where data comes from; a sweep is one process.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ from restow.sdk.fused_optimizer import KINDS, FusedOptimizer, complete
 Settings = Mapping[str, Any]
 Schedule = Callable[[int, Settings], float]
 
-TOGETHER_ON_CPU = 16  # members per pass; more at once gain no more dispatch and leave the caches
+FIRST_TOGETHER = 16  # members per pass on a CPU while it is not known how much memory one needs
+PASS_BYTES = 28 << 20  # of the biggest tensor of a pass on a CPU: malloc gives more than 32 MB back at once, and fetches it anew
 
 
 class Member:
@@ -59,6 +62,7 @@ class Sweep:
         optimizer: str = "adamw",
         schedule: Schedule | None = None,
         device: torch.device | str | None = None,
+        fused: bool = False,
         exact: bool = False,
         together: int | None = None,
     ):
@@ -69,7 +73,7 @@ class Sweep:
         if dist.is_initialized() and dist.get_world_size() > 1:
             raise ScriptError(f"a sweep is one process, this job has {dist.get_world_size()}; submit it with one worker")
         self._make, self._schedule, self._exact, self._together = make_model, schedule, exact, together
-        self._kind, self._device = optimizer, None if device is None else torch.device(device)
+        self._kind, self._fused, self._device = optimizer, fused, None if device is None else torch.device(device)
         self._members: dict[int, Member] = {}  # all that there ever were, by number
         self._running: list[int] = []  # in the order of the rows
         self._stopped: dict[int, dict[str, Any]] = {}  # number → its tensors and optimizer state
@@ -178,7 +182,9 @@ class Sweep:
                 raise ScriptError(f"each=True was given a batch of shape {tuple(tensor.shape)}; its first dimension must be {count}, "
                                   "one batch for each of sweep.running")  # fmt: skip
         stack, _ = self._parts
-        size = self._together or (TOGETHER_ON_CPU if stack.device.type == "cpu" else count)
+        size = self._together or count
+        if not self._together and stack.device.type == "cpu":
+            size = max(1, PASS_BYTES // stack.biggest_bytes) if stack.biggest_bytes else FIRST_TOGETHER
         parts = -(-count // size)
         for part in range(parts):  # of equal size, so that none is left with one member
             yield slice(count * part // parts, count * (part + 1) // parts)
@@ -251,11 +257,14 @@ class Sweep:
             numbers = self._read(settings)
             model, draws = self._made(settings)
             if checkpoint is not None:
-                model.load_state_dict(checkpoint["model"])
+                try:
+                    model.load_state_dict(checkpoint["model"])
+                except RuntimeError as error:
+                    raise ScriptError(f"the checkpoint is of another model: {' '.join(str(error).split())}") from None
                 draws.restore(checkpoint.get("random", {}))
             if self._stack is None:
                 self._stack = Stack(model)
-                self._optimizer = FusedOptimizer(self._kind, self._stack.parameters)
+                self._optimizer = FusedOptimizer(self._kind, self._stack.parameters, self._fused)
             steps = int(checkpoint.get("step", 0)) if checkpoint else 0
             tensors.append({name: tensor.clone() for name, tensor in self._stack.rows_of(model).items()})
             saved = checkpoint.get("optimizer") if checkpoint else None
@@ -303,6 +312,7 @@ def sweep(
     optimizer: str = "adamw",
     schedule: Schedule | None = None,
     device: torch.device | str | None = None,
+    fused: bool = False,
     exact: bool = False,
     together: int | None = None,
 ) -> Sweep:
@@ -312,10 +322,11 @@ def sweep(
     `members`: settings of each: the optimizer's ("lr", "weight_decay", "betas", "eps"; for "sgd" "lr", "momentum", "dampening",
     "weight_decay", "nesterov"), "seed", and keys of your own for `schedule`. `optimizer`: "adamw", "adam" or "sgd".
     `schedule(step, settings)` gives a factor of the learning rate; step counts the member's own updates, as in LambdaLR.
-    `device`: where models are moved after they were made. `exact`: members one after the other, bit-equal to separate runs,
-    any model, little faster than they are. `together`: members per pass; default 16 on a CPU, all on a GPU.
+    `device`: where models are moved after they were made. `fused`: the optimizer's arithmetic is that of torch's `fused=True`,
+    three times faster on a CPU. `exact`: members one after the other, bit-equal to separate runs, any model, little faster
+    than they are. `together`: members per pass; by default as many as a CPU's memory is fast for, on a GPU all.
     """
-    return Sweep(make_model, members, optimizer=optimizer, schedule=schedule, device=device, exact=exact, together=together)
+    return Sweep(make_model, members, optimizer=optimizer, schedule=schedule, device=device, fused=fused, exact=exact, together=together)
 
 
 def _copied(row: dict[str, Any]) -> dict[str, Any]:

@@ -18,10 +18,6 @@ class Draws:
         if device.type != "cpu":
             self._own[device.type] = torch.Generator(device)
 
-    def generator(self) -> torch.Generator:
-        """The one on the device that the member trains on."""
-        return self._own[self._device.type]
-
     def take(self) -> Draws:
         """Stand where the process's own generators stand now. Returns self."""
         for kind, theirs in self._process().items():

@@ -26,7 +26,11 @@ from restow.sdk.fused_draws import Draws
 Dims = list[Any]  # per operand: which dimension is the members', None if it is the same for all
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
-_ONE_BY_ONE = ("layer_norm", "group_norm", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+_ONE_BY_ONE = (
+    "layer_norm", "group_norm", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div", "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+)  # fmt: skip
 _plain = {
     name: getattr(functional, name)
     for name in ("linear", "dropout", "batch_norm", "scaled_dot_product_attention", "conv1d", "conv2d", "conv3d", *_ONE_BY_ONE)
@@ -38,7 +42,7 @@ _conv_block = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8  
 @contextmanager
 def standing_in(lane: Tensor, draws: Sequence[Draws]) -> Iterator[None]:
     """While this lasts, torch has our functions. `lane` is the member's number as vmap sees it, `draws` each one's generators."""
-    lift = partial(lifted, lane)
+    lift, level = partial(lifted, lane), vmap_inside.maybe_get_level(lane)
     instead: dict[str, Callable[..., Any]] = {name: partial(_one_by_one, lift, _plain[name]) for name in _ONE_BY_ONE}
     instead |= {f"conv{n}d": partial(_conv, lift, _plain[f"conv{n}d"]) for n in (1, 2, 3)}
     instead |= {
@@ -48,9 +52,10 @@ def standing_in(lane: Tensor, draws: Sequence[Draws]) -> Iterator[None]:
         "scaled_dot_product_attention": partial(_attention, lift, draws),
     }
     for name, function in instead.items():
-        setattr(functional, name, function)
+        setattr(functional, name, partial(_outermost, level, function, _plain[name]))
     for name, function in _plain_recurrent.items():
-        setattr(torch._VF, name, partial(_recurrent, lift, draws, function))  # type: ignore[attr-defined]
+        ours = partial(_recurrent, lift, draws, function)
+        setattr(torch._VF, name, partial(_outermost, level, ours, function))  # type: ignore[attr-defined]
     try:
         yield
     finally:
@@ -78,6 +83,11 @@ def lifted(lane: Tensor, rule: Callable[..., tuple[Any, int]], *operands: Any) -
     if isinstance(result, tuple):
         return tuple(vmap_inside._add_batch_dim(part, dim, level) for part in result)
     return vmap_inside._add_batch_dim(result, dim, level)
+
+
+def _outermost(level: int, ours: Callable[..., Any], plain: Callable[..., Any], *operands: Any, **named: Any) -> Any:
+    """Ours, unless the script is inside a vmap or grad of its own: there all is left to torch."""
+    return (ours if vmap_inside.maybe_current_level() == level else plain)(*operands, **named)
 
 
 def _members_first(tensor: Tensor, dim: int | None, members: int) -> Tensor:
@@ -119,13 +129,15 @@ def _linear_rule(members: int, dims: Dims, input: Tensor, weight: Tensor, bias: 
     weight = _members_first(weight, weight_at, members)
     bias = None if bias is None else _members_first(bias, bias_at, members)
     outs, ins = weight.shape[1:]
-    if at is None and outs % _conv_block == 0:  # one batch for all: one product with all weights under each other
-        result = _plain["linear"](input, weight.reshape(-1, ins), None if bias is None else bias.reshape(-1))
-        return result.unflatten(-1, (members, outs)), input.dim() - 1
-    input = _members_first(input, at, members)
+    input = _members_first(input, at, members)  # expanded if shared: one wide product for all was 1.3 times slower
     rows = input if input.dim() == 3 else input.reshape(members, -1, ins)
-    result = _Products.apply(rows, weight, bias)
+    multiply = _products if torch.is_autocast_enabled(rows.device.type) else _Products.apply
+    result = multiply(rows, weight, bias)
     return result if input.dim() == 3 else result.view(*input.shape[:-1], outs), 0
+
+
+def _products(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
 
 
 class _Products(torch.autograd.Function):
@@ -135,7 +147,7 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(rows, weight)
-        return torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
+        return _products(rows, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -8,6 +8,7 @@ learning rates, steps or who joins: fuse.py does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class Stack:
         self._training = [module.training for module in model.modules()]
         self.parameters = {name: _empty(p) for name, p in model.named_parameters()}
         self.buffers = {name: _empty(b) for name, b in model.named_buffers()}
+        self.biggest_bytes = 0  # of what one member's pass keeps for the backward; 0: no pass has been made
         self.trained = [name for name, p in model.named_parameters() if p.requires_grad]
         if not self.trained:
             raise ScriptError("make_model returned a model without a trainable parameter; there is nothing to sweep")
@@ -137,11 +139,24 @@ class Stack:
         self, rows: slice, function: LossFunction, batch: tuple[Any, ...], each: bool, draws: Sequence[Draws]
     ) -> tuple[Tensor, dict[str, Tensor | None]]:
         tensors = self._tensors(rows, leaves=True)
-        losses = self._together(tensors, rows, function, batch, each, draws)
+        with nullcontext() if self.biggest_bytes else self._noting_sizes(len(draws)):
+            losses = self._together(tensors, rows, function, batch, each, draws)
         if not isinstance(losses, Tensor) or losses.shape != (len(draws),):
             raise no_loss(losses[0] if isinstance(losses, Tensor) else losses)
         leaves = [tensors[name] for name in self.trained]
         return losses.detach(), dict(zip(self.trained, _backward(losses.sum(), leaves), strict=True))
+
+    @contextmanager
+    def _noting_sizes(self, members: int) -> Iterator[None]:
+        sizes = [1]
+
+        def note(tensor: Tensor) -> Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            yield
+        self.biggest_bytes = max(sizes) // members
 
     def _gradients_alone(
         self, rows: slice, function: LossFunction, batch: tuple[Any, ...], each: bool, draws: Sequence[Draws]
@@ -259,4 +274,6 @@ def _column(column: Sequence[Tensor | None]) -> Tensor | None:
     present = [gradient for gradient in column if gradient is not None]
     if 0 < len(present) < len(column):
         raise ScriptError("a parameter took part in some members' losses and not in others'; run these members as jobs of their own")
+    if len(present) == 1:
+        return present[0].unsqueeze(0)
     return torch.stack(present) if present else None

@@ -2,7 +2,8 @@
 
 The formulas, their order and their roundings are those of torch.optim's plain loops (`foreach=False, fused=False`, its default
 on the CPU): where members differ, a Python float becomes a column of the same floats, and a scalar that torch multiplies
-into a product is multiplied in at the same place. Does not know models, losses or schedules.
+into a product is multiplied in at the same place. With `fused` they are those of `fused=True`: torch's kernel itself, once
+per member. Does not know models, losses or schedules.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ def complete(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         group = KINDS[kind]([torch.zeros(1, requires_grad=True)], **given).param_groups[0]
     except (ValueError, TypeError) as error:
         raise ScriptError(f"settings {dict(settings)}: {error}") from None
-    return {key: group[key] for key in _NUMBERS[kind]}
+    return {key: tuple(group[key]) if key == "betas" else group[key] for key in _NUMBERS[kind]}
 
 
 class FusedOptimizer:
     """State of one optimizer per member, stacked. `parameters` are all of the model's, in its order."""
 
-    def __init__(self, kind: str, parameters: Mapping[str, Tensor]):
-        self.kind = kind
+    def __init__(self, kind: str, parameters: Mapping[str, Tensor], fused: bool = False):
+        self.kind, self._fused = kind, fused
         self._names = list(parameters)
         self._keys = ("momentum_buffer",) if kind == "sgd" else ("exp_avg", "exp_avg_sq")
         self.state = {key: {name: torch.zeros_like(p) for name, p in parameters.items()} for key in self._keys}
@@ -78,7 +79,7 @@ class FusedOptimizer:
 
     def exported(self, row: Mapping[str, Any], numbers: Mapping[str, Any], lr: float) -> dict[str, Any]:
         """What `state_dict()` of torch's optimizer over `model.parameters()` would be."""
-        group = KINDS[self.kind]([torch.zeros(1, requires_grad=True) for _ in self._names], **numbers).state_dict()["param_groups"][0]
+        group = self._torchs(len(self._names), numbers).state_dict()["param_groups"][0]
         if lr != numbers["lr"]:
             group |= {"initial_lr": numbers["lr"], "lr": lr}  # as a scheduler leaves it
         state: dict[int, dict[str, Any]] = {}
@@ -108,6 +109,10 @@ class FusedOptimizer:
                     row[key][name] = entry[key]
         return row
 
+    def _torchs(self, parameters: int, numbers: Mapping[str, Any]) -> torch.optim.Optimizer:
+        how = {"fused": True} if self._fused else {}
+        return KINDS[self.kind]([torch.zeros(1, requires_grad=True) for _ in range(parameters)], **numbers, **how)
+
     # ------------------------------------------------------------ one update
 
     @torch.no_grad()
@@ -117,22 +122,56 @@ class FusedOptimizer:
     ) -> None:  # fmt: skip
         """One step of these members. `parameters` are all members' and change in place; `gradients`, `numbers` and `rates`
         (the learning rate of this step) are of these rows. A parameter without a gradient is passed over, as in torch."""
-        columns: dict[tuple[int, ...], dict[str, _Column]] = {}
-        for name, gradient in gradients.items():
-            if gradient is None:
-                continue
-            parameter = parameters[name][rows]
-            states = [stacked[name][rows] for stacked in self.state.values()]
+        present = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        for name in present:
             made = self.updates[name]
             made[rows] = [count + self._counts(own) for count, own in zip(made[rows], numbers, strict=True)]
-            key = tuple(made[rows])
-            if key not in columns:
-                columns[key] = self._columns(key, numbers, rates, parameter)
-            size = max(1, BLOCK_BYTES // max(1, parameter[0].nbytes)) if parameter.device.type == "cpu" else len(key)
-            for start in range(0, len(key), size):
-                block = slice(start, min(start + size, len(key)))
-                cut = {word: column.of(block, parameter.dim()) for word, column in columns[key].items()}
-                self._rule(parameter[block], gradient[block], *(state[block] for state in states), **cut)
+        if self._fused:
+            self._update_by_member(rows, parameters, present, numbers, rates)
+        else:
+            self._update_by_parameter(rows, parameters, present, numbers, rates)
+
+    def _update_by_parameter(
+        self, rows: slice, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor],
+        numbers: Sequence[Mapping[str, Any]], rates: Sequence[float],
+    ) -> None:  # fmt: skip
+        """All members' rows of one parameter after another, in blocks that stay in the caches from one operation to the next."""
+        columns: dict[tuple[int, ...], dict[str, _Column]] = {}
+        for name, gradient in gradients.items():
+            parameter = parameters[name][rows]
+            states = [stacked[name][rows] for stacked in self.state.values()]
+            made = tuple(self.updates[name][rows])
+            if made not in columns:
+                columns[made] = self._columns(made, numbers, rates, parameter)
+            size = max(1, BLOCK_BYTES // max(1, parameter[0].nbytes)) if parameter.device.type == "cpu" else len(made)
+            tensors = (parameter, gradient, *states)
+            for start in range(0, len(made), size):
+                block = slice(start, min(start + size, len(made)))
+                cut = {word: column.of(block, parameter.dim()) for word, column in columns[made].items()}
+                self._rule(*(tensors if size >= len(made) else (tensor[block] for tensor in tensors)), **cut)
+
+    def _update_by_member(
+        self, rows: slice, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor],
+        numbers: Sequence[Mapping[str, Any]], rates: Sequence[float],
+    ) -> None:  # fmt: skip
+        """torch's kernel, which takes each number once for all tensors of a call."""
+        whole = [parameters, *self.state.values()]
+        tensors = [[stacked[name][rows].unbind(0) for name in gradients] for stacked in whole]
+        lone_gradients = [gradient.unbind(0) for gradient in gradients.values()]
+        for index, (own, rate) in enumerate(zip(numbers, rates, strict=True)):
+            mine, *states = ([row[index] for row in columns] for columns in tensors)
+            theirs = [row[index] for row in lone_gradients]
+            made = [self.updates[name][rows][index] for name in gradients]
+            rest = {"lr": rate, "weight_decay": own["weight_decay"], "maximize": False, "grad_scale": None, "found_inf": None}
+            if self.kind == "sgd":
+                rest |= {"momentum": own["momentum"], "dampening": own["dampening"], "nesterov": own["nesterov"]}
+                kept = states[0] if own["momentum"] else []
+                torch._fused_sgd_(mine, theirs, kept, **rest, is_first_step=made[:1] == [1])
+            else:
+                kernel = torch._fused_adamw_ if self.kind == "adamw" else torch._fused_adam_
+                steps = [torch.tensor(float(count), device=mine[0].device) for count in made]
+                beta1, beta2 = own["betas"]
+                kernel(mine, theirs, *states, [], steps, **rest, beta1=beta1, beta2=beta2, eps=own["eps"], amsgrad=False)
 
     def _counts(self, numbers: Mapping[str, Any]) -> bool:
         """Does an update with these numbers leave state behind? torch's SGD without momentum has none."""

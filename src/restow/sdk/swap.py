@@ -266,7 +266,7 @@ class MappedSwap(_ArenaSwap):
     """The pages under a storage go, its address stays: what CUDA graphs need, on the CPU. VmmSwap is it for CUDA.
 
     `lazily`: the kernel takes them when somebody needs memory. What it did not take comes back at the speed of a plain
-    copy, what it took at that of page faults, a quarter of it. Until then it counts as this process's (RSS).
+    copy, what it took (and all, the first time) at that of page faults, a quarter of it. Until then it counts as this process's (RSS).
     Only whole pages can go, so the ends of each storage, and storages of less than a page, stay. Nothing has to be moved into
     memory of our own first, so what others hold (DDP's buckets) is no special case: any private memory will do.
     """
@@ -274,6 +274,7 @@ class MappedSwap(_ArenaSwap):
     def __init__(self, source: Source, device: torch.device | str | None = None, lazily: bool = True):
         super().__init__(source, device)
         self._lazily = lazily
+        self._on_huge_pages: set[int] = set()  # storages that have gone at once before, the only way to come back on huge pages
 
     def _objection(self, residents: Sequence[Resident]) -> str:
         for resident in residents:
@@ -291,7 +292,9 @@ class MappedSwap(_ArenaSwap):
         return start - address, length
 
     def _vacate(self, parked: _Parked) -> None:
-        arena.free_pages(parked.resident.storage.data_ptr() + parked.start, parked.nbytes, self._lazily)
+        key, address = parked.resident.key, parked.resident.storage.data_ptr() + parked.start
+        arena.free_pages(address, parked.nbytes, self._lazily and key in self._on_huge_pages)
+        self._on_huge_pages.add(key)
 
     def _occupy(self, all_parked: Sequence[_Parked]) -> None:
         for parked in all_parked:

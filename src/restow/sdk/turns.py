@@ -2,9 +2,9 @@
 
 If ranks stopped wherever each of them is, some would wait inside a step for others that have stopped, with their memory in use.
 So a rank that has had the device for a quantum, and at whose gate another job waits, proposes a step a little ahead in the
-store of the generation; every rank answers whether it can still stop there (it writes the step where its training thread looks, then looks
-how far that is); if all can, it is decided. At that step each rank swaps out what does not fit, passes the turn on at its own
-gate, and waits until it comes back. Neither an agent nor the controller takes part. First writer wins, as at a switch.
+store of the generation; every rank answers whether it can still stop there (it writes the step where its training thread looks,
+then looks how far that is); if all can, it is decided. At that step each rank swaps out what does not fit, passes the turn on at
+its own gate, and waits until it comes back. Neither an agent nor the controller takes part. First writer wins, as at a switch.
 
 A switch begins a new generation with a new store: what was proposed in the old one is void (`begin`).
 """

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -30,6 +29,7 @@ from restow.sdk.boxes import StateTable
 from restow.sdk.channel import Channel
 from restow.sdk.device import Device
 from restow.sdk.environment import Environment
+from restow.sdk.footprint import MemoryWatch, limit_memory
 from restow.sdk.group import NetInner, SoloInner, collective_libraries, groups
 from restow.sdk.guard import Guard, room_for
 from restow.sdk.memory import KEPT_BYTES, keep_touched_memory, touch_ahead
@@ -38,6 +38,7 @@ from restow.sdk.shadow import Leader, Shadow, followers_of
 from restow.sdk.turns import Turns, make_swap
 
 RECENT_STEPS = 15  # the page shows medians over these: one odd step (a checkpoint, a log line) moves nothing
+RECENT_WORDS = ("step_s", "exposed_s", "data_s", "waited_s", "held_s")
 SPARE_BYTES = 64 << 20  # beyond its gradients: temporaries of an optimizer, activations of small batches
 SLOW_WORDS_S = 0.25  # how often the page's dearer words (memory, reported values) are renewed
 
@@ -74,7 +75,10 @@ class Worker:
         self._given_before = 0
         self._step_before = 0
         keep_touched_memory()
+        if environment.memory_bytes:
+            limit_memory(environment.memory_bytes, "cuda" if torch.cuda.is_available() else "cpu")
         self.passage: Passage | None = None
+        self._memory: MemoryWatch | None = None
         self._turns: Turns | None = None
         self._store_at = self._store_before = environment.store  # of the present generation, and of the one before
         self.page.set("pid", os.getpid())
@@ -113,6 +117,7 @@ class Worker:
     def register(self, table: StateTable) -> None:
         """What travels. Hooks the optimizers: how long each step waited for others, and how many updates were made."""
         self.table = table
+        self._memory = MemoryWatch(table.device())
         for optimizer in table.optimizers():
             optimizer.register_step_pre_hook(self._before_update)
             optimizer.register_step_post_hook(self._after_update)
@@ -200,6 +205,8 @@ class Worker:
         self._step_word[0] = step  # before the load below: the agent relies on this order (page.py)
         now_s = time.perf_counter()
         step_s, self._last_s = now_s - self._last_s, now_s
+        if self._memory:
+            self._memory.step()
         self._recent.append((step_s, self._exposed_s, *self._gate_times()))
         if now_s - self._slow_s > SLOW_WORDS_S:
             self._publish_slow_words(now_s)
@@ -235,13 +242,12 @@ class Worker:
         if step > self._step_before:
             page.set("wire_bytes", (given - self._given_before) // (step - self._step_before))
         self._given_before, self._step_before = given, step
-        for word, times in zip(("step_s", "exposed_s", "data_s", "waited_s", "held_s"), zip(*self._recent, strict=True), strict=True):
+        for word, times in zip(RECENT_WORDS, zip(*self._recent, strict=True), strict=True):
             page.set(word, median(times))
         page.set("last_step_ns", time.monotonic_ns())
-        if torch.cuda.is_available():
-            page.set("memory_bytes", torch.cuda.max_memory_allocated())
-        else:
-            page.set("memory_bytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        if self._memory:
+            page.set("memory_bytes", self._memory.peak_bytes)
+            page.set("valley_bytes", self._memory.valley_bytes)
         if self.values:
             page.write_text(json.dumps(self.values))
 
