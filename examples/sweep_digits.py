@@ -4,7 +4,8 @@
     restow sweep --set lr=0.003,0.03,0.3 --set seed=1,2 -- python examples/sweep_digits.py   under restow, may be moved
 
 All members see the same batches. A quarter of the way, and again half-way, the worse half of them is stopped; the rest
-train on, faster. Every member ends with the model that its separate run would have. Under restow the sweep is one job of one worker.
+train on, faster. Every member ends with the model that its separate run would have. Under restow the sweep is one job with
+one worker.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def main() -> None:
 
 
 def stop_the_worse_half(sweep: restow.Sweep, losses: Tensor, made: int) -> None:
-    ranked = sorted((loss if loss == loss else float("inf"), member) for loss, member in zip(losses.tolist(), sweep.running, strict=True))
+    losses = losses.nan_to_num(nan=float("inf"))  # who diverged is the worst
+    ranked = sorted(zip(losses.tolist(), sweep.running, strict=True))
     for loss, member in ranked[(len(ranked) + 1) // 2 :]:
         sweep.stop(member)
         print(f"step {made}: member {member} {spelt(sweep.settings(member))} stopped at loss {loss:.3f}", flush=True)

@@ -251,6 +251,7 @@ def test_while_it_is_out_the_memory_belongs_to_others(back_end):
 def test_memory_that_went_lazily_is_there_for_who_needs_it_and_comes_back_whole():
     large = torch.arange(16.0 * MB)
     swap = MappedSwap([large])
+    out_and_back(swap)  # goes at once and comes back on huge pages: from now on it goes lazily
     before = kernel_says("status", "RssAnon")
     swap.out()
     assert kernel_says("smaps_rollup", "LazyFree") >= 60 * MB

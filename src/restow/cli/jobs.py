@@ -52,7 +52,7 @@ def submit(
     Ctrl-C stops the following, never the job.
     """
     written: dict[str, Any] = {
-        "workers": workers, "name": name, "env": _pairs(env), "cwd": cwd, "memory": memory, "fill": fill,
+        "workers": workers, "name": name, "env": pairs(env), "cwd": cwd, "memory": memory, "fill": fill,
         "max_pause_s": max_pause_s, "migrate": False if no_migrate else None,
         "share": {"mode": share or "auto", "protect": protect} if share or protect else None,
     }  # fmt: skip
@@ -71,17 +71,17 @@ def submit(
         if not json_:
             click.echo(f"{job['id']}: {job['state']}, {job['workers']} worker{'s' * (job['workers'] != 1)}")
         if follow:
-            _print_logs(client.logs(job["id"], follow=True), prefixed=job["workers"] > 1, json_=json_)
+            print_logs(client.logs(job["id"], follow=True), prefixed=job["workers"] > 1, json_=json_)
         if follow or wait_:
             job = client.wait(job["id"])
     except KeyboardInterrupt:
         click.echo(f"\n{job['id']} goes on; restow cancel {job['id']} ends it", err=True)
         raise
     if (follow or wait_) and not json_:
-        _say_end(job)
+        say_end(job)
     if json_:
         out.as_json(job)
-    return _exit_code(job)
+    return exit_code(job)
 
 
 @click.command()
@@ -177,7 +177,7 @@ def logs(job: str, follow: bool, rank: int | None, json_: bool) -> None:
     """
     client = Client()
     workers = client.show(job)["workers"]
-    _print_logs(client.logs(job, rank=rank, follow=follow), prefixed=rank is None and workers > 1, json_=json_)
+    print_logs(client.logs(job, rank=rank, follow=follow), prefixed=rank is None and workers > 1, json_=json_)
 
 
 @click.command()
@@ -195,8 +195,8 @@ def wait(job: str, limit_s: float | None, json_: bool) -> int:
     if json_:
         out.as_json(ended)
     else:
-        _say_end(ended)
-    return _exit_code(ended)
+        say_end(ended)
+    return exit_code(ended)
 
 
 @click.command()
@@ -213,7 +213,7 @@ def cancel(jobs: tuple[str, ...], json_: bool) -> None:
             click.echo(f"{job['id']}: {job['state']}")
 
 
-def _pairs(env: Iterable[str]) -> dict[str, str] | None:
+def pairs(env: Iterable[str]) -> dict[str, str] | None:
     pairs = {}
     for pair in env:
         name, equals, value = pair.partition("=")
@@ -241,16 +241,16 @@ def _movable(job: dict[str, Any]) -> str:
     )
 
 
-def _say_end(job: dict[str, Any]) -> None:
+def say_end(job: dict[str, Any]) -> None:
     reason = job["reason"] if job["reason"] != job["state"] else ""
     click.echo(f"{job['id']}: {job['state']}" + (f": {reason}" if reason else ""))
 
 
-def _exit_code(job: dict[str, Any]) -> int:
+def exit_code(job: dict[str, Any]) -> int:
     return 1 if job["state"] in ("failed", "cancelled") else 0
 
 
-def _print_logs(pieces: Iterable[dict[str, Any]], *, prefixed: bool, json_: bool) -> None:
+def print_logs(pieces: Iterable[dict[str, Any]], *, prefixed: bool, json_: bool) -> None:
     """Whole lines only, so that ranks don't mix within one; what is left of a line comes at the end."""
     rests: dict[int, str] = {}
     for piece in pieces:

@@ -22,6 +22,7 @@ COMMANDS = {  # name → (module, attribute, first line of help)
     "up": ("restow.cli.cluster", "up", "Start restow on this machine, or join others."),
     "down": ("restow.cli.cluster", "down", "End everything that up started here."),
     "submit": ("restow.cli.jobs", "submit", "Hand in a job."),
+    "sweep": ("restow.cli.sweep", "sweep", "Hand in one job that trains many small models at once."),
     "ps": ("restow.cli.jobs", "ps", "List jobs."),
     "show": ("restow.cli.jobs", "show", "Show all about one job."),
     "logs": ("restow.cli.jobs", "logs", "Print what a job's workers print."),

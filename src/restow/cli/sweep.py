@@ -13,7 +13,7 @@ import click
 
 from restow import spec as specs
 from restow.cli import show as out
-from restow.cli.jobs import _exit_code, _pairs, _print_logs, _say_end
+from restow.cli.jobs import exit_code, pairs, print_logs, say_end
 from restow.cli.options import json_option
 from restow.client import Client
 from restow.errors import SpecError
@@ -49,7 +49,7 @@ def sweep(
     """
     members = grid(sets)
     written: dict[str, Any] = {
-        "name": name, "env": _pairs(env), "cwd": cwd, "memory": memory, "max_pause_s": max_pause_s,
+        "name": name, "env": pairs(env), "cwd": cwd, "memory": memory, "max_pause_s": max_pause_s,
         "migrate": False if no_migrate else None,
     }  # fmt: skip
     written = {key: value for key, value in written.items() if value is not None}
@@ -68,17 +68,17 @@ def sweep(
         if not json_:
             click.echo(f"{job['id']}: {job['state']}, {len(members)} member{'s' * (len(members) != 1)}")
         if follow:
-            _print_logs(client.logs(job["id"], follow=True), prefixed=False, json_=json_)
+            print_logs(client.logs(job["id"], follow=True), prefixed=False, json_=json_)
         if follow or wait_:
             job = client.wait(job["id"])
     except KeyboardInterrupt:
         click.echo(f"\n{job['id']} goes on; restow cancel {job['id']} ends it", err=True)
         raise
     if (follow or wait_) and not json_:
-        _say_end(job)
+        say_end(job)
     if json_:
         out.as_json(job)
-    return _exit_code(job)
+    return exit_code(job)
 
 
 def grid(sets: Sequence[str]) -> list[dict[str, Any]]:

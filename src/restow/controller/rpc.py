@@ -23,7 +23,9 @@ from restow.errors import RestowError, SpecError
 log = logging.getLogger(__name__)
 
 LINE_BYTES_MAX = 1 << 20
-VERBS = ("ping", "ps", "show", "nodes", "events", "logs", "wait", "submit", "cancel", "migrate", "defrag", "share", "explain", "stop")
+VERBS = (
+    "ping", "ps", "show", "nodes", "events", "logs", "wait", "submit", "cancel", "migrate", "defrag", "share", "explain", "stop",
+)  # fmt: skip
 
 
 class Server:

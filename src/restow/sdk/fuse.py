@@ -20,7 +20,6 @@ before BatchNorm, of attention's keys). Does not know where data comes from; a s
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,24 +28,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from restow.errors import ScriptError
-from restow.sdk import randomness
 from restow.sdk.fused_batch import merged
 from restow.sdk.fused_draws import Draws
+from restow.sdk.fused_member import Member, Settings, make_as_alone, read
 from restow.sdk.fused_model import LossFunction, Stack
-from restow.sdk.fused_optimizer import KINDS, FusedOptimizer, complete
+from restow.sdk.fused_optimizer import KINDS, FusedOptimizer
 
-Settings = Mapping[str, Any]
 Schedule = Callable[[int, Settings], float]
 
 FIRST_TOGETHER = 16  # members per pass on a CPU while it is not known how much memory one needs
 PASS_BYTES = 28 << 20  # of the biggest tensor of a pass on a CPU: malloc gives more than 32 MB back at once, and fetches it anew
-
-
-class Member:
-    """What a sweep keeps of one member beside its tensors."""
-
-    def __init__(self, settings: Settings, numbers: dict[str, Any], draws: Draws, steps: int = 0):
-        self.settings, self.numbers, self.draws, self.steps = dict(settings), numbers, draws, steps
 
 
 class Sweep:
@@ -81,7 +72,9 @@ class Sweep:
         self._stack: Stack | None = None
         self._optimizer: FusedOptimizer | None = None
         if not isinstance(members, Sequence) or not members:
-            raise ScriptError(f"members is {members!r}; give a list with one dict of settings per member, for example [{{'lr': 0.1}}]")
+            raise ScriptError(
+                f"members is {members!r}; give a list with a dict of settings per member, for example [{{'lr': 0.1}}]"
+            )
         self._add([(settings, None) for settings in members])
 
     # ------------------------------------------------------------ members
@@ -140,7 +133,7 @@ class Sweep:
         known = self._known(member)
         if "seed" in settings:
             raise ScriptError(f"member {member} was made from its seed; join another member to have another seed")
-        known.numbers = self._read({**known.settings, **settings})
+        known.numbers = read(self._kind, {**known.settings, **settings})
         known.settings.update(settings)
 
     # ------------------------------------------------------------ training
@@ -179,8 +172,10 @@ class Sweep:
             raise ScriptError("no member runs; join or resume one, or leave the loop when sweep.running is empty")
         for tensor in own_batches:
             if isinstance(tensor, Tensor) and (not tensor.dim() or len(tensor) != count):
-                raise ScriptError(f"each=True was given a batch of shape {tuple(tensor.shape)}; its first dimension must be {count}, "
-                                  "one batch for each of sweep.running")  # fmt: skip
+                raise ScriptError(
+                    f"each=True was given a batch of shape {tuple(tensor.shape)}; its first dimension must be {count}, "
+                    "one batch for each of sweep.running"
+                )
         stack, _ = self._parts
         size = self._together or count
         if not self._together and stack.device.type == "cpu":
@@ -214,16 +209,20 @@ class Sweep:
         return {"optimizer": self._kind, "running": list(self._running), "next": self._next, "members": members}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Be the sweep that `state` was taken of, with its members in place of these. Raises ScriptError before anything changes."""
+        """Be the sweep that `state` was taken of, with its members in place of these. Checks before it changes anything:
+        raises ScriptError."""
         stack, optimizer = self._parts
         if state["optimizer"] != self._kind:
-            raise ScriptError(f"the state is of a sweep with {state['optimizer']}, this one has {self._kind}; both must run the same script")
+            raise ScriptError(
+                f"the state is of a sweep with {state['optimizer']}, this one has {self._kind}; both must run the same script"
+            )
         members = {}
         for number, saved in state["members"].items():
             stack.check_rows(saved["tensors"])
-            numbers = self._read(saved["settings"])
-            members[number] = Member(saved["settings"], numbers, Draws(stack.device).restore(saved["random"]), saved["steps"])
-        rows = {number: {"tensors": saved["tensors"], "optimizer": saved["optimizer"]} for number, saved in state["members"].items()}
+            numbers = read(self._kind, saved["settings"])
+            draws = Draws(stack.device).restore(saved["random"])
+            members[number] = Member(dict(saved["settings"]), numbers, draws, saved["steps"])
+        rows = {number: {key: saved[key] for key in ("tensors", "optimizer")} for number, saved in state["members"].items()}
         stack.keep([])
         optimizer.keep([])
         stack.append([rows[number]["tensors"] for number in state["running"]])
@@ -235,7 +234,8 @@ class Sweep:
 
     @property
     def _parts(self) -> tuple[Stack, FusedOptimizer]:
-        assert self._stack and self._optimizer
+        assert self._stack is not None
+        assert self._optimizer is not None
         return self._stack, self._optimizer
 
     def _known(self, member: int) -> Member:
@@ -254,8 +254,8 @@ class Sweep:
     def _add(self, wanted: Sequence[tuple[Settings, Mapping[str, Any] | None]]) -> list[int]:
         members, tensors, states = [], [], []
         for settings, checkpoint in wanted:
-            numbers = self._read(settings)
-            model, draws = self._made(settings)
+            numbers = read(self._kind, settings)
+            model, draws = make_as_alone(self._make, settings, self._device)
             if checkpoint is not None:
                 try:
                     model.load_state_dict(checkpoint["model"])
@@ -269,7 +269,7 @@ class Sweep:
             tensors.append({name: tensor.clone() for name, tensor in self._stack.rows_of(model).items()})
             saved = checkpoint.get("optimizer") if checkpoint else None
             states.append(self._parts[1].imported(saved, steps) if saved else {})
-            members.append(Member(settings, numbers, draws, steps))
+            members.append(Member(dict(settings), numbers, draws, steps))
         self._parts[0].append(tensors)
         self._parts[1].append(states)
         numbers_given = list(range(self._next, self._next + len(members)))
@@ -277,32 +277,6 @@ class Sweep:
         self._running += numbers_given
         self._next += len(members)
         return numbers_given
-
-    def _made(self, settings: Settings) -> tuple[nn.Module, Draws]:
-        """A member's model as its separate run would make it, and its generators as they are afterwards."""
-        kept = randomness.capture()
-        try:
-            seed = int(settings.get("seed", 0))
-            randomness.seed_all(seed)
-            torch.manual_seed(seed)  # CUDA's generators too
-            model = self._make()
-            if self._device is not None and isinstance(model, nn.Module):
-                model = model.to(self._device)
-            at = next((p.device for p in model.parameters()), torch.device("cpu")) if isinstance(model, nn.Module) else torch.device("cpu")
-            return model, Draws(at).take()
-        finally:
-            randomness.restore(kept)
-
-    def _read(self, settings: Settings) -> dict[str, Any]:
-        """The optimizer's numbers among a member's settings; other keys are the script's own, misspelt ones are refused."""
-        if not isinstance(settings, Mapping):
-            raise ScriptError(f"a member is {settings!r}; give a dict of settings, for example {{'lr': 0.1}}")
-        numbers = complete(self._kind, settings)
-        for key in settings.keys() - numbers.keys() - {"seed"}:
-            close = difflib.get_close_matches(str(key), [*numbers, "seed"], n=1, cutoff=0.8)
-            if close:
-                raise ScriptError(f"a member has the setting {key!r}; did you mean {close[0]!r}?")
-        return numbers
 
 
 def sweep(
@@ -326,7 +300,9 @@ def sweep(
     three times faster on a CPU. `exact`: members one after the other, bit-equal to separate runs, any model, little faster
     than they are. `together`: members per pass; by default as many as a CPU's memory is fast for, on a GPU all.
     """
-    return Sweep(make_model, members, optimizer=optimizer, schedule=schedule, device=device, fused=fused, exact=exact, together=together)
+    return Sweep(
+        make_model, members, optimizer=optimizer, schedule=schedule, device=device, fused=fused, exact=exact, together=together
+    )
 
 
 def _copied(row: dict[str, Any]) -> dict[str, Any]:

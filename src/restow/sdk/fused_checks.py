@@ -18,7 +18,7 @@ def reason(line: str) -> str:
     """vmap's own sentences, told to somebody who never called vmap."""
     if "data-dependent control flow" in line or ".item()" in line:
         return "what it does next depends on a tensor's values (an `if`, a loop, .item())"
-    if "in-place" in line or "inplace" in line:
+    if "in-place" in line or "inplace" in line or "doesn't match the broadcast shape" in line:
         return "it writes a member's own numbers in place into a tensor that all members share"
     if "randomness" in line or "random operation" in line:
         return "it draws random numbers other than dropout, which cannot be told apart by member"
@@ -32,7 +32,7 @@ def check(model: Any) -> None:
         raise ScriptError(f"make_model returned a {type(model).__name__}; return the module inside it, a sweep is one process")
     for name, module in model.named_modules():
         what = f"module {name or '(the model itself)'} ({type(module).__name__})"
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        if any(nn.parameter.is_lazy(p) for p in module.parameters(recurse=False)):
             raise ScriptError(f"{what} does not know its shape yet; give its sizes, or run the model once in make_model")
         if getattr(module, "sparse", False) and isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             raise ScriptError(f"{what} makes sparse gradients, which a sweep cannot keep; leave sparse=True out")

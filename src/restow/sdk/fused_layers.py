@@ -35,7 +35,7 @@ _plain = {
     name: getattr(functional, name)
     for name in ("linear", "dropout", "batch_norm", "scaled_dot_product_attention", "conv1d", "conv2d", "conv3d", *_ONE_BY_ONE)
 }
-_plain_recurrent = {name: getattr(torch._VF, name) for name in _RECURRENT}  # type: ignore[attr-defined]
+_plain_recurrent = {name: getattr(torch._VF, name) for name in _RECURRENT}
 _conv_block = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8  # channels that one vector of the CPU holds
 
 
@@ -55,14 +55,14 @@ def standing_in(lane: Tensor, draws: Sequence[Draws]) -> Iterator[None]:
         setattr(functional, name, partial(_outermost, level, function, _plain[name]))
     for name, function in _plain_recurrent.items():
         ours = partial(_recurrent, lift, draws, function)
-        setattr(torch._VF, name, partial(_outermost, level, ours, function))  # type: ignore[attr-defined]
+        setattr(torch._VF, name, partial(_outermost, level, ours, function))
     try:
         yield
     finally:
         for name in instead:
             setattr(functional, name, _plain[name])
         for name in _RECURRENT:
-            delattr(torch._VF, name)  # type: ignore[attr-defined]
+            delattr(torch._VF, name)
 
 
 def lifted(lane: Tensor, rule: Callable[..., tuple[Any, int]], *operands: Any) -> Any:
@@ -173,7 +173,7 @@ def _conv(
         outs, ins = (weight if weight_at is None else weight.select(weight_at, 0)).shape[:2]
         is_batch = input.dim() - (at is not None) == weight.dim() - (weight_at is not None)
         fills_vectors = input.device.type != "cpu" or (ins % _conv_block == 0 and outs // groups % _conv_block == 0)
-        together = at is None and groups == 1 or at is not None and fills_vectors
+        together = groups == 1 if at is None else fills_vectors
         if weight_at is None or (bias is not None and bias_at is None) or not is_batch or not together:
             calls = _lone(members, dims, input, weight, bias)
             return torch.stack([function(*own, stride, padding, dilation, groups) for own in calls]), 0

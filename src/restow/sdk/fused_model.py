@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from restow.errors import ScriptError
 from restow.sdk.fused_batch import cut, dims, merged
-from restow.sdk.fused_checks import check, first_difference, no_loss, reason
+from restow.sdk.fused_checks import first_difference, no_loss, reason
 from restow.sdk.fused_draws import Draws
 from restow.sdk.fused_layers import standing_in
 
@@ -39,7 +39,6 @@ class Stack:
     """The tensors of all members and the module that runs them. `model` becomes the stack's; its own numbers are not used."""
 
     def __init__(self, model: nn.Module):
-        check(model)
         self._script = _Script(model)
         self._has_ties = len(list(model.parameters())) != len(list(model.named_parameters(remove_duplicate=False)))
         self._training = [module.training for module in model.modules()]
@@ -196,7 +195,8 @@ class Stack:
 
         lanes = torch.arange(len(draws), device=self.device)
         run = torch.vmap(one, in_dims=(0, 0, dims(own_batches)), randomness="error")
-        fast, _ = torch.backends.mha.get_fastpath_enabled(), torch.backends.mha.set_fastpath_enabled(False)  # vmap cannot see into it
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # vmap cannot see into it
         try:
             result, changed = run(lanes, tensors, own_batches)
         except torch.OutOfMemoryError:
@@ -238,7 +238,7 @@ class Stack:
         inside: list[tuple[str, nn.Module]] = []
         hooks = []
         for name, module in self.model.named_modules():
-            hooks.append(module.register_forward_pre_hook(lambda m, _, name=name: inside.append((name, m))))  # type: ignore[misc]
+            hooks.append(module.register_forward_pre_hook(lambda m, _, name=name: inside.append((name, m))))
             hooks.append(module.register_forward_hook(lambda *_: inside.pop() and None))
         try:
             again()
@@ -273,7 +273,7 @@ def _column(column: Sequence[Tensor | None]) -> Tensor | None:
     """One parameter's gradients of several members."""
     present = [gradient for gradient in column if gradient is not None]
     if 0 < len(present) < len(column):
-        raise ScriptError("a parameter took part in some members' losses and not in others'; run these members as jobs of their own")
+        raise ScriptError("a parameter took part in some members' losses and not in others'; give each kind a sweep of its own")
     if len(present) == 1:
         return present[0].unsqueeze(0)
     return torch.stack(present) if present else None

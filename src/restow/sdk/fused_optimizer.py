@@ -102,7 +102,9 @@ class FusedOptimizer:
         for index, entry in saved["state"].items():
             name = self._names[index]
             if not set(self._keys) <= entry.keys():
-                raise ScriptError(f"the checkpoint's optimizer state has {', '.join(entry)}; a {self.kind} has {', '.join(self._keys)}")
+                raise ScriptError(
+                    f"the checkpoint's optimizer state has {', '.join(entry)}; a {self.kind} has {', '.join(self._keys)}"
+                )
             if entry[self._keys[0]] is not None:
                 row["updates"][name] = int(entry["step"]) if "step" in entry else max(1, steps)
                 for key in self._keys:
@@ -110,7 +112,7 @@ class FusedOptimizer:
         return row
 
     def _torchs(self, parameters: int, numbers: Mapping[str, Any]) -> torch.optim.Optimizer:
-        how = {"fused": True} if self._fused else {}
+        how: dict[str, Any] = {"fused": True} if self._fused else {}
         return KINDS[self.kind]([torch.zeros(1, requires_grad=True) for _ in range(parameters)], **numbers, **how)
 
     # ------------------------------------------------------------ one update
@@ -159,7 +161,7 @@ class FusedOptimizer:
         tensors = [[stacked[name][rows].unbind(0) for name in gradients] for stacked in whole]
         lone_gradients = [gradient.unbind(0) for gradient in gradients.values()]
         for index, (own, rate) in enumerate(zip(numbers, rates, strict=True)):
-            mine, *states = ([row[index] for row in columns] for columns in tensors)
+            mine, *states = [[row[index] for row in columns] for columns in tensors]
             theirs = [row[index] for row in lone_gradients]
             made = [self.updates[name][rows][index] for name in gradients]
             rest = {"lr": rate, "weight_decay": own["weight_decay"], "maximize": False, "grad_scale": None, "found_inf": None}
@@ -168,7 +170,7 @@ class FusedOptimizer:
                 kept = states[0] if own["momentum"] else []
                 torch._fused_sgd_(mine, theirs, kept, **rest, is_first_step=made[:1] == [1])
             else:
-                kernel = torch._fused_adamw_ if self.kind == "adamw" else torch._fused_adam_
+                kernel: Callable[..., None] = torch._fused_adamw_ if self.kind == "adamw" else torch._fused_adam_
                 steps = [torch.tensor(float(count), device=mine[0].device) for count in made]
                 beta1, beta2 = own["betas"]
                 kernel(mine, theirs, *states, [], steps, **rest, beta1=beta1, beta2=beta2, eps=own["eps"], amsgrad=False)

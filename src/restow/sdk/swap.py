@@ -266,8 +266,9 @@ class MappedSwap(_ArenaSwap):
     """The pages under a storage go, its address stays: what CUDA graphs need, on the CPU. VmmSwap is it for CUDA.
 
     `lazily`: the kernel takes them when somebody needs memory. What it did not take comes back at the speed of a plain
-    copy, what it took (and all, the first time) at that of page faults, a quarter of it. Until then it counts as this process's (RSS).
-    Only whole pages can go, so the ends of each storage, and storages of less than a page, stay. Nothing has to be moved into
+    copy, what it took (and all, the first time) at that of page faults, a quarter of it. Until then it counts as this
+    process's (RSS). Only whole pages can go, so the ends of each storage, and storages of less than a page, stay. Nothing has
+    to be moved into
     memory of our own first, so what others hold (DDP's buckets) is no special case: any private memory will do.
     """
 
