@@ -37,7 +37,13 @@ from restow.lab import Lab  # noqa: E402
 RATE_BITS_PER_S = 200e6
 SCRIPT = ROOT / "bench" / "multiplex_job.py"
 SETTLE_STEPS = 2  # after a change, not looked at
-MODES = {"turns": "time-slice", "free": "free", "gate": "interleave"}
+MODES = {  # what each window's jobs are told; `gate` is restow's own way: the link's gate where it chooses to
+    "turns": {"mode": "time-slice"},
+    "free": {"mode": "free"},
+    "gate": {"mode": "interleave", "link": "auto"},
+    "devices": {"mode": "interleave", "link": "off"},
+    "link": {"mode": "interleave", "link": "on"},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,9 +160,9 @@ def measured(case: Case, options: argparse.Namespace, folder: Path) -> dict[str,
         for _ in range(options.cycles):
             for number in numbers:
                 spans.append(window(f"alone{number}", (number,), control, options.window_s))
-            for name, mode in MODES.items():
+            for name in options.modes:
                 for job in jobs:
-                    cluster.client.share(job.job, mode=mode, quantum_s=options.quantum_s)
+                    cluster.client.share(job.job, **MODES[name], quantum_s=options.quantum_s)
                 spans.append(window(name, tuple(numbers), control, options.window_s))
         made = [job.show()["step"] for job in jobs]
         lines = [job.lines() for job in jobs]
@@ -221,7 +227,8 @@ def numbers_of(
 ) -> dict[str, Any]:
     """Sums of relative speeds by mode, each against the alone windows of its own cycle; medians over the cycles."""
     count = len(case.loads)
-    per_cycle = count + len(MODES)
+    modes = [name for name in dict.fromkeys(name for name, *_ in spans) if name in MODES]
+    per_cycle = count + len(modes)
     cycles = []
     for at in range(0, len(spans), per_cycle):
         cycle = {
@@ -230,12 +237,12 @@ def numbers_of(
         }
         alone = [cycle[f"alone{number}"][0] for number in range(count)]
         speeds = {
-            mode: [alone[number].period_s / cycle[mode][number].period_s for number in range(count)] for mode in MODES
+            mode: [alone[number].period_s / cycle[mode][number].period_s for number in range(count)] for mode in modes
         }
         cycles.append((alone, speeds))
     demands = [_demand(case, case.loads[number], [alone[number] for alone, _ in cycles]) for number in range(count)]
     bound = best_total(demands)
-    totals = {mode: [sum(speeds[mode]) for _, speeds in cycles] for mode in MODES}
+    totals = {mode: [sum(speeds[mode]) for _, speeds in cycles] for mode in modes}
     gate_speeds = [median(speeds["gate"][number] for _, speeds in cycles) for number in range(count)]
     are_equal = len(set(case.loads)) == 1
     return {
@@ -295,6 +302,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="write the rows here")
     parser.add_argument("--cases", default=",".join(CASES), help="default: all")
+    parser.add_argument("--modes", default="turns,free,gate", help=f"of {', '.join(MODES)}; needs these three")
     parser.add_argument("--cycles", type=int, default=3, help="rounds of windows")
     parser.add_argument("--window-s", type=float, default=8.0, help="seconds of each window")
     parser.add_argument("--quantum-s", type=float, default=1.0, help="of a turn where jobs take turns")
@@ -303,6 +311,9 @@ def _options() -> argparse.Namespace:
     if unknown:
         parser.error(f"--cases names {unknown[0]!r}; choose from {', '.join(CASES)}")
     options.cases = [CASES[name] for name in options.cases.split(",")]
+    options.modes = options.modes.split(",")
+    if not {"turns", "free", "gate"} <= set(options.modes) <= set(MODES):
+        parser.error(f"--modes is {','.join(options.modes)}; needs turns, free and gate, and knows {', '.join(MODES)} beside them")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     return options
 

@@ -60,14 +60,16 @@ class Snapshot:
         """Every whole device of every live node."""
         return tuple(Slot(n.name, d.index) for n in self.nodes if n.is_alive for d in n.devices)
 
-    def held(self) -> dict[Slot, str]:
-        """Slot → job, for slots that are in use now or promised: actual, intended, those of a switch under way, residue."""
-        held: dict[Slot, str] = dict(self.residue)
+    def holders(self) -> dict[tuple[str, int], set[str]]:
+        """Device → jobs that use it now or are promised it: actual, intended, of a switch under way, residue."""
+        holders: dict[tuple[str, int], set[str]] = {}
+        for slot, id in self.residue.items():
+            holders.setdefault(slot[:2], set()).add(id)
         for job in self.jobs:
             placements: list[Placement] = [job.placement, job.intended]
             if job.switch:
                 placements.append(job.switch.placement)
             for placement in placements:
                 for slot in placement:
-                    held[slot] = job.id
-        return held
+                    holders.setdefault(slot[:2], set()).add(job.id)
+        return holders

@@ -23,6 +23,9 @@ SHARE_MODES = ("auto", "exclusive", "interleave", "time-slice", "best-effort", "
 restow, to compare with. `auto`: restow chooses."""
 
 
+LINK_CHOICES = ("auto", "on", "off")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShareSpec:
     """Whether and how other jobs may use the same devices."""
@@ -33,6 +36,7 @@ class ShareSpec:
     max_slowdown: float = 0.0  # longest step by sharing, as a part more than alone (0.03: 3 %); 0: 0.03 if protected, else 1.0
     memory_bytes: int = 0  # device memory that one worker may take, enforced by its allocator; 0: no limit
     quantum_s: float = 0.0  # of a turn in time slices; 0: restow chooses
+    link: str = "auto"  # on, off: is the link between its nodes passed in turns, too? auto: where the link is scarcer
 
     def __post_init__(self) -> None:
         if self.mode not in SHARE_MODES:
@@ -43,6 +47,8 @@ class ShareSpec:
             raise SpecError(f"share: quantum is {self.quantum_s}; write a number of seconds")
         if self.memory_bytes < 0:
             raise SpecError(f"share: memory is {self.memory_bytes}; it cannot be negative")
+        if self.link not in LINK_CHOICES:
+            raise SpecError(f"share: link is {self.link!r}; choose one of {', '.join(LINK_CHOICES)}")
         if self.protect and self.mode == "best-effort":
             raise SpecError("share: a job is protected or best-effort, not both; drop protect, or the mode")
 
@@ -61,8 +67,10 @@ class Sharing:
     part: float = 1.0  # of the time that it asks for, best effort only; the guard of the protected job cuts it
     quantum_s: float = 0.0  # of a turn, time slices only
     swap_bytes: int = 0  # of one worker, moved out of the device between its turns: what does not fit beside the others
+    link_node: str = ""  # where the gate of the link is that the rank 0 of each of these jobs passes; empty: none does
     since_s: float = 0.0  # when this began, or was last changed
     total_predicted: float = 0.0  # sum of relative speeds that was expected
+    alone_step_s: float = 0.0  # of a protected job that is not what it was: its step with nobody in its way; 0: as its profile says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +201,8 @@ class Job:
     why_not: str = ""  # if not movable: one line with what would help
     share_asked: ShareSpec | None = None  # what a person asked for since it was submitted
     sharing: Sharing | None = None  # with whom and how; None: its devices are its own
-    friendliness: tuple[tuple[str, float], ...] = ()  # partner → sum of relative speeds that was measured with it
+    tried: tuple[tuple[str, float], ...] = ()  # partner → sum of relative speeds that was measured with it
+    friendliness: float = 1.0  # part of the bound that it has reached with others so far
 
     @property
     def workers(self) -> int:

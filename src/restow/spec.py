@@ -14,6 +14,7 @@ share:                           # may other jobs use its devices too, in its id
   max_slowdown: 0.03             #   longer steps than this part are too much
   memory: 4GB                    #   the most that a worker may take of its device
   quantum: 5                     #   seconds of a turn in time slices
+  link: auto                     #   on, off: is the link passed in turns, too? auto: where it is scarcer than the devices
 fill: auto                       # auto, replica, copy or shadow
 max_pause_s: 60                  # the longest pause that one move may cost
 stop_grace_s: 10                 # between SIGTERM and SIGKILL
@@ -184,6 +185,11 @@ def _share(key: str, value: Any) -> ShareSpec:
     return ShareSpec(**fields)
 
 
+def _switch(key: str, value: Any) -> str:
+    """YAML reads on and off as true and false."""
+    return ("on" if value else "off") if isinstance(value, bool) else _text(key, value)
+
+
 _SHARE_READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "allow": ("allow", _choice),
     "mode": ("mode", _text),
@@ -191,6 +197,7 @@ _SHARE_READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "max_slowdown": ("max_slowdown", _part),
     "memory": ("memory_bytes", parse_bytes),
     "quantum": ("quantum_s", _seconds),
+    "link": ("link", _switch),
 }
 
 _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {

@@ -15,6 +15,7 @@ from restow.controller.requests import Requests
 from restow.core.state import ClusterState
 from restow.engine.local import LocalEngine
 from restow.messages import Progressed
+from restow.policies.base import Policy
 from restow.policies.consolidate import Consolidate
 from tests.engine.obedient import Machine, ObedientAgent
 
@@ -24,9 +25,10 @@ QUICK = LoopConfig(decide_s_min=0.01, decide_s_max=0.1, tick_s=0.05, keep_progre
 class World:
     """Machines and a journal that outlive controllers. `async with world.controller() as requests`."""
 
-    def __init__(self, folder: Path, **machines: int):
+    def __init__(self, folder: Path, policy: Policy | None = None, **machines: int):
         self.folder = folder
         self.machines = {name: Machine(name, devices) for name, devices in machines.items()}
+        self.policy = policy or Consolidate()
         self.agents: dict[str, ObedientAgent] = {}
         self.engine = LocalEngine(self.machines, self._make)
         self.now: Controller
@@ -40,7 +42,7 @@ class World:
         """A controller with every node joined; let go as abruptly as by kill -9, except that the file is closed."""
         journal = Journal(self.folder / "journal.db")
         self.now = Controller(
-            state=ClusterState("secret"), policy=Consolidate(), journal=journal, engine=self.engine, config=QUICK
+            state=ClusterState("secret"), policy=self.policy, journal=journal, engine=self.engine, config=QUICK
         )
         running = asyncio.create_task(self.now.run())
         try:

@@ -10,9 +10,10 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
 from restow.cluster import Device, Link
+from restow.controller.pairs import Pairs
 from restow.core import invariants
 from restow.core.state import ClusterState
-from restow.job import Job, JobSpec, Sharing
+from restow.job import Job, JobSpec, ShareSpec, Sharing
 from restow.messages import (
     Abandon,
     CancelAsked,
@@ -40,6 +41,8 @@ from restow.messages import (
     RankSwitched,
     ShadowReady,
     Share,
+    ShareAsked,
+    SharingMeasured,
     StepAccepted,
     StepRefused,
     Stop,
@@ -47,6 +50,7 @@ from restow.messages import (
     TwinParked,
 )  # fmt: skip
 from restow.placement import Schedule, moved_ranks, parse_placement
+from restow.policies.base import Policy
 from restow.policies.consolidate import Consolidate
 
 SECRET = "5e"
@@ -60,7 +64,11 @@ class Program:
     step: int = 0
     step_s: float = 0.0  # 0: says nothing of its speed
     exposed_s: float = 0.0
+    data_s: float = 0.0
+    waited_s: float = 0.0  # at the gate
     wire_bytes: int = 0
+    memory_bytes: int = 0
+    valley_bytes: int = 0
     state_bytes: int = 100_000_000
     uses_sdk: bool = True
 
@@ -212,9 +220,13 @@ class Agents:
 class Cluster:
     """State, policy and obedient agents; `run()` lets all of it happen until nothing does."""
 
-    def __init__(self, nodes: str = "", link_bytes_per_s: float | None = None):
+    def __init__(
+        self, nodes: str = "", link_bytes_per_s: float | None = None, policy: Policy | None = None, memory_bytes: int = 0
+    ):  # fmt: skip
         self.state = ClusterState(SECRET)
-        self.policy = Consolidate()
+        self.policy = policy or Consolidate()
+        self.pairs = Pairs()
+        self.memory_bytes = memory_bytes  # of each device
         self.agents = Agents()
         self.journal: list[Event] = []
         self.told: list[tuple[str, Command]] = []
@@ -232,7 +244,7 @@ class Cluster:
 
     def join(self, name: str, devices: int) -> None:
         self.agents.dead_nodes.discard(name)
-        listed = tuple(Device(index=i) for i in range(devices))
+        listed = tuple(Device(index=i, memory_bytes=self.memory_bytes) for i in range(devices))
         self.observe(NodeJoined(time_s=self.now_s, node=name, address=f"10.0.0.{name[-1]}", devices=listed))
 
     def submit(self, job: str, workers: int = 1, program: Program | None = None, **spec: object) -> None:
@@ -253,6 +265,9 @@ class Cluster:
 
     def cancel(self, job: str) -> None:
         self.observe(CancelAsked(time_s=self.now_s, job=job))
+
+    def ask_to_share(self, job: str, **share: object) -> None:
+        self.observe(ShareAsked(time_s=self.now_s, job=job, share=ShareSpec(**share)))  # type: ignore[arg-type]
 
     def migrate(self, job: str, placement: str) -> None:
         self.observe(MigrateAsked(time_s=self.now_s, job=job, placement=parse_placement(placement)))
@@ -287,8 +302,9 @@ class Cluster:
         for rank, (key, *_) in sorted(gang.items()):
             self.agents.reports.append(Progressed(
                 time_s=self.now_s, job=job, generation=key[1], node=self.agents.workers[key].node, rank=rank, step=program.step,
-                steps_total=program.steps_total, step_s=program.step_s, exposed_s=program.exposed_s,
-                wire_bytes=program.wire_bytes, memory_bytes=0))  # fmt: skip
+                steps_total=program.steps_total, step_s=program.step_s, exposed_s=program.exposed_s, data_s=program.data_s,
+                waited_s=program.waited_s, wire_bytes=program.wire_bytes, memory_bytes=program.memory_bytes,
+                valley_bytes=program.valley_bytes))  # fmt: skip
         if program.step == program.steps_total:
             self.end(job)
 
@@ -310,6 +326,13 @@ class Cluster:
         if adopted:
             self.observe(adopted)
         return schedule
+
+    def measure(self) -> list[SharingMeasured]:
+        """What jobs that share have reached together, as the controller finds it out."""
+        events = list(self.pairs.observe(self.state.jobs, self.now_s))
+        for event in events:
+            self.observe(event)
+        return events
 
     def tick(self) -> bool:
         events = self.state.tick(self.now_s)

@@ -60,8 +60,29 @@ def test_the_gang_is_moved_and_nothing_is_lost(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_takes_everything_down(tmp_path):
-    demo = perform(tmp_path)
+@pytest.mark.skipif(availability()[0] == "none", reason=f"no lab here, NOT TESTED: {availability()[1]}")
+def test_two_gangs_share_two_devices_and_nobody_computes_anything_else(tmp_path):
+    demo = perform(tmp_path, "--scene", "multiplex", "--json", "numbers.json")
+    text = finish(demo)
+    assert demo.returncode == 0, text
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["bit_identical"] is True, numbers["why_not_identical"]
+    assert [row["phase"] for row in numbers["rows"]] == ["turns", "free", "gate"]
+    for row in numbers["rows"]:
+        assert len(row["speeds"]) == 2 and min(row["speeds"]) > 0  # how much is the benchmark's business, not a test's
+        assert row["sum"] == pytest.approx(sum(row["speeds"]))
+        assert 1 <= row["bound"] <= 2
+    assert numbers["fairness"] >= 0
+    assert numbers["protected_slowdown_mean"] > -1
+    assert numbers["background_share"] > 0
+    assert "restow share gpt-a-1: interleave" in text
+    assert "now computing: m1:0 gpt-" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scene", ["consolidate", "multiplex"])
+def test_ctrl_c_takes_everything_down(tmp_path, scene):
+    demo = perform(tmp_path, "--scene", scene)
     for line in demo.stdout:
         if "arrives" in line:  # the cluster is up and a job has come
             break

@@ -91,6 +91,17 @@ def test_modes_change_while_gangs_train(folder):
         assert_as_alone(one, two, steps=200)
 
 
+def test_what_does_not_fit_is_swapped_out_between_turns(folder):
+    gates = Gates(folder, THREE, TIME_SLICE)
+    with gang(folder, "one", steps=200) as one, gang(folder, "two", steps=200) as two:
+        everybody = [*one.processes, *two.processes]
+        for process in everybody:
+            process.page.set("swap_bytes", 20_000)  # of some 50,000
+        until("all are members", lambda: gates.members() == [2, 2, 2])
+        until("all were swapped out", lambda: all(process.page.get("swapped_bytes") >= 20_000 for process in everybody))
+        assert_as_alone(one, two, steps=200)
+
+
 def test_one_gang_is_killed_and_the_other_goes_on(folder):
     gates = Gates(folder, THREE, INTERLEAVE)
     with gang(folder, "one", steps=400) as one, gang(folder, "two", steps=400) as two:

@@ -6,7 +6,10 @@ python with settings that are read before the first line of a program, is an ord
 
 from __future__ import annotations
 
+import atexit
 import builtins
+import contextlib
+import gc
 import importlib
 import importlib.machinery
 import io
@@ -21,7 +24,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from restow.agent.birth import Birth
 from restow.agent.children import RunFiles
@@ -63,7 +66,22 @@ def live(birth: Birth, run_files: RunFiles, report: int) -> int:
         os._exit(127)
     os.close(report)
     assert script is not None
-    return run(script, birth, run_files)
+    code = run(script, birth, run_files)
+    if "restow.sdk.session" in sys.modules:
+        end_with_threads(code)
+    return code
+
+
+def end_with_threads(code: int) -> NoReturn:
+    """End as python would, but for the end of the interpreter: threads of the SDK may be inside C++ (a store, a communicator),
+    and whichever of them comes back while the interpreter goes would abort the process (SIGABRT after the last line)."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for the script's own threads
+    atexit._run_exitfuncs()
+    for thing in gc.get_objects():
+        if isinstance(thing, io.IOBase) and not thing.closed:
+            with contextlib.suppress(OSError, ValueError):  # a closed pipe, a file that is only read
+                thing.flush()
+    os._exit(code)
 
 
 # ---------------------------------------------------------------- around the program

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from restow.agent.workers import Worker
-from restow.errors import RestowError
-from restow.gate import FREE, INTERLEAVE, ORDINARY, TIME_SLICE, Keeper, Seat, View
+from restow.errors import RestowError, SetupError
+from restow.gate import FREE, INTERLEAVE, TIME_SLICE, Keeper, Seat, View
 from restow.job import Sharing
 
 log = logging.getLogger(__name__)
@@ -30,25 +30,38 @@ SLICE_LEASES = 3.0  # a time slice may last so many quanta before somebody steps
 STOPS_S = 1.0  # for a process to be seen stopped after SIGSTOP
 DRAIN_S = 1.0  # a GPU may still run what a stopped process gave it: one stretch between two yield points
 WATCH_S = 0.05
+US, SOMEBODY = "us", "somebody"  # who stopped a process
+BY_SOMEBODY = "stopped by somebody"  # why a seat is fenced, as it stands on the page
 FencedCallback = Callable[[str, int, int, float, str], None]
 
 
 class Gates:
     """`on_fenced(job, rank, device, held_s, reason)` is told of each holder that is fenced."""
 
-    def __init__(self, folder: Path, devices: Iterable[int], *, drains: bool, on_fenced: FencedCallback):
-        self._folder, self._drains, self._on_fenced = folder, drains, on_fenced
+    def __init__(
+        self, folder: Path, devices: Iterable[int], *, drains: bool, on_fenced: FencedCallback, lease_s: float = LEASE_S
+    ):  # fmt: skip
+        self._folder, self._drains, self._on_fenced, self._lease_s = folder, drains, on_fenced, lease_s
         self._devices = list(devices)
         self._keepers: dict[int, Keeper] = {}
         self._sharing: dict[str, Sharing] = {}  # job → what the controller said
         self._jobs: dict[int, frozenset[str]] = {}  # device → jobs that have processes there
-        self._stopped: dict[tuple[int, int], str] = {}  # (device, seat) → who stopped it: "us" or "somebody"
+        self._stopped: dict[tuple[int, int], str] = {}  # (device, seat) of fenced ones → who stopped it
+        self._unsaid: set[int] = set()  # devices whose gate could not be told
+        self._complaints: dict[int, str] = {}  # device → what was logged last
 
     def open(self) -> None:
-        """Make or find every page. Raises SetupError when shared memory is full."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+        """Make or find every page, and who was fenced by an agent before us. Raises SetupError when shared memory is full."""
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise SetupError(f"folder {self._folder} cannot be made: {error.strerror}; set RESTOW_SHM to one that can") from None
         for device in self._devices:
-            self._keepers[device] = Keeper(self._folder, device)
+            keeper = self._keepers[device] = Keeper(self._folder, device)
+            self._adopt_fenced(device, keeper.look())
+        for mark in self._folder.glob("stopping.*"):  # an agent before us was killed before it could say why it had stopped it
+            _signal(int(mark.suffix[1:]), signal.SIGCONT)
+            mark.unlink()
 
     def close(self) -> None:
         for keeper in self._keepers.values():
@@ -83,22 +96,37 @@ class Gates:
                 self._set(device)
 
     def _set(self, device: int) -> None:
-        jobs, keeper = self._jobs[device], self._keepers[device]
+        """Who has not been said to share in some way keeps its class: an agent that is new has not heard it yet."""
+        jobs, keeper = self._jobs.get(device, frozenset()), self._keepers[device]
         said = {job: self._sharing[job] for job in jobs if job in self._sharing}
-        modes = {sharing.mode for sharing in said.values()}
-        if len(jobs) < 2 or modes == {"free"}:
-            mode = FREE
-        else:
-            mode = TIME_SLICE if "time-slice" in modes else INTERLEAVE
         try:
-            for job in jobs:
-                keeper.set_level(job, said[job].level if job in said else ORDINARY)
-                keeper.set_share(job, said[job].part if job in said and len(jobs) > 1 else 1.0)
-            if keeper.look().mode != mode:
+            for job, sharing in said.items():
+                keeper.set_level(job, sharing.level)
+                keeper.set_share(job, sharing.part if len(jobs) > 1 else 1.0)
+            before = keeper.look().mode
+            mode = self._mode(device, before)
+            if mode != before:
                 keeper.set_mode(mode, turn=min(jobs) if mode == TIME_SLICE else None)
+            self._unsaid.discard(device)
         except RestowError as error:  # somebody stopped a process inside the page's mutex: tried again at the next look
+            self._unsaid.add(device)
+            self._complain(device, error)
+
+    def _mode(self, device: int, before: int) -> int:
+        """What the gate of this device is to do. It is not free before everybody whom we stopped has had its turn and goes on."""
+        jobs = self._jobs.get(device, frozenset())
+        modes = {MODES[self._sharing[job].mode] for job in jobs if job in self._sharing}
+        if len(jobs) < 2 or modes == {FREE}:
+            return INTERLEAVE if US in [who for (place, _), who in self._stopped.items() if place == device] else FREE
+        if not modes:
+            return before or INTERLEAVE
+        return TIME_SLICE if TIME_SLICE in modes else INTERLEAVE
+
+    def _complain(self, device: int, error: RestowError) -> None:
+        """Once, although it is tried again all the time."""
+        if self._complaints.get(device) != str(error):
             log.warning("gate of device %d: %s", device, error)
-            self._jobs[device] = frozenset()
+        self._complaints[device] = str(error)
 
     # ------------------------------------------------------------ the watch
 
@@ -106,74 +134,111 @@ class Gates:
         """For as long as the agent lives."""
         while True:
             for device, keeper in self._keepers.items():
-                if len(self._jobs.get(device, ())) > 1 or any(key[0] == device for key in self._stopped):
+                is_shared = len(self._jobs.get(device, ())) > 1
+                if is_shared or device in self._unsaid or any(key[0] == device for key in self._stopped):
                     try:
                         await self._look(device, keeper)
                     except RestowError as error:
-                        log.warning("gate of device %d: %s", device, error)
+                        self._complain(device, error)
             await asyncio.sleep(WATCH_S)
 
     async def _look(self, device: int, keeper: Keeper) -> None:
         view = keeper.look()
+        self._adopt_fenced(device, view)
         self._settle_members(device, view)
         for seat in view.seats:
             key = (device, seat.number)
             if seat.holding and not seat.fenced and seat.alive:
                 await self._check(device, keeper, view, seat)
-            elif seat.fenced and self._stopped.get(key) == "us" and seat.holding:
+            elif seat.fenced and seat.holding and self._stopped.get(key) == US:
                 if keeper.readmit(seat.number):
-                    self._stopped.pop(key, None)
+                    del self._stopped[key]
                     _signal(seat.pid, signal.SIGCONT)
-            elif seat.fenced and self._stopped.get(key, "us") != "us" and not is_stopped(seat.pid):
-                _signal(seat.pid, signal.SIGSTOP)  # a person continued it: it waits for its turn like everybody
-                self._stopped[key] = "us"
+            elif seat.fenced and not is_stopped(seat.pid):
+                await self._stop_again(device, keeper, seat)
+            elif seat.fenced and self._stopped.get(key) == US:
                 keeper.requeue(seat.number)
-            elif seat.fenced and key not in self._stopped:  # fenced by an agent before us
-                self._stopped[key] = "us"
-                keeper.requeue(seat.number)
-        alive = {(device, seat.number) for seat in view.seats}
-        for key in [key for key in self._stopped if key[0] == device and key not in alive]:
+        view = keeper.look()
+        fenced = {(device, seat.number) for seat in view.seats if seat.fenced}
+        for key in [key for key in self._stopped if key[0] == device and key not in fenced]:
             del self._stopped[key]
+        self._settle_members(device, view)
+
+    async def _stop_again(self, device: int, keeper: Keeper, seat: Seat) -> None:
+        """A person continued it before its turn: it waits like everybody, unless it does so by itself already."""
+        if not await self._stop(seat.pid):
+            return
+        now = keeper.look().seat(seat.number)
+        if now and now.pid == seat.pid and now.fenced:
+            self._stopped[device, seat.number] = US
+            keeper.requeue(seat.number)
+        else:
+            _signal(seat.pid, signal.SIGCONT)
+        self._is_said(seat.pid)
+
+    async def _stop(self, pid: int) -> bool:
+        """Stop a process and see that it is; else it goes on. `_is_said` follows, once the page says what becomes of it."""
+        with contextlib.suppress(OSError):  # a full disk: then only a killed agent would be missed
+            self._mark(pid).touch()
+        _signal(pid, signal.SIGSTOP)
+        until_s = time.monotonic() + STOPS_S
+        while not is_stopped(pid) and time.monotonic() < until_s:
+            await asyncio.sleep(0.002)
+        if is_stopped(pid):
+            return True
+        _signal(pid, signal.SIGCONT)
+        self._is_said(pid)
+        return False
+
+    def _is_said(self, pid: int) -> None:
+        self._mark(pid).unlink(missing_ok=True)
+
+    def _mark(self, pid: int) -> Path:
+        return self._folder / f"stopping.{pid}"
+
+    def _adopt_fenced(self, device: int, view: View) -> None:
+        """Whoever was fenced by an agent before us. Who was stopped by a person stays so until a person continues it."""
+        for seat in view.seats:
+            if seat.fenced and (device, seat.number) not in self._stopped:
+                self._stopped[device, seat.number] = SOMEBODY if seat.fenced == BY_SOMEBODY else US
 
     def _settle_members(self, device: int, view: View) -> None:
+        """Members that came later, and a page that had to be made anew, have not heard what was said."""
+        is_shared = len(self._jobs.get(device, ())) > 1
         for seat in view.seats:
             said = self._sharing.get(seat.job)
-            if said and (seat.level != said.level or abs(seat.share - said.part) > 1e-9) and len(self._jobs[device]) > 1:
-                self._set(device)
-                return
+            if is_shared and said and (seat.level != said.level or abs(seat.share - said.part) > 1e-9):
+                self._unsaid.add(device)
+        if view.mode != self._mode(device, view.mode) or device in self._unsaid:
+            self._set(device)
 
     async def _check(self, device: int, keeper: Keeper, view: View, seat: Seat) -> None:
         """Is this holder stuck while others wait?"""
         others = any(other.waiting for other in view.seats)
         held_s = (time.monotonic_ns() - seat.held_since_ns) / 1e9 if seat.held_since_ns else 0.0
         was_stopped = is_stopped(seat.pid)
-        if not others or (held_s < self._lease_s(seat, view) and not (was_stopped and held_s > WATCH_S)):
+        if not others or (held_s < self._lease_of(seat, view) and not (was_stopped and held_s > WATCH_S)):
             return
-        if not was_stopped:
-            _signal(seat.pid, signal.SIGSTOP)
-            until_s = time.monotonic() + STOPS_S
-            while not is_stopped(seat.pid) and time.monotonic() < until_s:
-                await asyncio.sleep(0.002)
-            if not is_stopped(seat.pid):
-                _signal(seat.pid, signal.SIGCONT)
-                return  # in the kernel, where no signal reaches it; looked at again soon
+        if not was_stopped and not await self._stop(seat.pid):
+            return  # in the kernel, where no signal reaches it; looked at again soon
         if self._drains:
             await asyncio.sleep(DRAIN_S)
-        reason = "stopped by somebody" if was_stopped else f"held it for {held_s:.1f} s"
+        reason = BY_SOMEBODY if was_stopped else f"held it for {held_s:.1f} s"
         done = False
         with contextlib.suppress(RestowError):
             done = keeper.revoke(seat.number, reason, queue=not was_stopped)
         if done:
-            self._stopped[device, seat.number] = "somebody" if was_stopped else "us"
+            self._stopped[device, seat.number] = SOMEBODY if was_stopped else US
             self._on_fenced(seat.job, seat.rank, device, held_s, reason)
         elif not was_stopped:
             _signal(seat.pid, signal.SIGCONT)  # it let go by itself meanwhile, or was inside the mutex
+        self._is_said(seat.pid)
 
-    def _lease_s(self, seat: Seat, view: View) -> float:
+    def _lease_of(self, seat: Seat, view: View) -> float:
         said = self._sharing.get(seat.job)
         if view.mode == TIME_SLICE:
-            return max(LEASE_S, SLICE_LEASES * (said.quantum_s if said else 0.0))
-        return LEASE_S
+            return max(self._lease_s, SLICE_LEASES * (said.quantum_s if said else 0.0))
+        return self._lease_s
 
 
 def _write_turns(worker: Worker, sharing: Sharing) -> None:

@@ -24,6 +24,7 @@ from restow.agent.devices import find_devices
 from restow.agent.events import EventLog
 from restow.agent.folders import JOB_NAME, Folders
 from restow.agent.gates import Gates
+from restow.agent.link import LinkGate
 from restow.agent.network import interface_of
 from restow.agent.proposals import progress_of
 from restow.agent.ranks import Ranks
@@ -95,6 +96,7 @@ class Agent:
         self._gates = Gates(
             self.folders.gates, devices, drains=any(local.is_gpu for local in devices.values()), on_fenced=self._fenced
         )
+        self._link = LinkGate(self.folders.gates, config.node)
         self._channel = ChannelServer(
             self.folders.agent_socket,
             find=self._ranks.workers.by_pid.get, settled=self._ranks.settled.wait,
@@ -102,6 +104,7 @@ class Agent:
         )  # fmt: skip
         try:
             self._gates.open()
+            self._link.open()
             self._ranks.on_changed = lambda: self._gates.update(self._ranks.workers)
             self._switches.recall()
             await self._ranks.nursery.start()
@@ -116,6 +119,7 @@ class Agent:
             self._events.put(LinkMeasured(time_s=now_s(), a=config.node, b=config.node, link=Link(bytes_per_s=rate)))
         self._tasks.spawn(self._watch_progress())
         self._tasks.spawn(self._gates.watch())
+        self._tasks.spawn(self._link.watch())
 
     async def stop(self, keep_ranks: bool = False) -> None:
         """Let go of this node; without `keep_ranks` end everything that runs on it, and remove all but its logs."""
@@ -131,6 +135,7 @@ class Agent:
         await self._channel.close()
         await self._ranks.nursery.close()
         self._gates.close()
+        self._link.close()
         for worker in self._ranks.workers:
             worker.close()
         os.close(self._lock_descriptor)
@@ -193,8 +198,10 @@ class Agent:
                 await self._stop_ranks(command)
             case Share():
                 self._gates.share(command.job, command.sharing, self._ranks.workers)
+                self._link.share(command.job, command.sharing)
             case Forget():
                 self._gates.forget(command.job)
+                self._link.forget(command.job)
                 self._switches.forget(command.job)
                 await self._ranks.forget(command.job)
 

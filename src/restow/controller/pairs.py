@@ -1,7 +1,8 @@
 """What jobs that share devices reach together, from what their pages say. Pure: no clock, no I/O.
 
 Said once for each group and mode when enough steps were made under it, and again every `again_s`, so that what is known of a
-pair stays fresh. The alone speed is the one that was measured alone, else the step without its waits at the gate.
+pair stays fresh. The alone speed is the one that was measured alone, else the step without its waits at the gate. In time slices
+steps are counted instead, since no step of a turn holds the wait for it.
 """
 
 from __future__ import annotations
@@ -43,16 +44,20 @@ class Pairs:
             is_settled = now_s - since_s >= self._config.settle_s and made >= self._config.steps_min
             if not is_settled or now_s - self._said_s.get(group, -self._again_s) < self._again_s:
                 continue
-            if any(alone_s(job.profile) <= 0 for job in members):
+            if any(alone_s(job) <= 0 for job in members):
                 continue
             self._said_s[group] = now_s
-            yield self._measured(members, mode, now_s)
+            is_sliced = mode == "time-slice"
+            rate = {job.id: (job.steps_done - steps[job.id]) / (now_s - since_s) for job in members}
+            speeds = [min(1.0, rate[job.id] * alone_s(job)) if is_sliced else speed_of(job) for job in members]
+            yield self._measured(members, mode, speeds, now_s)
 
-    def _measured(self, members: list[Job], mode: str, now_s: float) -> SharingMeasured:
-        speeds = tuple(round(speed_of(job), 4) for job in members)
+    def _measured(self, members: list[Job], mode: str, measured: list[float], now_s: float) -> SharingMeasured:
+        speeds = tuple(round(speed, 4) for speed in measured)
         total, predicted = sum(speeds), max((job.sharing.total_predicted for job in members if job.sharing), default=0.0)
-        is_kept = total >= self._config.kept_min
-        words = "kept" if is_kept else f"not worth it: {self._config.kept_min:g} is the least"
+        least = self._config.turns_min if mode == "time-slice" else self._config.kept_min
+        is_kept = total >= least
+        words = "kept" if is_kept else f"not worth it: {least:g} is the least"
         return SharingMeasured(
             time_s=now_s, jobs=tuple(job.id for job in members), mode=mode, speeds=speeds, total=round(total, 4),
             predicted=round(predicted, 4), kept=is_kept, reason=words,

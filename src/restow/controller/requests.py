@@ -18,6 +18,8 @@ from restow.errors import NotFound, Refused, SpecError
 from restow.job import Job, JobState
 from restow.messages import CancelAsked, JobSubmitted, MigrateAsked, from_json, to_json
 from restow.placement import Move, Placement, Slot, nodes_of, parse_placement
+from restow.policies import sharing
+from restow.policies.sharing import SharingConfig
 
 LOG_CHUNK_BYTES = 256 * 1024
 FOLLOW_S = 0.3  # between two looks at a log that is followed
@@ -148,6 +150,8 @@ class Requests:
             "adopted": found.reason,
             "sharing": to_json(found.sharing) if found.sharing else None,
             "share": to_json(found.share),
+            "tried": dict(found.tried),
+            "friendliness": found.friendliness,
             "profile": to_json(found.profile),
             "pairs": [to_json(event) for event in pairs],
             "moves": [views.move_view(move) for move in self._controller.measurer.measured.get(found.id, [])],
@@ -211,7 +215,7 @@ class Requests:
 
     def _packed(self, job: Job) -> Placement:
         """The job on as few nodes as its own and the free devices allow; ranks stay where they can."""
-        held = {(slot.node, slot.device) for slot, other in self._snapshot().held().items() if other != job.id}
+        held = {device for device, holders in self._snapshot().holders().items() if holders - {job.id}}
         usable = [slot for slot in self._snapshot().slots if (slot.node, slot.device) not in held]
         ours = Counter(slot.node for slot in job.placement)
         room = Counter(slot.node for slot in usable)
@@ -244,14 +248,23 @@ class Requests:
             if places.count(place) > 1:
                 raise SpecError(f"--to names {slot.node}:{slot.device} twice; a device takes one rank")
         snapshot = self._snapshot()
+        devices = sharing.devices_of(placement)
+        hosts = next((hosts for hosts in sharing.groups(snapshot) if devices == sharing.devices_of(hosts[0].intended)), ())
+        if hosts and job not in hosts:  # exactly the devices of others: it may join them
+            why_not = sharing.hindrance(job, hosts, snapshot, SharingConfig()) if job.share.allow else "it does not share devices"
+            if why_not:
+                names = " and ".join(host.id for host in hosts)
+                raise Refused(f"job {job.id} cannot share the devices of {names}: {why_not}")
+            return
         existing = {(slot.node, slot.device) for slot in snapshot.slots}
-        held = {(slot.node, slot.device): other for slot, other in snapshot.held().items()}
+        holders = snapshot.holders()
         for place in places:
             if place not in existing:
                 raise NotFound(f"device {place[0]}:{place[1]} does not exist or its node is lost; see restow nodes")
-            if held.get(place, job.id) != job.id:
+            others = sorted(holders.get(place, set()) - {job.id})
+            if others:
                 raise Refused(
-                    f"device {place[0]}:{place[1]} is held by {held[place]}; choose another or move that job first"
+                    f"device {place[0]}:{place[1]} is held by {' and '.join(others)}; choose another or move that job first"
                 )
         if places == [(slot.node, slot.device) for slot in job.placement]:
             raise Refused(f"job {job.id} is at {_text(placement)} already")

@@ -89,7 +89,7 @@ def progressed(record: Record, event: Progressed) -> None:
         waited_s=max(report.waited_s for report in latest),
         held_s=max(report.held_s for report in latest),
     )
-    if job.sharing is None and not job.switch:
+    if not job.switch and all(slot.share == 1.0 for slot in job.placement):  # a partner that is told to leave is still there
         profile = replace(profile, alone_step_s=profile.step_s)
     if (
         not is_scattered(job.placement)

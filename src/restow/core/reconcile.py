@@ -14,7 +14,7 @@ from dataclasses import replace
 from restow.cluster import Node
 from restow.core import gang, switching
 from restow.core.record import Record
-from restow.job import JobState, Phase
+from restow.job import Job, JobSpec, JobState, Phase
 from restow.messages import (
     Abandon,
     Command,
@@ -116,14 +116,11 @@ def _begin(record: Record, records: list[Record], time_s: float) -> None:
 
 def are_free(slots: Iterable[Slot], record: Record, records: Iterable[Record]) -> bool:
     """Does no process of any job, this one included, hold these devices, leavers and abandoned twins counted? Shares add up."""
+    restarts = record.job.state is JobState.RUNNING and not record.job.movable  # its own processes will be gone by then
     used: dict[tuple[str, int], float] = {}
     for other in records:
-        for process in other.processes.values():
+        for process in other.processes.values() if other is not record or not restarts else ():
             used[process.slot[:2]] = used.get(process.slot[:2], 0.0) + process.slot.share
-    restarts = record.job.state is JobState.RUNNING and not record.job.movable
-    if restarts:  # its own processes will be gone by then
-        for process in record.processes.values():
-            used[process.slot[:2]] = used.get(process.slot[:2], 0.0) - process.slot.share
     return all(used.get(slot[:2], 0.0) + slot.share <= 1.0 + 1e-9 for slot in slots)
 
 
@@ -159,12 +156,17 @@ def secret_of(cluster_secret: str, job: str) -> str:
     return hmac.new(cluster_secret.encode(), job.encode(), hashlib.sha256).hexdigest()
 
 
+def _spec(job: Job) -> JobSpec:
+    """What a process of it is born with: the spec, but for how it may share, which a person may have changed since."""
+    return replace(job.spec, share=job.share)
+
+
 def _starting(record: Record, cluster_secret: str) -> list[tuple[str, Command]]:
     job = record.job
     if record.store is None:
         return [(main_node(job.placement), OpenStore(job=job.id, generation=job.generation))]
     launch = Launch(
-        job=job.id, generation=job.generation, spec=job.spec, placement=job.placement, store=record.store,
+        job=job.id, generation=job.generation, spec=_spec(job), placement=job.placement, store=record.store,
         secret=secret_of(cluster_secret, job.id),
     )  # fmt: skip
     missing = {process.slot.node for _, process in record.gang() if not process.is_started}
@@ -201,7 +203,7 @@ def _switching(record: Record, cluster_secret: str) -> list[tuple[str, Command]]
             ranks = tuple(rank for rank in moved if switch.placement[rank].node == node)
             if not set(ranks) <= switch.parked:
                 commands.append((node, Prepare(
-                    job=job.id, generation=switch.generation, spec=job.spec, placement=switch.placement, ranks=ranks,
+                    job=job.id, generation=switch.generation, spec=_spec(job), placement=switch.placement, ranks=ranks,
                     store=switch.store, secret=secret_of(cluster_secret, job.id))))  # fmt: skip
     elif phase is Phase.CONNECT or phase is Phase.RESCUE:
         assert switch.store is not None

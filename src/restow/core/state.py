@@ -57,6 +57,7 @@ from restow.messages import (
 from restow.placement import Placement, Schedule, is_scattered, rearranged
 
 LEARNING_RATE = 0.2  # of a node's local rate, from each report: the last ten reports or so count
+FRIENDLINESS_RATE = 0.5  # from each measured pair: the last two or three count
 HOUR_S = 3600.0
 
 
@@ -198,17 +199,27 @@ class ClusterState:
             record.change(pinned=wish, failed_moves=0, not_before_s=0.0)
 
     def _share_asked(self, event: ShareAsked) -> None:
-        """Instead of what the spec says, from now on; what was learned of its partners under other terms is forgotten."""
+        """Instead of what the spec says, from now on; what was learned of it and its partners under other terms is forgotten."""
         record = self.records.get(event.job)
         if record and not record.job.state.is_final:
-            record.change(share_asked=event.share, friendliness=())
+            record.change(share_asked=event.share, tried=(), friendliness=1.0)
+            for other in self.records.values():
+                other.change(tried=tuple(pair for pair in other.job.tried if pair[0] != event.job))
 
     def _sharing_measured(self, event: SharingMeasured) -> None:
+        """Time slices that go as expected say nothing of how these jobs get on inside a step."""
+        is_sliced = event.mode == "time-slice"
+        if is_sliced and event.kept:
+            return
         for id in event.jobs:
             record = self.records.get(id)
             if record and not record.job.state.is_final:
-                known = dict(record.job.friendliness) | {other: event.total for other in event.jobs if other != id}
-                record.change(friendliness=tuple(sorted(known.items())))
+                tried = dict(record.job.tried) | {other: event.total for other in event.jobs if other != id}
+                record.change(tried=tuple(sorted(tried.items())))
+                if event.predicted > 0 and not is_sliced:
+                    before = record.job.friendliness
+                    reached = min(1.0, event.total / event.predicted)
+                    record.change(friendliness=round(before + FRIENDLINESS_RATE * (reached - before), 4))
 
     def _schedule_adopted(self, event: ScheduleAdopted) -> None:
         placements, reasons, sharing = dict(event.placements), dict(event.reasons), dict(event.sharing)

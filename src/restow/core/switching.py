@@ -201,13 +201,16 @@ def decide(record: Record, time_s: float, config: CoreConfig) -> None:
         if len(switch.finished | gone) == job.workers:
             _complete(record, time_s)
         return
+    left = {generation for generation, _ in record.processes}
     if record.phase is Phase.RESCUE:
+        if job.generation not in left:
+            _drop(record, Turn.ROLLED_BACK, "the old gang ended before a twin could take over", time_s, config)
+            return
         both = {rank for generation, rank in record.exits if (job.generation, rank) in record.exits and generation > job.generation}
         if both:
             why = f"rank {min(both)} and its twin were lost"
             _drop(record, Turn.ROLLED_BACK, why, time_s, config)
         return
-    left = {generation for generation, _ in record.processes}
     ended = all(event.code == 0 for (generation, _), event in record.exits.items() if generation == job.generation)
     if job.generation not in left and (ended or switch.generation not in left):
         _drop(record, Turn.ROLLED_BACK, "the old gang ended before the switch step", time_s, config)
@@ -267,7 +270,7 @@ def _complete(record: Record, time_s: float) -> None:
     _turn(record, Turn.ALL_SWITCHED, time_s)
     record.change(
         generation=generation, placement=switch.placement, alive=frozenset(range(job.workers)), exited=frozenset(),
-        profile=replace(job.profile, step_s=0.0, exposed_s=0.0),  # measured anew where it is now
+        profile=replace(job.profile, step_s=0.0, exposed_s=0.0, waited_s=0.0, held_s=0.0, alone_step_s=0.0),  # anew where it is now
         moves=job.moves + 1, moved_s=time_s, failed_moves=0, not_before_s=0.0,
         steps_done=max(job.steps_done, switch.step or 0),
     )  # fmt: skip

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +30,19 @@ class Comparison:
 def run_alone(part: Part, examples: Path, digest: Path) -> None:
     """Run the gang's own command under torchrun, writing its digests to `digest`; blocks until it is done.
 
-    One thread per rank, as under restow: another number of threads adds in another order. Raises SetupError.
+    Raises SetupError.
     """
-    _, script, *arguments = part.command(examples, "--digest", str(digest))
+    with left_alone(part, examples, "--digest", str(digest), log=digest.with_suffix(".log")):
+        pass
+
+
+@contextmanager
+def left_alone(part: Part, examples: Path, *more: str, log: Path) -> Iterator[None]:
+    """The gang's own command under torchrun, beside what is done inside; at the end it is waited for. Raises SetupError.
+
+    One thread per rank, as under restow: another number of threads adds in another order.
+    """
+    _, script, *arguments = part.command(examples, *more)
     argv = [
         sys.executable,
         "-m",
@@ -40,9 +52,8 @@ def run_alone(part: Part, examples: Path, digest: Path) -> None:
         str(part.workers),
         script,
     ]
-    env = {key: value for key, value in os.environ.items() if not key.startswith("RESTOW_")}
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RESTOW_") or key == "RESTOW_TEST"}
     env |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    log = digest.with_suffix(".log")
     with log.open("wb") as output:
         child = subprocess.Popen(
             [*argv, *arguments],
@@ -53,6 +64,7 @@ def run_alone(part: Part, examples: Path, digest: Path) -> None:
             start_new_session=True,
         )
         try:
+            yield
             child.wait(RUN_S_MAX)
         except subprocess.TimeoutExpired:
             raise SetupError(f"the gang left alone was not done after {RUN_S_MAX:.0f} s") from None
@@ -73,18 +85,36 @@ def compare(moved: Path, alone: Path, workers: int) -> Comparison:
             return Comparison(
                 is_identical=False, steps=steps, why_not=f"rank {rank} of the job {which} wrote no digest"
             )
-        if a["losses"] != b["losses"]:
-            pairs = zip(a["losses"], b["losses"], strict=False)
-            first = next(
-                (n for n, (x, y) in enumerate(pairs, 1) if x != y), min(len(a["losses"]), len(b["losses"])) + 1
-            )
+        step = first_difference(a["losses"], b["losses"])
+        if step is not None:
             return Comparison(
-                is_identical=False, steps=steps, why_not=f"rank {rank}: the losses differ from step {first} on"
+                is_identical=False, steps=steps, why_not=f"rank {rank}: the losses differ from step {step} on"
             )
         if a["sha256"] != b["sha256"]:
             return Comparison(is_identical=False, steps=steps, why_not=f"rank {rank}: the final parameters differ")
         steps = len(a["losses"])
     return Comparison(is_identical=True, steps=steps)
+
+
+def compare_losses(shared: Sequence[Sequence[str]], alone: Sequence[Sequence[str]]) -> Comparison:
+    """Compare what the ranks of both runs printed, for runs that were ended before they could write a digest."""
+    steps = min((len(losses) for losses in shared), default=0)
+    if not steps or len(shared) != len(alone):
+        return Comparison(is_identical=False, steps=0, why_not="there are no losses to compare")
+    for rank, (a, b) in enumerate(zip(shared, alone, strict=True)):
+        step = first_difference(a, b)
+        if step is not None:
+            return Comparison(
+                is_identical=False, steps=step - 1, why_not=f"rank {rank}: the losses differ from step {step} on"
+            )
+    return Comparison(is_identical=True, steps=steps)
+
+
+def first_difference(a: Sequence[str], b: Sequence[str]) -> int | None:
+    """The first step, from 1, whose losses are not the same; a run that ends earlier differs from there on."""
+    if a == b:
+        return None
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False), 1) if x != y), min(len(a), len(b)) + 1)
 
 
 def read_digest(path: Path, rank: int) -> dict[str, list[str]] | None:

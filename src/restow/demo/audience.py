@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import IO, Protocol, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from restow.demo.scene import Scene
@@ -14,6 +15,33 @@ from restow.demo.show import happening_lines, progress_line, screen
 from restow.demo.timeline import Timeline
 
 LINE_EVERY_S = 2.0
+
+
+class Look(Protocol):
+    """How a scene is shown."""
+
+    def screen(self, timeline: Timeline, act: str) -> RenderableType:
+        """The whole display."""
+        ...
+
+    def line(self, timeline: Timeline) -> str:
+        """The newest moment, where there is no terminal."""
+        ...
+
+
+class MachinesLook:
+    """Machines with their devices as tiles, and the jobs."""
+
+    def __init__(self, scene: Scene, *, has_link: bool) -> None:
+        self._scene = scene
+        self._rate = scene.rate_bits_per_s if has_link else None
+        self._names = tuple(part.name for part in scene.parts)
+
+    def screen(self, timeline: Timeline, act: str) -> RenderableType:
+        return screen(timeline, self._names, title=self._scene.title, rate_bits_per_s=self._rate, act=act)
+
+    def line(self, timeline: Timeline) -> str:
+        return progress_line(timeline)
 
 
 class Audience(Protocol):
@@ -29,8 +57,10 @@ class Audience(Protocol):
 class Lines:
     """Plain progress lines, for logs and pipes: each sentence and event once, the state now and then."""
 
-    def __init__(self, output: IO[str], *, origin_s: float) -> None:
-        self._output = output
+    def __init__(
+        self, output: IO[str], *, origin_s: float, line: Callable[[Timeline], str] = progress_line
+    ) -> None:
+        self._output, self._line = output, line
         self._origin_s = origin_s  # wall clock, as of the events that are told
         self._told = 0
         self._line_s = 0.0
@@ -53,18 +83,16 @@ class Lines:
         self._told = len(lines)
         if timeline.last and timeline.last.jobs and timeline.last.time_s - self._line_s >= LINE_EVERY_S:
             self._line_s = timeline.last.time_s
-            print(progress_line(timeline), file=self._output, flush=True)
+            print(self._line(timeline), file=self._output, flush=True)
 
 
 class Screen:
     """The live display of rich; repaints in place."""
 
-    def __init__(self, console: Console, scene: Scene, *, has_link: bool) -> None:
-        self._scene = scene
-        self._rate = scene.rate_bits_per_s if has_link else None
+    def __init__(self, console: Console, look: Look) -> None:
+        self._look = look
         self._act = ""
         self._timeline = Timeline()
-        self._names = tuple(part.name for part in scene.parts)
         self._live = Live(console=console, refresh_per_second=4, transient=False, redirect_stderr=False)
 
     def __enter__(self) -> Self:
@@ -85,12 +113,14 @@ class Screen:
         self._paint()
 
     def _paint(self) -> None:
-        title = "restow: a scattered job moves onto one machine while it trains"
-        self._live.update(screen(self._timeline, self._names, title=title, rate_bits_per_s=self._rate, act=self._act))
+        self._live.update(self._look.screen(self._timeline, self._act))
 
 
-def choose_audience(console: Console, scene: Scene, *, has_link: bool, origin_s: float) -> Screen | Lines:
-    """A live display where `console` is a terminal, else lines on its file."""
+def choose_audience(
+    console: Console, scene: Scene, *, has_link: bool, origin_s: float, look: Look | None = None
+) -> Screen | Lines:
+    """A live display where `console` is a terminal, else lines on its file. Without a `look`: machines and jobs."""
+    look = look or MachinesLook(scene, has_link=has_link)
     if console.is_terminal and not console.is_dumb_terminal:
-        return Screen(console, scene, has_link=has_link)
-    return Lines(console.file, origin_s=origin_s)
+        return Screen(console, look)
+    return Lines(console.file, origin_s=origin_s, line=look.line)

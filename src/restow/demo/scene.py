@@ -1,10 +1,12 @@
-"""Who plays: the machines and the jobs of a scene. Values only."""
+"""Who plays: the machines and the jobs of a scene. Values only; the scene with jobs that share is in multiplex/scene.py."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from restow.errors import SetupError
 
@@ -20,21 +22,50 @@ class Part:
     workers: int
     script: str  # a file of examples/
     arguments: tuple[str, ...]
+    share: Mapping[str, Any] = field(default_factory=dict)  # of its spec
 
     def command(self, examples: Path, *more: str) -> tuple[str, ...]:
         return (sys.executable, str(examples / self.script), *self.arguments, *more)
 
+    def spec(self, examples: Path, folder: Path, *more: str) -> dict[str, Any]:
+        """What is submitted; it runs in `folder`."""
+        return {
+            "command": list(self.command(examples, *more)),
+            "name": self.name,
+            "workers": self.workers,
+            "cwd": str(folder),
+            "share": dict(self.share),
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
+    """Machines and a link between them, and who plays there."""
+
+    nodes: int = 2
+    devices: int = 2  # of each node
+    rate_bits_per_s: float = 200 * MBIT
+
+    @property
+    def title(self) -> str:
+        """Of the display."""
+        raise NotImplementedError
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        raise NotImplementedError
+
+
+OWN_DEVICES = {"allow": False}  # nobody joins these jobs on their devices: who comes waits for free ones
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consolidation(Scene):
     """Two machines, and jobs that arrive so that `gang` ends up with one worker on each of them.
 
     `early` leaves soon after it came and so opens the second hole; `neighbour` leaves later: room for the gang.
     """
 
-    nodes: int = 2
-    devices: int = 2  # of each node
-    rate_bits_per_s: float = 200 * MBIT
     resident: Part
     early: Part
     neighbour: Part
@@ -43,11 +74,15 @@ class Scene:
     after_steps: int  # and so many after the move
 
     @property
+    def title(self) -> str:
+        return "restow: a scattered job moves onto one machine while it trains"
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         return (self.resident, self.early, self.neighbour, self.gang)
 
 
-def consolidate(*, fast: bool = False) -> Scene:
+def consolidate(*, fast: bool = False) -> Consolidation:
     """A digit reader, a visitor, another digit reader, and a GPT of 1.8 million parameters on two workers.
 
     Its gradients are 7 MB: about 0.3 s per step on a 200 Mbit/s link, which is 3 to 5 times its computing time. `fast`
@@ -55,11 +90,12 @@ def consolidate(*, fast: bool = False) -> Scene:
     """
     reader = ("--batch", "32", "--log-every", "50")
     gang_steps = 140 if fast else 220
-    return Scene(
+    return Consolidation(
         resident=Part(
             name="digits",
             what="a convolutional net learns to read digits",
             workers=1,
+            share=OWN_DEVICES,
             script="digits_cnn.py",
             arguments=("--steps", "1000000", "--seed", "2", *reader),
         ),
@@ -67,6 +103,7 @@ def consolidate(*, fast: bool = False) -> Scene:
             name="visitor",
             what="a short job that knows nothing of restow",
             workers=1,
+            share=OWN_DEVICES,
             script="plain_ddp.py",
             arguments=("--steps", "200", "--seed", "3"),
         ),
@@ -74,6 +111,7 @@ def consolidate(*, fast: bool = False) -> Scene:
             name="neighbour",
             what="another digit reader",
             workers=1,
+            share=OWN_DEVICES,
             script="digits_cnn.py",
             arguments=("--steps", "1000000", "--seconds", "24" if fast else "28", "--seed", "4", *reader),
         ),
@@ -81,6 +119,7 @@ def consolidate(*, fast: bool = False) -> Scene:
             name="gpt",
             what="a GPT learns to write Python, on two workers",
             workers=2,
+            share=OWN_DEVICES,
             script="chars_gpt.py",
             arguments=tuple(
                 f"--steps {gang_steps} --layers 4 --width 192 --heads 4 --context 32 --batch 2 "
@@ -90,9 +129,6 @@ def consolidate(*, fast: bool = False) -> Scene:
         scattered_steps=15 if fast else 30,
         after_steps=20 if fast else 40,
     )
-
-
-SCENES = {"consolidate": consolidate}
 
 
 def find_examples() -> Path:

@@ -67,7 +67,7 @@ def _machines(
     parts: list[RenderableType] = []
     for node, devices in nodes.items():
         if parts:
-            parts.append(Align(_link(timeline, rate_bits_per_s), vertical="middle", height=6))
+            parts.append(Align(link_text(timeline, rate_bits_per_s), vertical="middle", height=6))
         tiles = Columns([_tile(moment, device, names) for device in devices], width=TILE_WIDTH + 2)
         parts.append(Panel(tiles, title=node, width=len(devices) * (TILE_WIDTH + 3) + 4))
     return Columns(parts)
@@ -92,7 +92,7 @@ def _tile(moment: Moment, device: Slot, names: tuple[str, ...]) -> RenderableTyp
     )
 
 
-def _link(timeline: Timeline, rate_bits_per_s: float | None) -> Text:
+def link_text(timeline: Timeline, rate_bits_per_s: float | None) -> Text:
     used = timeline.link_bytes_per_s()
     if rate_bits_per_s is None or used is None:
         return Text("── no link ──", style="dim")

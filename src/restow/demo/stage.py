@@ -76,14 +76,15 @@ class Stage:
         scene = self.scene
         if self.kind.has_link:
             self._say(
-                f"a lab: {scene.nodes} machines with {scene.devices} devices each, {rate_text(scene)} between them"
+                f"a lab: {scene.nodes} machines with {scene.devices} device{'s' * (scene.devices != 1)} each,"
+                f" {rate_text(scene)} between them"
             )
             self.lab = Lab(nodes=scene.nodes, devices=scene.devices, rate_bits_per_s=scene.rate_bits_per_s)
             self.lab.__enter__()
         else:
             self._say(f"no lab here ({self.kind.missing}): both machines are this one, and no link is between them")
             for name in self.node_names:
-                self._devices_file(name).write_text(json.dumps({"devices": self._own_devices()}))
+                self._devices_file(name).write_text(json.dumps({"devices": self._own_devices(name)}))
         first, *others = self.node_names
         self._say(f"restow up on {first}: Ray, the controller and an agent")
         self._is_up = True
@@ -100,6 +101,18 @@ class Stage:
     def link_bytes(self) -> int | None:
         """Bytes over the first machine's interface so far, both ways."""
         return sum(self.lab.counters(self.node_names[0])) if self.lab else None
+
+    def device_share(self) -> float:
+        """Of a core: what one device gives at most."""
+        node = self.node_names[0]
+        file = self.lab.nodes[node].devices_file if self.lab else self._devices_file(node)
+        device = json.loads(file.read_text())["devices"][0]
+        return float(device["share"]) if device["cgroup"] else 1.0  # without a control group nothing bounds it
+
+    def gates_folder(self, node: str) -> Path:
+        """Where the gates of that node's devices are, once the cluster is up."""
+        cluster_id = config.cluster_id_of(config.read_token(self.home / "token"))
+        return config.shm_folder(cluster_id, node) / "gates"
 
     # -------------------------------------------------------- processes
 
@@ -186,11 +199,13 @@ class Stage:
     def _devices_file(self, node: str) -> Path:
         return self.folder / f"{node}.devices.json"
 
-    def _own_devices(self) -> list[dict[str, object]]:
+    def _own_devices(self, node: str) -> list[dict[str, object]]:
+        """Its devices are cores of this machine; those of the next node go on where its own end."""
         cores = sorted(os.sched_getaffinity(0))
         count = self.scene.devices
+        first = self.node_names.index(node) * count
         return [
-            {"index": i, "kind": "cpu", "share": 1.0, "core": cores[i % len(cores)], "cgroup": None}
+            {"index": i, "kind": "cpu", "share": 1.0, "core": cores[(first + i) % len(cores)], "cgroup": None}
             for i in range(count)
         ]
 

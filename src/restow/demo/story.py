@@ -17,7 +17,7 @@ from restow.demo import watch
 from restow.demo.alone import compare, run_alone
 from restow.demo.audience import Audience
 from restow.demo.result import Result
-from restow.demo.scene import Part
+from restow.demo.scene import Consolidation, Part
 from restow.demo.stage import Stage
 from restow.demo.timeline import JobSeen, Timeline
 from restow.errors import Refused
@@ -31,8 +31,10 @@ ACT_S_MAX = 120.0  # until the neighbour has left, the move is done, the gang ha
 class Story:
     """One performance. `folder` is for what outlives the stage: the digests."""
 
-    def __init__(self, stage: Stage, audience: Audience, folder: Path, *, origin_s: float) -> None:
-        self.stage, self.scene = stage, stage.scene
+    def __init__(
+        self, scene: Consolidation, stage: Stage, audience: Audience, folder: Path, *, origin_s: float
+    ) -> None:
+        self.stage, self.scene = stage, scene
         self.timeline = Timeline()
         self._audience = audience
         self._digest = folder / "moved.json"
@@ -112,10 +114,7 @@ class Story:
 
     def _arrive(self, part: Part, *more: str) -> None:
         self._audience.say(f"{part.name} arrives: {part.what}")
-        command = list(part.command(self.stage.examples, *more))
-        self._client.submit(
-            {"command": command, "name": part.name, "workers": part.workers, "cwd": str(self.stage.folder)}
-        )
+        self._client.submit(part.spec(self.stage.examples, self.stage.folder, *more))
         self._until(lambda: self._is_placed(part), f"{part.name} to be placed", START_S_MAX)
 
     def _until(self, is_so: Callable[[], bool], what: str, limit_s: float) -> None:

@@ -24,6 +24,8 @@ class JobSeen:
     coming: tuple[Slot, ...] = ()  # where its twins are
     reason: str = ""
     loss: float | None = None
+    id: str = ""
+    sharing: str = ""  # how it shares its devices; empty: they are its own
 
     @property
     def is_running(self) -> bool:
@@ -87,6 +89,7 @@ class Timeline:
     moments: list[Moment] = field(default_factory=list)
     happenings: list[Happening] = field(default_factory=list)
     move_s: float | None = None  # when the gang's switch was done
+    speed_window_s: float = SPEED_WINDOW_S
 
     @property
     def last(self) -> Moment | None:
@@ -115,7 +118,7 @@ class Timeline:
                 newest = (moment.time_s, job)
                 continue
             passed_s = newest[0] - moment.time_s
-            if passed_s >= SPEED_WINDOW_S and job.step > 0:
+            if passed_s >= self.speed_window_s and job.step > 0:
                 yield newest[0], (newest[1].step - job.step) / passed_s
                 return
 

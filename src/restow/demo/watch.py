@@ -22,6 +22,7 @@ def _job(view: Mapping[str, Any]) -> JobSeen:
     coming = [text for text in switch["placement"] if text not in view["placement"]] if switch else []
     return JobSeen(
         name=view["name"] or view["id"],
+        id=view["id"],
         state=view["state"],
         slots=tuple(parse_slot(text) for text in view["placement"]),
         step=view["step"],
@@ -31,7 +32,17 @@ def _job(view: Mapping[str, Any]) -> JobSeen:
         coming=tuple(parse_slot(text) for text in coming),
         reason=(switch["reason"] if switch else "") or view["reason"],
         loss=view["values"].get("loss"),
+        sharing=_sharing(view.get("sharing")),
     )
+
+
+def _sharing(sharing: Mapping[str, Any] | None) -> str:
+    """How it shares its devices now, in a word or two."""
+    if not sharing:
+        return ""
+    if sharing["level"] == 0:
+        return "protected"
+    return f"best effort, {sharing['part']:.0%}" if sharing["level"] == 2 else str(sharing["mode"])
 
 
 def happening(event: Mapping[str, Any], origin_s: float) -> Happening | None:
@@ -59,6 +70,12 @@ def happening(event: Mapping[str, Any], origin_s: float) -> Happening | None:
             text = f"rank {event['rank']} on {event['node']}: {event['reason']}"
         case "MoveMeasured":
             text = f"measured: step {event['step_before_s'] * 1e3:.0f} → {event['step_after_s'] * 1e3:.0f} ms"
+        case "ShareAsked":
+            share = event["share"]
+            text = f"restow share {job}: " + ("protected" if share["protect"] else str(share["mode"]))
+            job = ""
+        case "SharingMeasured":
+            text = f"restow measured {' and '.join(event['jobs'])}: {event['mode']}, together {event['total']:.2f}"
         case "RankExited" if event["role"] == "rank":
             reason = f": {event['reason']}" if event["code"] else ""
             text = f"rank {event['rank']} ended with {event['code']}{reason}"

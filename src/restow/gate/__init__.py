@@ -12,6 +12,7 @@ Standard library only. The design and its reasons: docs/design/002-sharing.md.
 
 from __future__ import annotations
 
+from restow.gate.file import LINK
 from restow.gate.gate import Gate
 from restow.gate.keeper import Keeper, Seat, View
 from restow.gate.record import BEST_EFFORT, FREE, INTERLEAVE, ORDINARY, PROTECTED, SEATS, TIME_SLICE
@@ -20,6 +21,7 @@ __all__ = [
     "BEST_EFFORT",
     "FREE",
     "INTERLEAVE",
+    "LINK",
     "ORDINARY",
     "PROTECTED",
     "SEATS",

@@ -110,6 +110,9 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+LINK = "link"  # the folder, beside the pages of the devices, in which the page of this node's link is: device 0 there
+
+
 def path_of(folder: Path, device: int, number: int) -> Path:
     return folder / f"device{device}.{number}.gate"
 

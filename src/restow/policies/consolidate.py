@@ -54,14 +54,15 @@ class Board:
     """The slots while one decision is made: who holds or is promised which device."""
 
     snapshot: Snapshot
-    taken: dict[tuple[str, int], str] = field(default_factory=dict)
+    taken: dict[tuple[str, int], set[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> Board:
-        return cls(snapshot, {slot[:2]: job for slot, job in snapshot.held().items()})
+        return cls(snapshot, snapshot.holders())
 
     def take(self, job: str, placement: Placement) -> None:
-        self.taken.update({slot[:2]: job for slot in placement})
+        for slot in placement:
+            self.taken.setdefault(slot[:2], set()).add(job)
 
     def usable(self, job: Job, without: frozenset[str] | set[str] = frozenset()) -> list[Slot]:
         """Free slots big enough for one worker of `job`; slots of the jobs in `without` count as free."""
@@ -69,8 +70,7 @@ class Board:
         for node in self.snapshot.nodes:
             for device in node.devices if node.is_alive else ():
                 big_enough = not device.memory_bytes or job.spec.memory_bytes <= device.memory_bytes
-                holder = self.taken.get((node.name, device.index))
-                if big_enough and (holder is None or holder in without):
+                if big_enough and self.taken.get((node.name, device.index), set()) <= without:
                     fits.append(Slot(node.name, device.index))
         return fits
 
@@ -120,8 +120,8 @@ class Consolidate:
                 schedule.explain(job.id, job.reason)  # why the last attempt failed and when the next may be
                 continue
             then = rearranged(job.placement, job.pinned) if job.placement else job.pinned
-            holders = {slot: board.taken.get(slot[:2], job.id) for slot in then}
-            blocking = [f"{slot} is held by {holder}" for slot, holder in holders.items() if holder != job.id]
+            others = {slot: sorted(board.taken.get(slot[:2], set()) - {job.id}) for slot in then}
+            blocking = [f"{slot} is held by {' and '.join(ids)}" for slot, ids in others.items() if ids]
             missing = [str(slot) for slot in then if slot not in snapshot.slots]
             if missing:
                 schedule.explain(

@@ -5,7 +5,8 @@ A pending gang that finds no free devices may join running ones on exactly their
 promise: a protected job's step time cuts the share of who runs in its gaps (multiplicatively; it grows again slowly), and
 jobs that together bring no more than taking turns are put on turns, or moved apart as soon as there are free devices.
 
-Stateless: what was tried is in the jobs (Job.sharing, Job.friendliness). Does not know how a gate works, nor when devices are free.
+Stateless: what was tried is in the jobs (Job.sharing, Job.tried, Job.friendliness). Does not know how a gate works, nor when
+devices are free.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from restow.bound import Demand, best_total
+from restow.bound import Demand, best_total, fair_speed
 from restow.cluster import Snapshot
-from restow.job import Job, JobState, Profile, ShareSpec, Sharing
+from restow.job import Job, JobState, Sharing
 from restow.perf import communication_s
 from restow.placement import Placement
 
@@ -26,6 +27,7 @@ PROTECTED, ORDINARY, BEST_EFFORT = 0, 1, 2
 class SharingConfig:
     total_min: float = 1.2  # promised sum of relative speeds from which on a pair is tried
     kept_min: float = 1.05  # measured sum below which it is given up
+    turns_min: float = 0.8  # the same in time slices, which bring 1.0 at best: swapping and cold caches take their part
     steps_min: int = 20  # of a running job before its measurement counts
     jobs_max: int = 3  # on one device: with more, hand-overs and caches eat what is gained
     settle_s: float = 4.0  # after a change, before what is measured counts ...
@@ -33,8 +35,10 @@ class SharingConfig:
     decrease: float = 0.7  # of a best-effort job's part when the protected job is hurt
     increase: float = 0.05  # added when it is not
     part_min: float = 0.05  # below it the best-effort job is parted
-    swap_budget: float = 0.05  # of the time that swapping between turns may take
-    quantum_s: float = 5.0  # of a turn where nothing is swapped: long against a step, short against a person's patience
+    link_min: float = 1.0  # the link's gate is used where jobs need the link more than so many times their devices ...
+    link_kept: float = 0.8  # ... and until they need it less than that
+    quantum_s: float = 5.0  # of a turn: long against a step, short against a person's patience; longer where swapping takes long
+    followed_min: float = 0.1  # a protected job's step that is shorter than alone by this part: the job is not what it was
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,7 @@ class Pairing:
 
     hosts: tuple[Job, ...]
     total: float  # promised sum of relative speeds
+    in_turns: bool = False  # not all of it fits the devices at once
 
     @property
     def placement(self) -> Placement:
@@ -63,21 +68,27 @@ def demand_of(job: Job, snapshot: Snapshot) -> Demand:
     profile = job.profile
     if profile.step_s <= 0:
         return Demand(period_s=1.0, device_s=1.0, network_s=0.0)
-    period_s = alone_s(profile)
+    period_s = alone_s(job)
     hidden_s = communication_s(job.intended, profile.wire_bytes, snapshot, profile.local_bytes_per_s) if job.intended else 0.0
     network_s = min(period_s, max(profile.exposed_s, hidden_s))
     device_s = profile.held_s or period_s - profile.exposed_s - profile.data_s
     return Demand(period_s=period_s, device_s=max(0.0, min(period_s, device_s)), network_s=network_s)
 
 
-def alone_s(profile: Profile) -> float:
-    """Seconds per step alone: measured when it was, else what is left without the waits at the gate."""
-    return profile.alone_step_s or profile.step_s - profile.waited_s
+def alone_s(job: Job) -> float:
+    """Seconds per step alone: measured when it was, else what is left without the waits at the gate. 0: not known."""
+    learned_s = job.sharing.alone_step_s if job.sharing else 0.0
+    return learned_s or job.profile.alone_step_s or max(0.0, job.profile.step_s - job.profile.waited_s)
 
 
 def speed_of(job: Job) -> float:
-    """Relative to alone; 1.0 while nothing is known."""
-    return min(1.0, alone_s(job.profile) / job.profile.step_s) if job.profile.step_s > 0 else 1.0
+    """Relative to alone, but for the waits between time slices, which medians do not see; 1.0 while nothing is known."""
+    return min(1.0, alone_s(job) / job.profile.step_s) if job.profile.step_s > 0 else 1.0
+
+
+def promise(jobs: Sequence[Job], snapshot: Snapshot) -> float:
+    """The sum of relative speeds that these jobs should reach: the bound, less what the least friendly of them missed so far."""
+    return best_total([demand_of(job, snapshot) for job in jobs]) * min(job.friendliness for job in jobs)
 
 
 # ---------------------------------------------------------------- who joins whom
@@ -89,16 +100,18 @@ def pairing_for(job: Job, snapshot: Snapshot, config: SharingConfig) -> tuple[Pa
         return None, "its spec does not let it share devices"
     found, reasons = [], []
     for hosts in groups(snapshot):
+        if job in hosts:
+            continue
         why_not = hindrance(job, hosts, snapshot, config)
         if why_not:
             reasons.append(why_not)
             continue
-        total = best_total([demand_of(other, snapshot) for other in (*hosts, job)])
+        total = promise([*hosts, job], snapshot)
         if total < config.total_min and job.share.mode == "auto":
             names = " and ".join(host.id for host in hosts)
             reasons.append(f"with {names} it would bring {total:.2f} of one job alone, worth it from {config.total_min:g} on")
             continue
-        found.append(Pairing(hosts=hosts, total=total))
+        found.append(Pairing(hosts=hosts, total=total, in_turns=fits([*hosts, job], snapshot) == "swap"))
     if not found:
         return None, reasons[0] if reasons else ""
     return min(found, key=lambda pairing: (-pairing.total, len(pairing.hosts), [host.id for host in pairing.hosts])), ""
@@ -124,16 +137,31 @@ def hindrance(job: Job, hosts: Sequence[Job], snapshot: Snapshot, config: Sharin
             return f"{host.id} does not share its devices"
         if host.workers != job.workers:
             return f"{host.id} has {host.workers} workers, and jobs that share must have the same devices"
+    why_not = memory_hindrance(everybody, snapshot)
+    if why_not:
+        return why_not
+    for host in hosts:
         if host.state is not JobState.RUNNING or host.switch or host.intended != host.placement or host.exited:
             return f"{host.id} is starting, moving or ending"
         if host.steps_done < config.steps_min or host.profile.step_s <= 0:
             return f"{host.id} has not made {config.steps_min} steps yet"
-        known = dict(host.friendliness).get(job.id)
+        known = dict(host.tried).get(job.id)
         if known is not None and known < config.kept_min:
             return f"with {host.id} it brought {known:.2f} of one job alone when it was tried"
     if sum(other.share.protect for other in everybody) > 1:
         return f"{names} and it are both protected"
-    return memory_hindrance(everybody, snapshot)
+    return limit_hindrance(everybody, snapshot)
+
+
+def limit_hindrance(jobs: Sequence[Job], snapshot: Snapshot) -> str:
+    """Which of these jobs would be slowed down by more than it said it can bear; empty: none. A protected one is seen to by its
+    guard, one in its gaps bears everything."""
+    levels = levels_of(jobs)
+    speed = 1.0 / len(jobs) if fits(jobs, snapshot) == "swap" else fair_speed([demand_of(job, snapshot) for job in jobs])
+    for job in jobs:
+        if levels[job.id] == ORDINARY and job.share.max_slowdown and 1.0 / speed - 1.0 > job.share.max_slowdown:
+            return f"steps of {job.id} would take {1.0 / speed - 1.0:.0%} longer, and it allows {job.share.max_slowdown:.0%}"
+    return ""
 
 
 def memory_hindrance(jobs: Sequence[Job], snapshot: Snapshot) -> str:
@@ -142,6 +170,9 @@ def memory_hindrance(jobs: Sequence[Job], snapshot: Snapshot) -> str:
     largest = max(peak_bytes(job) for job in jobs)
     if size and largest > size:
         return f"one of them alone needs {largest / 1e9:.3g} GB of the {size / 1e9:.3g} GB of a device"
+    protected = [job.id for job in jobs if job.share.protect]
+    if protected and fits(jobs, snapshot) == "swap":
+        return f"they do not fit a device of {size / 1e9:.3g} GB at once, and {protected[0]}, which is protected, takes no turns"
     return ""
 
 
@@ -156,8 +187,9 @@ def device_bytes(jobs: Iterable[Job], snapshot: Snapshot) -> int:
 
 
 def peak_bytes(job: Job) -> int:
-    """Of one worker: what its limit allows, else what was measured or declared."""
-    return job.share.memory_bytes or max(job.profile.memory_bytes, job.spec.memory_bytes)
+    """Of one worker: what its limit allows, else what was declared; more if more was measured, since a limit that was asked for
+    later counts from its next start."""
+    return max(job.profile.memory_bytes, job.share.memory_bytes or job.spec.memory_bytes)
 
 
 def valley_bytes(job: Job) -> int:
@@ -193,7 +225,8 @@ def regulated(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) ->
     mode = mode_of(jobs, snapshot, config)
     levels = levels_of(jobs)
     guard = next((job for job in jobs if levels[job.id] == PROTECTED), None)
-    total = best_total([demand_of(job, snapshot) for job in jobs])
+    total = 1.0 if mode == "time-slice" else best_total([demand_of(job, snapshot) for job in jobs])
+    link_node = link_node_of(jobs, snapshot, config) if mode == "interleave" else ""
     found = {}
     for job in jobs:
         before = job.sharing
@@ -204,10 +237,14 @@ def regulated(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) ->
             part=before.part if before and before.level == levels[job.id] == BEST_EFFORT else 1.0,
             quantum_s=(job.share.quantum_s or config.quantum_s) if mode == "time-slice" else 0.0,
             swap_bytes=overflow_bytes(job, jobs, snapshot) if mode == "time-slice" else 0,
+            link_node=link_node,
+            alone_step_s=before.alone_step_s if before and job is guard else 0.0,
         )
         if before and replace(wanted, since_s=before.since_s, total_predicted=before.total_predicted) == before:
             wanted = before
-            if guard and levels[job.id] == BEST_EFFORT and is_settled(job, guard, snapshot.now_s, config):
+            if job is guard and is_other(job, jobs, snapshot.now_s, config):
+                wanted = replace(before, alone_step_s=job.profile.step_s)
+            elif guard and levels[job.id] == BEST_EFFORT and is_settled(job, guard, snapshot.now_s, config):
                 wanted = guarded(before, guard, snapshot.now_s, config)
         else:
             wanted = replace(wanted, since_s=snapshot.now_s, total_predicted=total)
@@ -218,14 +255,14 @@ def regulated(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) ->
 def mode_of(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) -> str:
     """free, interleave or time-slice, for all of them: what any was asked to do, else what memory demands, else turns inside a
     step unless these jobs were measured to bring nothing that way."""
-    asked = {job.share.mode for job in jobs}
-    if "time-slice" in asked or fits(jobs, snapshot) == "swap":
+    asked, room = {job.share.mode for job in jobs}, fits(jobs, snapshot)
+    if "time-slice" in asked or room == "swap":
         return "time-slice"
-    if "free" in asked:
+    if "free" in asked and room == "peaks":
         return "free"
     if "interleave" not in asked and not any(job.share.protect or job.share.mode == "best-effort" for job in jobs):
         names = {job.id for job in jobs}
-        totals = [total for job in jobs for other, total in job.friendliness if other in names]
+        totals = [total for job in jobs for other, total in job.tried if other in names]
         if totals and min(totals) < config.kept_min:
             return "time-slice"
     return "interleave"
@@ -240,10 +277,41 @@ def levels_of(jobs: Sequence[Job]) -> dict[str, int]:
     }
 
 
+def link_node_of(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) -> str:
+    """The node at whose link's gate these jobs take turns, too: that of rank 0, if it is the same for all; empty where the
+    link is not what they wait for."""
+    nodes = {job.intended[0].node if job.intended else "" for job in jobs}
+    if len(nodes) > 1 or all(len({slot.node for slot in job.intended}) < 2 for job in jobs):
+        return ""
+    asked = {job.share.link for job in jobs}
+    if "off" in asked:
+        return ""
+    demands = [demand_of(job, snapshot) for job in jobs]
+    is_on = any(job.sharing and job.sharing.link_node for job in jobs)
+    scarcer = config.link_kept if is_on else config.link_min
+    if "on" in asked or sum(d.network for d in demands) > scarcer * sum(d.device for d in demands):
+        return min(nodes)
+    return ""
+
+
 def is_settled(job: Job, guard: Job, now_s: float, config: SharingConfig) -> bool:
     """Does what is measured of the protected job tell of this job's present part?"""
-    assert job.sharing
+    if not job.sharing or guard.profile.step_s <= 0:
+        return False
     return now_s - job.sharing.since_s >= max(config.settle_s, config.settle_steps * guard.profile.step_s)
+
+
+def is_other(guard: Job, jobs: Sequence[Job], now_s: float, config: SharingConfig) -> bool:
+    """Is this protected job not what it was alone? Its steps are longer although the others as good as stand still, or they are
+    shorter beside others than they were alone."""
+    step_s = guard.profile.step_s
+    if 0 < step_s < alone_s(guard) * (1.0 - config.followed_min):
+        return True
+    rest = [job for job in jobs if job is not guard]
+    stand_still = all(
+        job.sharing and job.sharing.part < config.part_min and is_settled(job, guard, now_s, config) for job in rest
+    )
+    return stand_still and slowdown_of(guard) > guard.share.slowdown_max
 
 
 def guarded(sharing: Sharing, guard: Job, now_s: float, config: SharingConfig) -> Sharing:
@@ -258,32 +326,51 @@ def guarded(sharing: Sharing, guard: Job, now_s: float, config: SharingConfig) -
 
 
 def slowdown_of(job: Job) -> float:
-    """How much longer its steps are than alone, as a part (0.03: 3 %)."""
-    alone = alone_s(job.profile)
-    return job.profile.step_s / alone - 1.0 if alone > 0 else 0.0
+    """How much longer its steps are than alone, as a part (0.03: 3 %). In time slices the others' turns count."""
+    alone = alone_s(job)
+    if alone <= 0 or job.profile.step_s <= 0:
+        return 0.0
+    turns = 1 + len(job.sharing.partners) if job.sharing and job.sharing.mode == "time-slice" else 1
+    return turns * job.profile.step_s / alone - 1.0
 
 
-def who_leaves(jobs: Sequence[Job], config: SharingConfig) -> tuple[Job, str] | None:
-    """The job that should get devices of its own, and why; None: they may stay together."""
+def who_leaves(jobs: Sequence[Job], now_s: float, config: SharingConfig) -> tuple[Job, str] | None:
+    """The job that should get devices of its own, and why; None: they may stay together. The best class stays, then the oldest."""
     levels = levels_of(jobs)
+
+    def last(among: Iterable[Job]) -> Job:
+        return max(among, key=lambda job: (levels[job.id], job.submitted_s, job.id))
+
+    for job in jobs:
+        others = [other for other in jobs if other is not job]
+        if not job.share.allow or job.share.mode == "exclusive":
+            return last(others), f"{job.id} does not share its devices any more"
+        is_stated = job.share.max_slowdown > 0 and levels[job.id] == ORDINARY
+        if is_stated and is_settled(job, job, now_s, config) and slowdown_of(job) > job.share.max_slowdown:
+            allowed = f"{job.share.max_slowdown:.0%}"
+            return last(others), f"steps of {job.id} take {slowdown_of(job):.0%} longer than alone, and it allows {allowed}"
+    if sum(job.share.protect for job in jobs) > 1:
+        return last(jobs), "more than one of them is protected"
     for job in jobs:
         if job.sharing and job.sharing.level == BEST_EFFORT and job.sharing.part < config.part_min:
             return job, "its share beside a protected job has become too small"
     names = {job.id for job in jobs}
-    totals = [total for job in jobs for other, total in job.friendliness if other in names]
+    totals = [total for job in jobs for other, total in job.tried if other in names]
     if totals and min(totals) < config.kept_min:
-        last = max(jobs, key=lambda job: (levels[job.id], job.submitted_s, job.id))
-        return last, f"together they bring {min(totals):.2f} of one job alone"
+        return last(jobs), f"together they bring {min(totals):.2f} of one job alone"
     return None
 
 
-def why(job: Job, sharing: Sharing, share: ShareSpec) -> str:
+def why(sharing: Sharing) -> str:
     """One line for a person."""
     others = " and ".join(sharing.partners)
+    verb = "do" if len(sharing.partners) > 1 else "does"
     if sharing.mode == "time-slice":
         return f"takes turns of {sharing.quantum_s:g} s with {others}"
+    if sharing.mode == "free":
+        return f"computes whenever it likes, and so {verb} {others}"
     if sharing.level == PROTECTED:
-        return f"goes first; {others} runs in its idle time"
+        return f"goes first; {others} {'run' if len(sharing.partners) > 1 else 'runs'} in its idle time"
     if sharing.level == BEST_EFFORT:
         return f"runs in the idle time of {others}, {sharing.part:.0%} of what it asks for"
-    return f"computes while {others} waits, and the other way round"
+    return f"computes while {others} {'wait' if len(sharing.partners) > 1 else 'waits'}, and the other way round"

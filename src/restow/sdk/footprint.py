@@ -98,9 +98,9 @@ _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 <
 
 
 def memory_error_line(error: BaseException, job: str = "this job") -> str | None:
-    """One line for a person if `error` says that memory is used up; None if it says anything else."""
+    """One line for a person if `error` says that device memory is used up, or more than `limit_memory` allows; else None."""
     text = str(error)
-    is_ours = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+    is_ours = isinstance(error, torch.OutOfMemoryError) or (bool(_limit_bytes) and isinstance(error, MemoryError)) or (
         isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in text or "CUDA out of memory" in text)
     )
     if not is_ours:

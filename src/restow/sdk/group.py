@@ -202,11 +202,14 @@ class SwitchGroup(dist.ProcessGroup):
         if self.trace is not None:
             self.trace.extend((operation, t.numel(), str(t.dtype)) for t in tensors)
         self.last_launch_s = time.perf_counter()
-        if self.guard is not None:
-            work = self.guard.run(self, operation, arguments)
-        else:
-            backend = self.inner.backend(first.device.type if first is not None else "cpu")
-            work = getattr(backend, operation)(*arguments)
+        device_type = first.device.type if first is not None else "cpu"
+
+        def start() -> dist.Work:
+            if self.guard is not None:
+                return self.guard.run(self, operation, arguments)
+            return getattr(self.inner.backend(device_type), operation)(*arguments)
+
+        work = start() if link is None else link.launch(start, at_once=self.guard is not None)
         return work if passage is None else passage.carry(work)
 
     def allreduce(self, tensors: list[torch.Tensor], opts: Any = None) -> dist.Work:
@@ -271,6 +274,9 @@ def trace_hash(trace: Sequence[tuple[str, int, str]]) -> str:
 
 passage: Any = None
 """This process's way through its device's gate, see passage.py; None: there is no gate. Set by the worker."""
+
+link: Any = None
+"""This process's way through the gate of the link, see link.py; None: nothing waits for it. Set by the worker."""
 
 groups: list[SwitchGroup] = []
 """Every SwitchGroup of this process, in the order in which they were made: the same order on every rank."""

@@ -165,11 +165,11 @@ class Job:
                 if step <= ready_at:
                     self._introduce(worker, feed, step - ready_at)
                 is_near = worker.after_step(step) and self._loops == 1
+                worker.save_point(step)
                 if is_near:
                     if passage:
                         passage.lend()
                     worker.at_switch(step, capture)
-                worker.save_point(step)
         finally:
             worker.end_loop()  # also when the script breaks out of it
 

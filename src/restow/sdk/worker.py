@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from restow.errors import ScriptError
-from restow.gate import Gate
+from restow.gate import LINK, Gate
 from restow.page import Page, open_page
 from restow.sdk import group as groups_module
 from restow.sdk.attempt import Attempt, AttemptFailed, Outcome, Report, Role, Terms, read_terms
@@ -32,6 +32,7 @@ from restow.sdk.environment import Environment
 from restow.sdk.footprint import MemoryWatch, limit_memory
 from restow.sdk.group import NetInner, SoloInner, collective_libraries, groups
 from restow.sdk.guard import Guard, room_for
+from restow.sdk.link import Link
 from restow.sdk.memory import KEPT_BYTES, keep_touched_memory, touch_ahead
 from restow.sdk.passage import Passage
 from restow.sdk.shadow import Leader, Shadow, followers_of
@@ -80,6 +81,8 @@ class Worker:
         self.passage: Passage | None = None
         self._memory: MemoryWatch | None = None
         self._turns: Turns | None = None
+        self._turns_prefix = f"turns/{environment.generation}"  # of their keys since the last switch that was begun
+        self._turns_are_void = False
         self._store_at = self._store_before = environment.store  # of the present generation, and of the one before
         self.page.set("pid", os.getpid())
         self.page.set("generation", self.generation)
@@ -130,7 +133,15 @@ class Worker:
             env = self.environment
             gate = Gate.join(Path(folder), index, job=env.job, rank=env.rank)
             self.passage = groups_module.passage = Passage(gate, Device(device), self.table.modules() if self.table else ())
+            if env.rank == 0 and env.world_size > 1 and not self.is_twin:
+                self._open_link()
         return self.passage
+
+    def _open_link(self) -> None:
+        """Rank 0 only: become a member at the gate of this node's link."""
+        env = self.environment
+        gate = Gate.join(Path(env.gate[0]) / LINK, 0, job=env.job, rank=env.rank)
+        groups_module.link = Link(gate)
 
     def save_point(self, step: int) -> None:
         """At the gate: a yield point, and perhaps the end of a time slice. Returns when the device may be used again."""
@@ -144,14 +155,27 @@ class Worker:
                 passage, world_size=self.environment.world_size, open_store=self._open_store,
                 quantum=lambda: float(page.get("quantum_s")), swap=make_swap(self.table),
                 swap_bytes=lambda: int(page.get("swap_bytes")),
+                on_swapped=lambda nbytes: page.set("swapped_bytes", nbytes),
             )  # fmt: skip
         if self._turns:
             self._turns.save_point(step, self._recent[-1][0] if self._recent else 0.0)
 
     def _open_store(self) -> dist.Store:
-        """A client of the present generation's store."""
+        """The present generation's store, as time slices see it."""
         host, port = self._store_at
-        return dist.TCPStore(host, port, is_master=False, wait_for_workers=False)
+        return dist.PrefixStore(self._turns_prefix, dist.TCPStore(host, port, is_master=False, wait_for_workers=False))
+
+    def _void_turns(self) -> None:
+        self._turns_are_void = True
+        if self._turns:
+            self._turns.void()
+
+    def _begin_turns(self, attempt: Attempt, step: int) -> None:
+        """After a switch at `step`, whichever generation goes on. Every rank of it comes here, so all use the same keys."""
+        self._turns_prefix = f"turns/{attempt.terms.generation}/{step}"
+        self._turns_are_void = False
+        if self._turns:
+            self._turns.begin(self._open_store)
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         guard, leader = self._guard, self._leader  # an `abandon` may take them away meanwhile
@@ -412,6 +436,8 @@ class Worker:
         guard = self._guard
         with attempt.busy:  # an `abandon` may come meanwhile
             report = attempt.begin(step, groups, capture)
+            if report.outcome is not Outcome.ABORTED:
+                self._void_turns()
             trains_on = report.outcome is None and attempt.role is Role.STAYING and guard is not None and guard.can_save
             if report.outcome is None and not trains_on:
                 attempt.finish(groups, report)
@@ -431,6 +457,8 @@ class Worker:
         needed any more does not return."""
         generation = attempt.terms.generation
         if report.outcome is Outcome.ABORTED:  # the attempt stays: a later step may be proposed
+            if self._turns_are_void:
+                self._begin_turns(attempt, step)
             self.channel.tell(type="rolled_back", generation=generation, step=step, reason=report.reason)
             return
         if report.outcome is Outcome.TROUBLE:  # and no guard that could save it
@@ -447,6 +475,7 @@ class Worker:
                 self.channel.tell(type="retired", generation=generation)
                 _leave()
         self._drop_guard()
+        self._begin_turns(attempt, step)
         self.channel.tell(type="rolled_back", generation=generation, step=step, reason=report.reason)
         self._close_later(attempt)
 
@@ -485,8 +514,7 @@ class Worker:
         if attempt.role is Role.ARRIVING:
             _leave()
         self.generation, self._store_at = self._left_generation, self._store_before
-        if self._turns:
-            self._turns.begin(self._open_store)
+        self._begin_turns(attempt, step)
         self.page.set("generation", self.generation)
         self.channel.change_hello(generation=self.generation)
         self.channel.tell(type="rolled_back", generation=attempt.terms.generation, step=step, reason=reason)
@@ -517,6 +545,8 @@ class Worker:
         self._step_word[0] = step
         self.is_twin = False
         self.channel.change_hello(role="rank")
+        if self.environment.rank == 0 and self.passage:
+            self._open_link()
         self._is_muted = report.is_muted
         if not self._is_muted:
             _speak(self.environment.log)
@@ -531,8 +561,7 @@ class Worker:
         generation = attempt.terms.generation
         self._store_before, self._store_at = self._store_at, attempt.terms.store
         self._left_generation, self.generation = self.generation, generation
-        if self._turns:
-            self._turns.begin(self._open_store)
+        self._begin_turns(attempt, step)
         self.page.set("generation", generation)
         self.channel.change_hello(generation=generation)
         self.channel.tell(

@@ -1,0 +1,107 @@
+"""The gate of the link: jobs whose network is scarcer than their devices send one after the other instead of all at once.
+
+Two collectives that share a link both end late; one after the other, the first ends in half of the time and its job computes
+while the second is sent. Only rank 0 of a gang passes this gate: where it has not begun, nobody's collective goes on, so one
+seat holds back the whole gang, and two gangs cannot each hold a part of what the other needs.
+
+Collectives that have to wait are launched by a thread of ours, in the order in which they were given; the script, and
+computing, go on. The gate is advice: whoever has waited for PATIENCE_S launches without it. Knows nothing of devices.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from restow.gate import FREE, Gate
+
+PATIENCE_S = 10.0  # for a gang that hangs while it has the link
+
+
+class Link:
+    """Rank 0's way to the link. `launch` is called on one thread at a time."""
+
+    def __init__(self, gate: Gate):
+        self.gate = gate
+        self._lock = threading.Lock()
+        self._unfinished = 0  # given to us and not done
+        self._waiting: queue.SimpleQueue[tuple[Callable[[], dist.Work], LateWork]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def launch(self, start: Callable[[], dist.Work], at_once: bool = False) -> dist.Work:
+        """Start a collective when the link is ours: now while its gate is free, or with `at_once`, if nothing that was given
+        before still waits."""
+        with self._lock:
+            if (at_once or self.gate.mode == FREE) and not self._unfinished:
+                return start()
+            self._unfinished += 1
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="restow-link", daemon=True)
+            self._thread.start()
+        late = LateWork()
+        self._waiting.put((start, late))
+        return late
+
+    def _work(self) -> None:
+        while True:
+            start, late = self._waiting.get()
+            self.gate.acquire(PATIENCE_S)
+            try:
+                work = start()
+                work.get_future().add_done_callback(partial(self._done, late))
+            except BaseException as error:  # told to whoever waits for it, as if it had been launched there
+                self._leave()
+                late.fail(error)
+
+    def _done(self, late: LateWork, future: torch.futures.Future[Any]) -> None:
+        self._leave()
+        try:
+            late.succeed(future.value())
+        except BaseException as error:  # what the collective failed with
+            late.fail(error)
+
+    def _leave(self) -> None:
+        """One is done. After the last one the link is the next gang's, before our script hears of it."""
+        with self._lock:
+            self._unfinished -= 1
+            if not self._unfinished:
+                self.gate.release()
+
+    def close(self) -> None:
+        self.gate.leave()
+
+
+class LateWork(dist.Work):
+    """A collective that is launched later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._future: torch.futures.Future[Any] = torch.futures.Future()
+        self._has_failed = False
+
+    def succeed(self, result: Any) -> None:
+        self._future.set_result(result)
+
+    def fail(self, error: BaseException) -> None:
+        self._has_failed = True
+        self._future.set_exception(error)
+
+    def wait(self, timeout: timedelta | None = None) -> bool:
+        self._future.wait()
+        return True
+
+    def is_completed(self) -> bool:
+        return self._future.done()
+
+    def is_success(self) -> bool:
+        return self._future.done() and not self._has_failed
+
+    def get_future(self) -> torch.futures.Future[Any]:
+        return self._future
