@@ -91,9 +91,7 @@ def start(
         gcs=f"{node.address}:{head_port}" if head_port is not None else gcs,
         cluster_id=cluster_id, pid=session.pid, started=session.started,
     )  # fmt: skip
-    record = home.nodes / f"{node.name}.json"
-    record.touch(mode=0o600)
-    record.write_text(json.dumps(asdict(ray_node)))  # now, so that `down` finds it even if we are killed
+    _record(home, ray_node)  # now, so that `down` finds it even if we are killed
     try:
         _await_started(process, log, say)
     except BaseException:  # Ctrl-C too: nothing may stay behind
@@ -101,6 +99,14 @@ def start(
         process.wait()
         raise
     return ray_node
+
+
+def _record(home: config.Home, ray_node: RayNode) -> None:
+    """Whole or not at all, for whoever reads at this moment and for who reads after we were killed."""
+    new = home.nodes / f"{ray_node.name}.json.new"
+    new.touch(mode=0o600)
+    new.write_text(json.dumps(asdict(ray_node)))
+    new.replace(home.nodes / f"{ray_node.name}.json")
 
 
 def stop(home: config.Home, ray_node: RayNode) -> list[int]:
