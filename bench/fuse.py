@@ -1,6 +1,7 @@
-"""What it brings to train N small models as one (restow.sweep) against the same N one after another, on one core.
+"""What it brings to train N small models as one (restow.sweep) against the same N one after another, on one device.
 
     python bench/fuse.py --json fuse.json
+    python bench/fuse.py --json fuse-gpu.json --device cuda
 
 For each model and N, windows of both alternate; each pair of windows gives one ratio (above 1: the sweep is faster). A
 separate run is plain torch: a model, torch.optim.AdamW, zero_grad, backward, step; each trains its whole window before the
@@ -77,6 +78,11 @@ def loss_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(model(inputs), targets)
 
 
+def on(device: str, case: str) -> tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor, ...]], int]:
+    make, batch_of, size = CASES[case]
+    return lambda: make().to(device), lambda batch: tuple(part.to(device) for part in batch_of(batch)), size
+
+
 class Separate:
     """N runs, one after another."""
 
@@ -87,7 +93,7 @@ class Separate:
             model = make()
             self.runs.append((model, torch.optim.AdamW(model.parameters(), lr=settings["lr"], **how)))
 
-    def train(self, batches: list[tuple[Tensor, Tensor]]) -> None:
+    def train(self, batches: list[tuple[Tensor, ...]]) -> None:
         for model, optimizer in self.runs:
             for inputs, targets in batches:
                 loss = loss_of(model, inputs, targets)
@@ -100,14 +106,14 @@ class Fused:
     def __init__(self, make: Callable[[], nn.Module], members: list[dict[str, Any]], **how: Any):
         self.sweep = Sweep(make, members, optimizer="adamw", **how)
 
-    def train(self, batches: list[tuple[Tensor, Tensor]]) -> None:
+    def train(self, batches: list[tuple[Tensor, ...]]) -> None:
         for inputs, targets in batches:
             self.sweep.step(loss_of, inputs, targets)
 
 
 def compared(case: str, count: int, options: argparse.Namespace) -> dict[str, Any]:
     """Alternating windows of all four; ratios are to the separate runs of the same round."""
-    make, batch_of, size = CASES[case]
+    make, batch_of, size = on(options.device, case)
     members = [{"lr": 1e-4 * 1.05**number, "seed": number} for number in range(count)]
     rivals = {
         "separate": Separate(make, members),
@@ -122,6 +128,8 @@ def compared(case: str, count: int, options: argparse.Namespace) -> dict[str, An
         for name in list(rivals) if window % 2 else list(rivals)[::-1]:
             begin_s = time.perf_counter()
             rivals[name].train(batches)
+            if options.device == "cuda":
+                torch.cuda.synchronize()
             if window:
                 times_s[name].append((time.perf_counter() - begin_s) / len(batches) / count)
     ratios = {name: [a / b for a, b in zip(times_s["separate"], taken, strict=True)] for name, taken in times_s.items()}
@@ -133,9 +141,9 @@ def compared(case: str, count: int, options: argparse.Namespace) -> dict[str, An
     }  # fmt: skip
 
 
-def differences(case: str, steps: int, count: int = 8) -> dict[str, Any]:
+def differences(case: str, device: str, steps: int, count: int = 8) -> dict[str, Any]:
     """Largest |difference| to the separate runs over all parameters and buffers after `steps` steps, and bit-equal members."""
-    make, batch_of, size = CASES[case]
+    make, batch_of, size = on(device, case)
     members = [{"lr": 1e-3 * 1.5**number, "seed": number} for number in range(count)]
     torch.manual_seed(0)
     batches = [batch_of(size) for _ in range(steps)]
@@ -146,8 +154,10 @@ def differences(case: str, steps: int, count: int = 8) -> dict[str, Any]:
         fused.train(batches)
         states = [(model.state_dict(), fused.sweep.checkpoint(number)["model"]) for number, (model, _) in enumerate(alone.runs)]
         found[name] = {
-            "largest_difference": max(float((a[key].double() - b[key].double()).abs().max()) for a, b in states for key in a),
-            "equal_members": sum(all(torch.equal(a[key], b[key]) for key in a) for a, b in states),
+            "largest_difference": max(
+                float((a[key].double().cpu() - b[key].double().cpu()).abs().max()) for a, b in states for key in a
+            ),
+            "equal_members": sum(all(torch.equal(a[key].cpu(), b[key].cpu()) for key in a) for a, b in states),
         }
     return {"case": case, "members": count, "steps": steps, **found}
 
@@ -158,9 +168,10 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     chosen = [case for case in CASES if any(word in case for word in options.case)] if options.case else list(CASES)
-    numbers: dict[str, Any] = {"torch": torch.__version__, "speed": [], "equality": []}
+    name = torch.cuda.get_device_name() if options.device == "cuda" else "one core"
+    numbers: dict[str, Any] = {"torch": torch.__version__, "device": name, "speed": [], "equality": []}
     for case in chosen:
-        numbers["equality"] += [differences(case, steps) for steps in (5, 50)]
+        numbers["equality"] += [differences(case, options.device, steps) for steps in (5, 50)]
         for row in numbers["equality"][-2:]:
             print(f"{case}: after {row['steps']} steps " + ", ".join(
                 f"{name} {row[name]['largest_difference']:.1e} ({row[name]['equal_members']} of {row['members']} bit-equal)"
@@ -179,6 +190,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="write the numbers here")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--members", type=int, nargs="+", default=[1, 4, 16, 64], metavar="N")
     parser.add_argument("--case", nargs="+", metavar="WORD", help="only cases with one of these words")
     parser.add_argument("--windows", type=int, default=11, help="windows of each")

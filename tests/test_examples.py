@@ -92,6 +92,7 @@ def test_wrong_sizes_are_refused_in_one_line(tmp_path, examples):
     assert child.returncode == 2
 
 
+@pytest.mark.slow
 def test_the_plain_script_saves_on_sigterm_and_goes_on_bit_for_bit(tmp_path, examples):
     script, steps = examples / "plain_ddp.py", "--steps 400 --log-every 1 --checkpoint plain.pt --digest d.json".split()
     child = start(tmp_path, script, *steps, ranks=2)

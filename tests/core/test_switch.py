@@ -312,6 +312,15 @@ def test_a_leaver_that_dies_before_the_store_was_opened_ends_the_job():
     assert (cluster.job("a").state, cluster.job("a").reason) == (JobState.STOPPING, "rank 2 on m2 was ended by signal 9")
 
 
+def test_when_nobody_of_the_old_gang_is_left_nobody_waits_for_a_twin_to_take_over():
+    cluster = gang_of_three()
+    cluster.agents.deaf = {Prepare}
+    cluster.run(until=lambda: cluster.commands_of(Prepare))
+    for rank, node in ((2, "m2"), (0, "m1"), (1, "m1")):
+        cluster.observe(exited(rank, node, 1, "rank", -9))
+    assert (cluster.job("a").state, cluster.job("a").reason) == (JobState.STOPPING, "rank 2 on m2 was ended by signal 9")
+
+
 @pytest.mark.parametrize("what", ["its twin dies, too", "a survivor gives up", "nobody says anything", "the verdict"])
 def test_a_lost_leaver_that_nobody_replaces_ends_the_job_with_its_reason(what):
     cluster = stopped_in(Phase.PROPOSE)

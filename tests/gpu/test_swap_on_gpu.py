@@ -1,4 +1,4 @@
-"""Swapping on a GPU: the bytes really leave it, come back the same, and what cannot work is refused. Never run by us so far."""
+"""Swapping on a GPU: the bytes really leave it, come back the same, and what cannot work is refused."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def test_one_gang_is_killed_and_the_other_goes_on(folder):
         assert_as_alone(one, steps=400)
 
 
-@pytest.mark.parametrize("mode", [INTERLEAVE, TIME_SLICE])
+@pytest.mark.parametrize("mode", [pytest.param(INTERLEAVE, marks=pytest.mark.slow), TIME_SLICE])
 def test_a_gang_that_shares_moves_away_while_both_train(folder, mode):
     gates = Gates(folder, "a:0 a:1 b:0 a:2", mode)
     with gang(folder, "one", steps=400) as one, gang(folder, "two", steps=400) as two:

@@ -10,7 +10,7 @@ from restow.cli import show as out
 from restow.cli.options import json_option
 from restow.client import Client
 from restow.errors import SpecError
-from restow.job import SHARE_MODES, ShareSpec
+from restow.job import LINK_CHOICES, SHARE_MODES, ShareSpec
 from restow.spec import parse_bytes
 
 
@@ -20,11 +20,13 @@ from restow.spec import parse_bytes
 @click.option("--allow/--no-allow", default=None, help="May others use its devices too?")
 @click.option("--protect/--no-protect", default=None, help="It goes first; others run in its idle time only.")
 @click.option("--max-slowdown", type=float, metavar="PART", help="Longer steps than this part are too much (0.03: 3 %).")
+@click.option("--quantum", type=float, metavar="SECONDS", help="Of a turn in time slices; 0: restow chooses.")
+@click.option("--link", metavar="WHEN", help=f"Are collectives sent in turns, too? One of {', '.join(LINK_CHOICES)}.")
 @click.option("--memory", metavar="SIZE", help="The most that a worker may take of its device; counts from its next start.")
 @json_option
 def share(
-    job: str, mode: str | None, allow: bool | None, protect: bool | None, max_slowdown: float | None, memory: str | None,
-    json_: bool,
+    job: str, mode: str | None, allow: bool | None, protect: bool | None, max_slowdown: float | None, quantum: float | None,
+    link: str | None, memory: str | None, json_: bool,
 ) -> None:  # fmt: skip
     """Say how a running job shares its devices from now on, instead of what its spec says.
 
@@ -35,13 +37,13 @@ def share(
     """
     wanted: dict[str, Any] = {
         "mode": mode, "allow": allow, "protect": protect, "max_slowdown": max_slowdown,
+        "quantum_s": quantum, "link": link,
         "memory_bytes": parse_bytes("memory", memory) if memory else None,
     }  # fmt: skip
     wanted = {name: value for name, value in wanted.items() if value is not None}
     if not wanted:
-        raise SpecError("nothing to change; give --mode, --allow, --protect, --max-slowdown or --memory")
-    if "mode" in wanted:
-        ShareSpec(mode=wanted["mode"])  # a wrong one is one line from here
+        raise SpecError("nothing to change; give --mode, --allow, --protect, --max-slowdown, --quantum, --link or --memory")
+    ShareSpec(**{**wanted, "protect": False})  # a wrong value is one line from here; what it may not go with, the controller knows
     view = Client().share(job, **wanted)
     if json_:
         out.as_json(view)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,9 @@ class Arena:
     def __init__(self, pinned: bool = False):
         self._pinned = pinned
         self._segments: list[torch.Tensor] = []
+        # memory that is unmapped while it is pinned makes a later allocation at its address fail, far from here
+        finalizer = weakref.finalize(self, _release, self._segments, pinned)
+        finalizer.atexit = False
 
     @property
     def capacity_bytes(self) -> int:
@@ -70,10 +74,14 @@ class Arena:
 
     def close(self) -> None:
         """Give the memory back (with the last view of it)."""
-        while self._segments:
-            segment = self._segments.pop()
-            if self._pinned:
-                _check_cuda(torch.cuda.cudart().cudaHostUnregister(segment.data_ptr()), "unpinning", segment.numel())
+        _release(self._segments, self._pinned)
+
+
+def _release(segments: list[torch.Tensor], pinned: bool) -> None:
+    while segments:
+        segment = segments.pop()
+        if pinned:
+            _check_cuda(torch.cuda.cudart().cudaHostUnregister(segment.data_ptr()), "unpinning", segment.numel())
 
 
 def _segment(nbytes: int, pinned: bool) -> torch.Tensor:

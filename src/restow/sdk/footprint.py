@@ -85,7 +85,8 @@ def limit_memory(nbytes: int, device: torch.device | str = "cpu") -> None:
     device = torch.device(device)
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, nbytes / total), device)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.set_per_process_memory_fraction(min(1.0, nbytes / total), index)
     else:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         soft = _status()["VmData"] + nbytes

@@ -12,10 +12,11 @@
 
 What a member is: after `torch.manual_seed(seed)` its model is made, and nobody else draws from its generator (its dropout
 does); its optimizer is torch's own with its settings; its learning rate is `lr * schedule(steps made, settings)`. So its
-checkpoint is that of a separate run that sees the same batches. Bit for bit: always with `exact=True`; without it on a CPU
+checkpoint is that of a separate run that sees the same batches. Bit for bit on a CPU: always with `exact=True`; without it
 with one thread (MKL, AVX2) for models of the layers in fused_layers.py; else up to the rounding of sums that batched
 kernels add up in another order, which Adam can magnify where a gradient is zero but for rounding (the bias of a convolution
-before BatchNorm, of attention's keys). Does not know where data comes from; a sweep is one process.
+before BatchNorm, of attention's keys). On a GPU two separate runs of a convolution differ from each other already, and `exact`
+comes as near as that. Does not know where data comes from; a sweep is one process.
 """
 
 from __future__ import annotations
@@ -297,7 +298,7 @@ def sweep(
     "weight_decay", "nesterov"), "seed", and keys of your own for `schedule`. `optimizer`: "adamw", "adam" or "sgd".
     `schedule(step, settings)` gives a factor of the learning rate; step counts the member's own updates, as in LambdaLR.
     `device`: where models are moved after they were made. `fused`: the optimizer's arithmetic is that of torch's `fused=True`,
-    three times faster on a CPU. `exact`: members one after the other, bit-equal to separate runs, any model, little faster
+    three times faster on a CPU. `exact`: members one after the other, bit-equal to separate runs on a CPU, any model, little faster
     than they are. `together`: members per pass; by default as many as a CPU's memory is fast for, on a GPU all.
     """
     return Sweep(

@@ -1,6 +1,6 @@
 """CUDA graphs, which hold addresses, and a swap that keeps addresses, where torch_memory_saver is installed.
 
-Untested by us: we have no GPU to try it.
+That package has not been tried by us (docs/gpu.md); knowing of graphs has.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from restow.sdk.residents import Source, device_of, find
 class VmmSwap:
     """Constant addresses on CUDA, by torch_memory_saver (cuMemMap). What is made inside `region()` can leave, all at once.
 
-    UNTESTED on a GPU by us. Others measured 2.4 GiB/s out and 5.3 back, where a plain copy does 24 (its issue 111), so it is
-    for jobs with CUDA graphs, which StorageSwap refuses. Graphs must be captured by `torch_memory_saver.cuda_graph`, and NCCL
-    must not register buffers with them (NCCL_GRAPH_REGISTER=0), or a replay hangs.
+    Not tried by us: the package was not there when we had a GPU. Others measured 2.4 GiB/s out and 5.3 back, where a plain
+    copy does 24 (its issue 111), so it is for jobs with CUDA graphs, which StorageSwap refuses. Graphs must be captured by
+    `torch_memory_saver.cuda_graph`, and NCCL must not register buffers with them (NCCL_GRAPH_REGISTER=0), or a replay hangs.
     """
 
     TAG = "restow"
@@ -103,7 +103,9 @@ def watch_captures() -> None:
     global _capture_begin
     if _capture_begin is not None or not torch.cuda.is_available():
         return
-    graphs.update(thing for thing in gc.get_objects() if isinstance(thing, torch.cuda.CUDAGraph))
+    # by type: isinstance asks each stranger for its class, and some warn
+    living = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.cuda.CUDAGraph)]
+    graphs.update(living)
     original = _capture_begin = torch.cuda.CUDAGraph.capture_begin
 
     def capture_begin(graph: Any, *args: Any, **kwargs: Any) -> None:
