@@ -106,6 +106,13 @@ def test_what_was_asked_for_by_name_needs_no_promise():
     assert pairing
 
 
+def test_a_protected_job_joins_one_that_only_wants_idle_time_without_a_promise():
+    host = job("a", COMPUTES, mode="best-effort")
+    pairing, _ = sharing.pairing_for(pending("b", Profile(), protect=True), cluster(host, pending("b")), CONFIG)
+    assert pairing
+    assert why_not(pending("b", Profile(), protect=True), job("a", COMPUTES)).startswith("with a it would bring 1.00 ")
+
+
 @pytest.mark.parametrize(
     ("newcomer", "host", "reason"),
     [

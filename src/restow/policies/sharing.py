@@ -107,7 +107,8 @@ def pairing_for(job: Job, snapshot: Snapshot, config: SharingConfig) -> tuple[Pa
             reasons.append(why_not)
             continue
         total = promise([*hosts, job], snapshot)
-        if total < config.total_min and job.share.mode == "auto":
+        goes_first = job.share.protect and all(host.share.mode == "best-effort" for host in hosts)  # they only have what it leaves
+        if total < config.total_min and job.share.mode == "auto" and not goes_first:
             names = " and ".join(host.id for host in hosts)
             reasons.append(f"with {names} it would bring {total:.2f} of one job alone, worth it from {config.total_min:g} on")
             continue
