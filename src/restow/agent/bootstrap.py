@@ -78,7 +78,7 @@ def end_with_threads(code: int) -> NoReturn:
     threading._shutdown()  # type: ignore[attr-defined]  # waits for the script's own threads
     atexit._run_exitfuncs()
     for thing in gc.get_objects():
-        if isinstance(thing, io.IOBase) and not thing.closed:
+        if issubclass(type(thing), io.IOBase) and not thing.closed:  # isinstance would ask strangers, and some warn
             with contextlib.suppress(OSError, ValueError):  # a closed pipe, a file that is only read
                 thing.flush()
     os._exit(code)
