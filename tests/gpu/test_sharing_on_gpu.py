@@ -25,14 +25,9 @@ from tests.sdk.test_sharing import (  # noqa: F401
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.live,
+    pytest.mark.usefixtures("shared_gpu"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def shared_gpu(monkeypatch):
-    monkeypatch.setenv("RESTOW_CUDA_COLLECTIVES", "gloo")
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def test_it_is_found():

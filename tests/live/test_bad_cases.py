@@ -222,7 +222,7 @@ def test_moves_that_cannot_be_are_refused_in_one_line(cluster):
     _, out, _ = submit(cluster, "--name", "over", "-w", "--json", script="pass", where="a:2")
     over = json.loads(out)["id"]
     for words, code, line in [
-        ((one, "--to", "a:1"), 4, f"device a:1 is held by {two}, and job {one} cannot join: {two} has not made 20 steps yet"),
+        ((one, "--to", "a:1"), 4, f"no room at a:1, held by {two}: job {one} cannot join, {two} has not made 20 steps yet"),
         ((one, "--to", "b:0"), 3, "device b:0 does not exist or its node is lost; see restow nodes"),
         ((one, "--to", "a:9"), 3, "device a:9 does not exist or its node is lost; see restow nodes"),
         ((one, "--to", "a:0"), 4, f"job {one} is at a:0 already"),

@@ -254,10 +254,8 @@ class Requests:
             why_not = sharing.hindrance(job, hosts, snapshot, SharingConfig()) if job.share.allow else "it does not share devices"
             if why_not:
                 names = " and ".join(host.id for host in hosts)
-                held = "device" if len(places) == 1 else "devices"
-                held += f" {' '.join(f'{node}:{device}' for node, device in places)} {'is' if len(places) == 1 else 'are'}"
                 raise Refused(
-                    f"{held} held by {names}, and job {job.id} cannot join: {why_not}; choose another or move that job first"
+                    f"no room at {_text(placement)}, held by {names}: job {job.id} cannot join, {why_not}; choose another place"
                 )
             return
         existing = {(slot.node, slot.device) for slot in snapshot.slots}
