@@ -27,6 +27,8 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
+from bench.options import new_file  # noqa: E402
+
 from restow.sdk.fuse import Sweep  # noqa: E402
 
 
@@ -189,7 +191,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="write the numbers here")
+    parser.add_argument("--json", type=new_file, required=True, help="write the numbers here")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--members", type=int, nargs="+", default=[1, 4, 16, 64], metavar="N")
     parser.add_argument("--case", nargs="+", metavar="WORD", help="only cases with one of these words")

@@ -33,6 +33,8 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "src")]
 
+from bench.options import new_file  # noqa: E402
+
 from restow.gate import Gate, Keeper  # noqa: E402
 
 PATIENCE_S = 5.0  # nobody let in for so long: wedged
@@ -320,7 +322,7 @@ def _until(condition: Callable[[], bool]) -> bool:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="write the numbers here")
+    parser.add_argument("--json", type=new_file, required=True, help="write the numbers here")
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1, help="of the moments and the victims")
     parser.add_argument("--pairs", type=int, default=50_000)

@@ -27,6 +27,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "src")]
 
+from bench.options import new_file  # noqa: E402
 from bench.place import ROOT  # noqa: E402
 from bench.run import RunFailed  # noqa: E402
 from bench.systems.restow import Cluster, Watched  # noqa: E402
@@ -300,7 +301,7 @@ def line(row: dict[str, Any]) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="write the rows here")
+    parser.add_argument("--json", type=new_file, required=True, help="write the rows here")
     parser.add_argument("--cases", default=",".join(CASES), help="default: all")
     parser.add_argument("--modes", default="turns,free,gate", help=f"of {', '.join(MODES)}; needs these three")
     parser.add_argument("--cycles", type=int, default=3, help="rounds of windows")

@@ -22,6 +22,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "src")]
 
+from bench.options import new_file  # noqa: E402
 from bench.place import ROOT, Here, environment, free_port, python  # noqa: E402
 from bench.run import Run, RunFailed  # noqa: E402
 from bench.systems.restow import Cluster, Watched  # noqa: E402
@@ -177,7 +178,7 @@ def torchrun(run: Run, place: Here, ranks: int, script_options: list[str], env: 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="write the numbers here")
+    parser.add_argument("--json", type=new_file, required=True, help="write the numbers here")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--windows", type=int, default=20, help="pairs of windows")
     parser.add_argument("--steps", type=int, default=40, help="steps per window")

@@ -24,6 +24,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "src")]
 
 from bench.multiplex import RATE_BITS_PER_S, Control  # noqa: E402
+from bench.options import new_file  # noqa: E402
 from bench.place import ROOT  # noqa: E402
 from bench.systems.restow import Cluster, Watched  # noqa: E402
 from bench.timeline import said  # noqa: E402
@@ -164,7 +165,7 @@ def _p(values: list[float], percent: int) -> float:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="write the numbers here")
+    parser.add_argument("--json", type=new_file, required=True, help="write the numbers here")
     parser.add_argument("--device", choices=("core", "virtual"), default="core")
     parser.add_argument("--payload-mb", type=float, default=3.1, help="of the protected job: idle half of its time")
     parser.add_argument("--cycles", type=int, default=4)

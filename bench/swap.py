@@ -29,6 +29,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 import torch  # noqa: E402
 
 from bench import workload  # noqa: E402
+from bench.options import new_file  # noqa: E402
 from restow.sdk import arena  # noqa: E402
 from restow.sdk.boxes import StateTable  # noqa: E402
 from restow.sdk.footprint import MemoryWatch  # noqa: E402
@@ -293,7 +294,7 @@ def said(numbers: Sequence[float]) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, default=Path(os.devnull), help="write the numbers here")
+    parser.add_argument("--json", type=new_file, default=Path(os.devnull), help="write the numbers here")
     parser.add_argument("--sizes", type=float, nargs="*", default=[100.0, 500.0, 1000.0], help="states, in 10^6 bytes")
     parser.add_argument("--rounds", type=int, default=15, help="of each size and back end")
     parser.add_argument("--pairs", nargs="*", choices=[*BACK_ENDS], default=["storage", "mapped"], help="back ends of the pair")

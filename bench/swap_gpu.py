@@ -19,6 +19,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 
 import torch  # noqa: E402
 
+from bench.options import new_file  # noqa: E402
 from bench.swap import said, spread  # noqa: E402
 from restow.sdk.boxes import StateTable  # noqa: E402
 from restow.sdk.swap import StorageSwap  # noqa: E402
@@ -63,7 +64,7 @@ def rates(state_mb: float, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="write the numbers here")
+    parser.add_argument("--json", type=new_file, required=True, help="write the numbers here")
     parser.add_argument("--sizes", type=float, nargs="*", default=[100.0, 1000.0], help="states, in 10^6 bytes")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()

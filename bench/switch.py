@@ -27,6 +27,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 from bench import report, script_diff, timeline  # noqa: E402
 from bench.cases import CASES, RATE_BITS_PER_S, WORLD_SIZE, Case  # noqa: E402
 from bench.floor import floor_s  # noqa: E402
+from bench.options import new_file  # noqa: E402
 from bench.place import Here  # noqa: E402
 from bench.run import RunFailed  # noqa: E402
 from bench.systems.base import System, Trial  # noqa: E402
@@ -140,7 +141,7 @@ def place(lab: bool) -> Any:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="write the rows here")
+    parser.add_argument("--json", type=new_file, required=True, help="write the rows here")
     parser.add_argument("--plot", type=Path, help="draw them here (PNG or SVG)")
     parser.add_argument("--cases", default=",".join(CASES), help="default: all")
     parser.add_argument("--systems", default="restow", help="default: restow; its rivals are added by --rivals")
