@@ -28,7 +28,6 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from bench.options import new_file  # noqa: E402
-
 from restow.sdk.fuse import Sweep  # noqa: E402
 
 

@@ -34,7 +34,6 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "src")]
 
 from bench.options import new_file  # noqa: E402
-
 from restow.gate import Gate, Keeper  # noqa: E402
 
 PATIENCE_S = 5.0  # nobody let in for so long: wedged
