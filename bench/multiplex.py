@@ -103,7 +103,9 @@ class Window:
     def period_s(self) -> float:
         """Seconds per step: the whole stretch, since steps come in bursts where jobs take turns."""
         ends = self.ends_s[SETTLE_STEPS:]
-        return (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 2 else float("inf")
+        if len(ends) < 3:
+            raise RunFailed(f"a window has only {len(self.ends_s)} steps of a job; make --window-s longer")
+        return (ends[-1] - ends[0]) / (len(ends) - 1)
 
 
 def main() -> None:
