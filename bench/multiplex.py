@@ -37,7 +37,8 @@ from restow.lab import Lab  # noqa: E402
 
 RATE_BITS_PER_S = 200e6
 SCRIPT = ROOT / "bench" / "multiplex_job.py"
-SETTLE_STEPS = 2  # after a change, not looked at
+SETTLE_S = 2.0  # after a change, not looked at: who waits for whom is to be the same in each step again ...
+SETTLE_STEPS = 2  # ... nor so many steps of each window
 MODES = {  # what each window's jobs are told; `gate` is restow's own way: the link's gate where it chooses to
     "turns": {"mode": "time-slice"},
     "free": {"mode": "free"},
@@ -173,6 +174,7 @@ def measured(case: Case, options: argparse.Namespace, folder: Path) -> dict[str,
             cluster.client.cancel(job.job)
         for job in jobs:
             cluster.client.wait(job.job, limit_s=60)
+        place.set_link("m2", None, rate_bits_per_s=None)  # the numbers do not depend on how fast they travel
         same = [
             losses(lines[number], made[number]) == reference(cluster, case, number, made[number], folder)
             for number in numbers
@@ -201,7 +203,7 @@ def _submit(
 
 def window(name: str, numbers: tuple[int, ...], control: Control, length_s: float) -> tuple[str, tuple[int, ...], float, float]:
     control.let_run(numbers)
-    time.sleep(0.5)
+    time.sleep(SETTLE_S)
     begin_s = time.monotonic()
     time.sleep(length_s)
     return name, numbers, begin_s, time.monotonic()

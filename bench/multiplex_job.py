@@ -14,6 +14,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +43,32 @@ class Work(torch.autograd.Function):
         return gradient, None, None
 
 
-class Stack(nn.Module):
-    """`layers` layers, each with its part of the payload and of the device time."""
+class Layer(nn.Module):
+    """One layer, with its part of the payload and of the device time."""
 
-    def __init__(self, payload_bytes: int, layers: int, compute: Compute, device_s: Callable[[], float]):
+    def __init__(self, payload_bytes: int, compute: Compute, device_s: Callable[[], float]):
         super().__init__()
-        self.weights = nn.ParameterList(
-            nn.Parameter(torch.randn(payload_bytes // 4 // layers) * 0.01) for _ in range(layers)
-        )
+        self.weight = nn.Parameter(torch.randn(payload_bytes // 4) * 0.01)
         self._compute, self._device_s = compute, device_s
-        self._probe = torch.rand(payload_bytes // 4 // layers) - 0.5  # no buffer: DDP would send it
+        self._probe = torch.rand(payload_bytes // 4) - 0.5  # no buffer: DDP would send it
 
     def forward(self, x: Tensor) -> Tensor:
         """Cheap for the host, which a GPU would leave free; gradients differ from element to element all the same."""
-        device_s = self._device_s() / len(self.weights)
-        for weight in self.weights:
-            x = Work.apply(x + torch.tanh(torch.dot(weight, self._probe) * 0.01 + x), self._compute, device_s)
-        return x
+        return Work.apply(x + torch.tanh(torch.dot(self.weight, self._probe) * 0.01 + x), self._compute, self._device_s())
+
+
+def stack(payload_bytes: int, layers: int, compute: Compute, device_s: Callable[[], float]) -> nn.Module:
+    """`layers` equal layers; `device_s()` is asked once per step, by the first of them."""
+    of_step = 0.0
+
+    def part_s(is_first: bool) -> float:
+        nonlocal of_step
+        of_step = device_s() if is_first else of_step
+        return of_step / layers
+
+    return nn.Sequential(
+        *(Layer(payload_bytes // layers, compute, partial(part_s, number == 0)) for number in range(layers))
+    )
 
 
 def real_compute() -> Compute:
@@ -138,7 +148,7 @@ def main() -> None:
         return options.device_ms / 1e3 * (1 + options.jitter * chance.uniform(-1, 1))
 
     payload = int(options.payload_mb * 1e6)
-    model = Stack(payload, options.layers, compute, device_s)
+    model = stack(payload, options.layers, compute, device_s)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     if job.world_size > 1:
         cap_mb = options.payload_mb * 1e6 / options.layers / 2**20 * 0.75  # one bucket for each layer

@@ -67,8 +67,10 @@ class Sharing:
     part: float = 1.0  # of the time that it asks for, best effort only; the guard of the protected job cuts it
     quantum_s: float = 0.0  # of a turn, time slices only
     swap_bytes: int = 0  # of one worker, moved out of the device between its turns: what does not fit beside the others
+    is_tight: bool = False  # only at save points do all fit the devices: whoever computes, updates too, holds the gate
     link_node: str = ""  # where the gate of the link is that the rank 0 of each of these jobs passes; empty: none does
-    since_s: float = 0.0  # when this began, or was last changed
+    since_s: float = 0.0  # when this began, or was last changed ...
+    since_steps: tuple[int, int] = (0, 0)  # ... and what this job and the one that goes first had made by then
     total_predicted: float = 0.0  # sum of relative speeds that was expected
     alone_step_s: float = 0.0  # of a protected job that is not what it was: its step with nobody in its way; 0: as its profile says
 

@@ -38,6 +38,7 @@ _WORDS: dict[str, tuple[int, Any]] = {
     "valley_bytes": (136, "q"),  # memory in use at save points
     "swap_bytes": (144, "q"),  # to be moved out of the device between two time slices; the agent's word
     "quantum_s": (152, "d"),  # of a time slice; the agent's word
+    "is_tight": (168, "q"),  # 1: who computes must hold the gate, since memory is short; the agent's word
     "swapped_bytes": (160, "q"),  # moved out at the end of the last time slice
     "wire_bytes": (72, "q"),  # payload given to collectives in the last step
     "memory_bytes": (80, "q"),

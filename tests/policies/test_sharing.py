@@ -244,9 +244,14 @@ def test_the_guard_cuts_the_part_of_the_other_when_the_protected_job_is_hurt_and
 
 def test_the_guard_waits_until_what_is_measured_tells_of_the_present_part():
     assert guarded(step_s=0.6, now_s=3.9)["b"].part == 1.0  # 4 s at least
-    assert guarded(step_s=0.6, now_s=8.9)["b"].part == 1.0  # 15 steps at least
-    assert guarded(step_s=0.6, now_s=9.0)["b"].part == 0.7
+    assert guarded(step_s=0.6, since_steps=(0, 86))["b"].part == 1.0  # 15 steps at least
+    assert guarded(step_s=0.6, since_steps=(0, 85))["b"].part == 0.7
     assert guarded(step_s=0.0)["b"].part == 1.0  # it has just moved: nothing is measured
+
+
+def test_a_background_job_that_stands_still_proves_nothing():
+    assert guarded(step_s=0.30, part=0.7, since_steps=(100, 0))["b"].part == 0.7
+    assert guarded(step_s=0.32, part=1.0, since_steps=(100, 0))["b"].part == 0.7  # it may be inside a long step
 
 
 def test_a_protected_job_that_became_slower_by_itself_is_known_by_that_once_the_other_stands_still():

@@ -74,7 +74,7 @@ class Gates:
         self._sharing[job] = sharing
         for worker in workers:
             if worker.job == job:
-                _write_turns(worker, sharing)
+                _tell(worker, sharing)
         for device, jobs in self._jobs.items():
             if job in jobs:
                 self._set(device)
@@ -89,7 +89,7 @@ class Gates:
             if worker.device in found:
                 found[worker.device].add(worker.job)
             if worker.job in self._sharing:
-                _write_turns(worker, self._sharing[worker.job])
+                _tell(worker, self._sharing[worker.job])
         for device, jobs in found.items():
             if jobs != self._jobs.get(device, frozenset()):
                 self._jobs[device] = frozenset(jobs)
@@ -241,10 +241,11 @@ class Gates:
         return self._lease_s
 
 
-def _write_turns(worker: Worker, sharing: Sharing) -> None:
+def _tell(worker: Worker, sharing: Sharing) -> None:
     if worker.shared:
         worker.shared.set("quantum_s", sharing.quantum_s)
         worker.shared.set("swap_bytes", sharing.swap_bytes)
+        worker.shared.set("is_tight", int(sharing.is_tight))
 
 
 def is_stopped(pid: int) -> bool:

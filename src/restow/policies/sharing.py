@@ -238,17 +238,22 @@ def regulated(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) ->
             part=before.part if before and before.level == levels[job.id] == BEST_EFFORT else 1.0,
             quantum_s=(job.share.quantum_s or config.quantum_s) if mode == "time-slice" else 0.0,
             swap_bytes=overflow_bytes(job, jobs, snapshot) if mode == "time-slice" else 0,
+            is_tight=mode == "interleave" and fits(jobs, snapshot) != "peaks",
             link_node=link_node,
             alone_step_s=before.alone_step_s if before and job is guard else 0.0,
         )
-        if before and replace(wanted, since_s=before.since_s, total_predicted=before.total_predicted) == before:
+        kept = replace(
+            wanted, since_s=before.since_s, since_steps=before.since_steps, total_predicted=before.total_predicted
+        ) if before else None  # fmt: skip
+        if before and kept == before:
             wanted = before
             if job is guard and is_other(job, jobs, snapshot.now_s, config):
                 wanted = replace(before, alone_step_s=job.profile.step_s)
             elif guard and levels[job.id] == BEST_EFFORT and is_settled(job, guard, snapshot.now_s, config):
-                wanted = guarded(before, guard, snapshot.now_s, config)
+                wanted = guarded(job, before, guard, snapshot.now_s, config)
         else:
-            wanted = replace(wanted, since_s=snapshot.now_s, total_predicted=total)
+            steps = (job.steps_done, (guard or job).steps_done)
+            wanted = replace(wanted, since_s=snapshot.now_s, since_steps=steps, total_predicted=total)
         found[job.id] = wanted
     return found
 
@@ -299,7 +304,8 @@ def is_settled(job: Job, guard: Job, now_s: float, config: SharingConfig) -> boo
     """Does what is measured of the protected job tell of this job's present part?"""
     if not job.sharing or guard.profile.step_s <= 0:
         return False
-    return now_s - job.sharing.since_s >= max(config.settle_s, config.settle_steps * guard.profile.step_s)
+    made = guard.steps_done - job.sharing.since_steps[1 if guard is not job else 0]
+    return now_s - job.sharing.since_s >= config.settle_s and made >= config.settle_steps
 
 
 def is_other(guard: Job, jobs: Sequence[Job], now_s: float, config: SharingConfig) -> bool:
@@ -315,14 +321,15 @@ def is_other(guard: Job, jobs: Sequence[Job], now_s: float, config: SharingConfi
     return stand_still and slowdown_of(guard) > guard.share.slowdown_max
 
 
-def guarded(sharing: Sharing, guard: Job, now_s: float, config: SharingConfig) -> Sharing:
+def guarded(job: Job, sharing: Sharing, guard: Job, now_s: float, config: SharingConfig) -> Sharing:
     """The part of a best-effort job after one more look at the job that it must not hurt: additive increase, multiplicative
-    decrease (Chiu and Jain, 1989; as TGS, NSDI 2023, does it for launch rates)."""
-    hurt = slowdown_of(guard)
+    decrease (Chiu and Jain, 1989; as TGS, NSDI 2023, does it for launch rates). A job that made no step meanwhile has hurt
+    nobody, which does not say that it may have more."""
+    hurt, steps = slowdown_of(guard), (job.steps_done, guard.steps_done)
     if hurt > guard.share.slowdown_max:
-        return replace(sharing, part=max(0.0, sharing.part * config.decrease), since_s=now_s)
-    if hurt < guard.share.slowdown_max / 2 and sharing.part < 1.0:
-        return replace(sharing, part=min(1.0, sharing.part + config.increase), since_s=now_s)
+        return replace(sharing, part=max(0.0, sharing.part * config.decrease), since_s=now_s, since_steps=steps)
+    if hurt < guard.share.slowdown_max / 2 and sharing.part < 1.0 and job.steps_done > sharing.since_steps[0]:
+        return replace(sharing, part=min(1.0, sharing.part + config.increase), since_s=now_s, since_steps=steps)
     return sharing
 
 

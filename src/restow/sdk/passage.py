@@ -5,6 +5,9 @@ for the collectives that are left when a backward has computed its last gradient
 one works so: the autograd engine runs our callback when all gradients are there, which gives the device away; and the last
 outstanding collective is not reported as done before the device is ours again.
 
+What follows it, the optimizer's update, is often short. Then it passes without the gate, until the next forward or batch: it
+disturbs the holder for a moment, where waiting for the holder's whole phase, or making the holder wait for ours, costs more.
+
 While the gate is free (the job is alone on its device) a collective's own Work is handed out and nothing of this is in the way.
 Knows nothing of who else is there; see gate/. Not for two threads that compute at once.
 """
@@ -14,27 +17,32 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from restow.gate import BEST_EFFORT, FREE, INTERLEAVE, TIME_SLICE, Gate
+from restow.gate import BEST_EFFORT, FREE, INTERLEAVE, ORDINARY, TIME_SLICE, Gate
 from restow.sdk.device import Device
 
 LOADER_WAIT_S_MIN = 0.001  # a fetch that leaves the device idle for less is not worth two hand-overs of 0.1 ms
-FETCHES = 15  # of which the median is taken
+RECENT = 15  # fetches and updates of which the median is taken
+PASSING_PART_MAX = 0.1  # an update that takes at most this part of what its step computes may pass without the gate
 
 
 class Passage:
     """One process's way through one gate. Its methods are called on the training thread, but `_arrived` (see the module)."""
 
-    def __init__(self, gate: Gate, device: Device, modules: Sequence[torch.nn.Module] = ()):
-        """`modules` get yield points while the job is best effort."""
+    def __init__(
+        self, gate: Gate, device: Device, modules: Sequence[torch.nn.Module] = (), is_tight: Callable[[], bool] = lambda: False
+    ):
+        """`modules` get yield points while the job is best effort. `is_tight`: must updates hold the gate, for memory's sake?"""
         self.gate = gate
+        self._is_tight = is_tight
         self._modules = list(modules)
         self._device = device
         self._lock = threading.Lock()
@@ -45,8 +53,13 @@ class Passage:
         self.waited_s = self.held_s = 0.0  # at the gate, and with it, since the process started
         self._since_s = 0.0
         self.fetched_s = 0.0  # what the last batch took
-        self._fetches_s: deque[float] = deque(maxlen=FETCHES)
+        self._fetches_s: deque[float] = deque(maxlen=RECENT)
+        self._updates_s: deque[float] = deque(maxlen=RECENT)
+        self._held_of_step_s: deque[float] = deque(maxlen=RECENT)
+        self._held_before_s = 0.0  # at the last save point
+        self._update_since_s = 0.0  # an update is under way since; 0: none is
         self._hooks: list[Any] = []
+        self._watches = [module.register_forward_pre_hook(self._before_forward) for module in self._modules]
 
     @property
     def is_open(self) -> bool:
@@ -56,6 +69,7 @@ class Passage:
     # ------------------------------------------------------------ the device
 
     def take(self) -> None:
+        self._end_update()
         if self.gate.mode == FREE or self.gate.held:
             return
         began_s = time.perf_counter()
@@ -114,6 +128,10 @@ class Passage:
     def save_point(self) -> None:
         """Between two steps. A job that never waited in this step lets the next one in; others have done so where they wait."""
         self._follow_level()
+        self._end_update()
+        if self.held_s > self._held_before_s:
+            self._held_of_step_s.append(self.held_s - self._held_before_s)
+            self._held_before_s = self.held_s
         mode = self.gate.mode
         if (mode == INTERLEAVE and not self._has_lent and self.gate.crowded()) or (
             mode == TIME_SLICE and self.gate.held and not self.gate.has_turn()
@@ -125,7 +143,7 @@ class Passage:
 
     def fetch(self, batches: Iterator[Any], end: Any) -> Any:
         """The next batch; the device is lent meanwhile if that usually takes long enough."""
-        idles = len(self._fetches_s) == FETCHES and sorted(self._fetches_s)[FETCHES // 2] > LOADER_WAIT_S_MIN
+        idles = len(self._fetches_s) == RECENT and sorted(self._fetches_s)[RECENT // 2] > LOADER_WAIT_S_MIN
         if idles:
             self.lend()
         began_s, busy_s = time.perf_counter(), time.thread_time()
@@ -168,7 +186,32 @@ class Passage:
             if comes_back:
                 self._is_lent = False
         if comes_back:
-            self.take()
+            if not self._passes():
+                self.take()
+            self._update_since_s = time.perf_counter()
+
+    # ------------------------------------------------------------ updates
+
+    def _passes(self) -> bool:
+        """May the update that begins now do without the gate? A protected job's does not: who is in its gaps must stop."""
+        if self.gate.mode != INTERLEAVE or self.gate.level != ORDINARY or len(self._updates_s) < RECENT or self._is_tight():
+            return False
+        return median(self._updates_s) <= PASSING_PART_MAX * median(self._held_of_step_s)
+
+    def _end_update(self) -> None:
+        """At the save point, or where the script computes on before it."""
+        since_s, self._update_since_s = self._update_since_s, 0.0
+        if since_s:
+            elapsed_s = time.perf_counter() - since_s
+            self._updates_s.append(elapsed_s)
+            if not self.gate.held:
+                self.held_s += elapsed_s  # the device was used all the same
+
+    def _before_forward(self, *_: Any) -> None:
+        if self._update_since_s:
+            self._end_update()
+            if not self.gate.held:
+                self.take()
 
     # ------------------------------------------------------------ yield points
 
@@ -193,9 +236,9 @@ class Passage:
         self.set_yield_points(self.gate.level == BEST_EFFORT and self.gate.mode == INTERLEAVE)
 
     def close(self) -> None:
-        for hook in self._hooks:
+        for hook in [*self._hooks, *self._watches]:
             hook.remove()
-        self._hooks = []
+        self._hooks, self._watches = [], []
         self.gate.leave()
 
 

@@ -132,7 +132,9 @@ class Worker:
         if self.passage is None and folder:
             env = self.environment
             gate = Gate.join(Path(folder), index, job=env.job, rank=env.rank)
-            self.passage = groups_module.passage = Passage(gate, Device(device), self.table.modules() if self.table else ())
+            is_tight = self.page.words["is_tight"]
+            modules = self.table.modules() if self.table else ()
+            self.passage = groups_module.passage = Passage(gate, Device(device), modules, lambda: bool(is_tight[0]))
             if env.rank == 0 and env.world_size > 1 and not self.is_twin:
                 self._open_link()
         return self.passage
