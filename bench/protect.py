@@ -75,7 +75,8 @@ class Stage:
             f"--device={self.options.device}", f"--page={self.folder}", *more,
         )  # fmt: skip
         spec = {
-            "command": command, "name": name, "workers": workers, "cwd": str(ROOT), "env": (("PYTHONPATH", source),),
+            "command": command, "name": name, "workers": workers, "cwd": str(ROOT),
+            "env": (("PYTHONPATH", source), ("RESTOW_KEEP_PRIORITY", str(int(self.options.device == "virtual")))),
             "migrate": False, "share": share,
         }  # fmt: skip
         return Watched(self.cluster, str(self.cluster.client.submit(spec)["id"]))

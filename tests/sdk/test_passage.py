@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from restow.gate import BEST_EFFORT, INTERLEAVE, ORDINARY, PROTECTED
+from restow.gate import BEST_EFFORT, FREE, INTERLEAVE, ORDINARY, PROTECTED, TIME_SLICE
 from restow.sdk import passage as module
 from restow.sdk.passage import PASSING_PART_MAX, RECENT, Passage
+from restow.sdk.priority import Priority
 
 
 class Clock:
@@ -46,6 +47,12 @@ class FreeHanded:
     def poll(self) -> bool:
         return False
 
+    def has_turn(self) -> bool:
+        return True
+
+    def lesser_holder(self) -> int:
+        return 0
+
 
 class Idle:
     is_core = True
@@ -70,7 +77,7 @@ class Script:
 
     def __init__(self, clock: Clock, level: int = ORDINARY, is_tight: bool = False):
         self.clock, self.gate, self.model = clock, FreeHanded(level), nn.Linear(1, 1)
-        self.passage = Passage(self.gate, Idle(), [self.model], lambda: is_tight)  # type: ignore[arg-type]
+        self.passage = Passage(self.gate, Idle(), [self.model], is_tight=lambda: is_tight, priority=Priority(is_fixed=True))  # type: ignore[arg-type]
 
     def compute(self) -> None:
         """Forward and backward of one second, and the collective's arrival after another."""
@@ -137,3 +144,11 @@ def test_a_forward_after_an_update_that_passed_takes_the_gate(clock):
     assert not script.gate.held
     script.model(torch.ones(1))
     assert script.gate.held
+
+
+@pytest.mark.parametrize("mode", [FREE, TIME_SLICE])
+def test_who_waits_for_a_collective_lends_the_device_although_the_mode_has_changed_since_it_took_it(clock, mode):
+    script = Script(clock)
+    script.passage.take()
+    script.gate.mode = mode
+    script.compute()

@@ -111,6 +111,15 @@ class Gate:
         """Whether anybody waits whom a release would let in; in time slices nobody but members of the job whose turn it is."""
         return self._best[0] < NOBODY
 
+    def lesser_holder(self) -> int:
+        """The process that holds the device if its class is worse than ours; else 0. Without the mutex: true a moment ago."""
+        if not self._file:
+            return 0
+        record, owner = self._file.record, self._owner[0]
+        if owner in (NO_SEAT, self._seat) or not record.makes_sense() or record.level[owner] <= self._level[0]:
+            return 0
+        return int(record.pid[owner])
+
     # ---- acquire, release
 
     def acquire(self, timeout_s: float | None = None) -> bool:

@@ -24,6 +24,7 @@ class Environment:
     cuda_collectives: str  # "nccl", or "gloo" where ranks of the job share a GPU
     log: str
     gate: tuple[str, int]  # folder of the gates of this node, index of our device; ("", -1): none
+    keeps_priority: bool  # must this process's scheduling class stay as it is? See priority.py
     memory_bytes: int  # the most that this worker may take of its device; 0: no limit
     private: str  # where private state is kept while a switch is being prepared, so that it outlives this process
 
@@ -49,6 +50,7 @@ def read_environment() -> Environment | None:
         cuda_collectives=read("RESTOW_CUDA_COLLECTIVES", "nccl"),
         log=read("RESTOW_LOG", ""),
         gate=_gate(read("RESTOW_GATE", "")),
+        keeps_priority=read("RESTOW_KEEP_PRIORITY", "0") == "1",
         memory_bytes=int(read("RESTOW_MEMORY_BYTES", "0")),
         private=read("RESTOW_PRIVATE", ""),
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -23,13 +24,15 @@ import torch.distributed as dist
 from restow.gate import FREE, Gate
 
 PATIENCE_S = 10.0  # for a gang that hangs while it has the link
+LOOK_S = 1.0
 
 
 class Link:
     """Rank 0's way to the link. `launch` is called on one thread at a time."""
 
-    def __init__(self, gate: Gate):
-        self.gate = gate
+    def __init__(self, gate: Gate, is_sliced: Callable[[], bool] = lambda: False):
+        """`is_sliced`: do gangs take turns of many steps? Then one of them has the link alone, or is to have it."""
+        self.gate, self._is_sliced = gate, is_sliced
         self._lock = threading.Lock()
         self._unfinished = 0  # given to us and not done
         self._waiting: queue.SimpleQueue[tuple[Callable[[], dist.Work], LateWork]] = queue.SimpleQueue()
@@ -39,7 +42,7 @@ class Link:
         """Start a collective when the link is ours: now while its gate is free, or with `at_once`, if nothing that was given
         before still waits."""
         with self._lock:
-            if (at_once or self.gate.mode == FREE) and not self._unfinished:
+            if (at_once or self._is_open()) and not self._unfinished:
                 return start()
             self._unfinished += 1
         if self._thread is None:
@@ -49,10 +52,19 @@ class Link:
         self._waiting.put((start, late))
         return late
 
+    def _is_open(self) -> bool:
+        return self.gate.mode == FREE or self._is_sliced()
+
+    def _await_turn(self) -> None:
+        """A gang that has the link may have lost its devices to a time slice of ours meanwhile: looked at again and again."""
+        until_s = time.monotonic() + PATIENCE_S
+        while not self._is_open() and not self.gate.acquire(LOOK_S) and time.monotonic() < until_s:
+            pass
+
     def _work(self) -> None:
         while True:
             start, late = self._waiting.get()
-            self.gate.acquire(PATIENCE_S)
+            self._await_turn()
             try:
                 work = start()
                 work.get_future().add_done_callback(partial(self._done, late))

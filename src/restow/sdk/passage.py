@@ -8,6 +8,9 @@ outstanding collective is not reported as done before the device is ours again.
 What follows it, the optimizer's update, is often short. Then it passes without the gate, until the next forward or batch: it
 disturbs the holder for a moment, where waiting for the holder's whole phase, or making the holder wait for ours, costs more.
 
+Where the device is a processor core, a best-effort job's class is the kernel's, too (priority.py): a protected job then need not
+wait for it at the gate, it goes over its head.
+
 While the gate is free (the job is alone on its device) a collective's own Work is handed out and nothing of this is in the way.
 Knows nothing of who else is there; see gate/. Not for two threads that compute at once.
 """
@@ -26,8 +29,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from restow.gate import BEST_EFFORT, FREE, INTERLEAVE, ORDINARY, TIME_SLICE, Gate
+from restow.gate import BEST_EFFORT, FREE, INTERLEAVE, ORDINARY, PROTECTED, TIME_SLICE, Gate
 from restow.sdk.device import Device
+from restow.sdk.priority import Priority, is_background
 
 LOADER_WAIT_S_MIN = 0.001  # a fetch that leaves the device idle for less is not worth two hand-overs of 0.1 ms
 RECENT = 15  # fetches and updates of which the median is taken
@@ -38,14 +42,17 @@ class Passage:
     """One process's way through one gate. Its methods are called on the training thread, but `_arrived` (see the module)."""
 
     def __init__(
-        self, gate: Gate, device: Device, modules: Sequence[torch.nn.Module] = (), is_tight: Callable[[], bool] = lambda: False
-    ):
+        self, gate: Gate, device: Device, modules: Sequence[torch.nn.Module] = (), *,
+        is_tight: Callable[[], bool] = lambda: False, priority: Priority | None = None,
+    ):  # fmt: skip
         """`modules` get yield points while the job is best effort. `is_tight`: must updates hold the gate, for memory's sake?"""
         self.gate = gate
         self._is_tight = is_tight
+        self._priority = priority or Priority()
         self._modules = list(modules)
         self._device = device
         self._lock = threading.Lock()
+        self._is_over = False  # computing over the head of a holder that the kernel puts aside for us
         self._outstanding = 0  # collectives that were launched and are not done
         self._is_lent = False  # the device was given away until the last of them is done
         self._is_in_backward = False  # our callback is queued in the engine
@@ -64,32 +71,46 @@ class Passage:
     @property
     def is_open(self) -> bool:
         """Nobody else is here: nothing needs to be done."""
-        return self.gate.mode == FREE and not self.gate.held
+        return self.gate.mode == FREE and not self.holds and not self._priority.is_background
+
+    @property
+    def holds(self) -> bool:
+        """Is the device ours, as far as we know?"""
+        return self._is_over or self.gate.held
 
     # ------------------------------------------------------------ the device
 
     def take(self) -> None:
         self._end_update()
-        if self.gate.mode == FREE or self.gate.held:
+        if self.gate.mode == FREE or self.holds:
             return
         began_s = time.perf_counter()
-        self.gate.acquire()
+        self._is_over = self._may_go_over()
+        if not self._is_over:
+            self.gate.acquire()
         self._since_s = time.perf_counter()
         self.waited_s += self._since_s - began_s
 
+    def _may_go_over(self) -> bool:
+        """Is the holder a best-effort job's process that the kernel puts aside as soon as we compute?"""
+        gate = self.gate
+        if not self._device.is_core or gate.level != PROTECTED or gate.mode != INTERLEAVE or self._is_tight():
+            return False
+        pid = gate.lesser_holder()
+        return pid != 0 and is_background(pid)
+
     def _give(self) -> None:
         """Release what is held, and count it."""
-        self.gate.release()
+        if self._is_over:
+            self._is_over = False
+        else:
+            self.gate.release()
         self.held_s += time.perf_counter() - self._since_s
 
-    def _is_slice(self) -> bool:
-        """Is this a time slice of ours, in which the device is ours while we wait, too? Who only held it when slices began
-        lends it as before, or two gangs could wait for each other."""
-        return self.gate.mode == TIME_SLICE and self.gate.has_turn()
-
     def lend(self) -> None:
-        """Give the device away once it has finished what we gave it to do."""
-        if self.gate.held and not self._is_slice():
+        """Give the device away once it has finished what we gave it to do. In a time slice of ours nobody else is let in, but who
+        held it through a wait would still hold it when the slices end, and two gangs could wait for each other."""
+        if self.holds:
             self._device.settle()
             self._has_lent = True
             self._give()
@@ -107,7 +128,7 @@ class Passage:
     @contextmanager
     def held(self) -> Iterator[None]:
         """The device is ours inside; afterwards it is as it was before."""
-        was_held = self.gate.held
+        was_held = self.holds
         self.take()
         try:
             yield
@@ -118,7 +139,7 @@ class Passage:
     def give_way(self) -> None:
         """A yield point of a best-effort job: whoever is of a better class goes first."""
         self._device.bound_run_ahead()
-        if self.gate.poll() and self.gate.held and not self._is_slice():
+        if self.gate.poll() and self.gate.held:
             self._device.settle()
             self._give()
             self.take()
@@ -158,7 +179,7 @@ class Passage:
 
     def carry(self, work: dist.Work) -> dist.Work:
         """A collective was launched: the Work that the script is to get."""
-        if self.gate.mode == FREE or self._is_slice():
+        if self.gate.mode == FREE and not self.holds:  # held from before it was disarmed: lent like any other
             return work
         with self._lock:
             self._outstanding += 1
@@ -204,14 +225,12 @@ class Passage:
         if since_s:
             elapsed_s = time.perf_counter() - since_s
             self._updates_s.append(elapsed_s)
-            if not self.gate.held:
+            if not self.holds:
                 self.held_s += elapsed_s  # the device was used all the same
 
     def _before_forward(self, *_: Any) -> None:
         if self._update_since_s:
-            self._end_update()
-            if not self.gate.held:
-                self.take()
+            self.take()
 
     # ------------------------------------------------------------ yield points
 
@@ -233,12 +252,16 @@ class Passage:
                     self._hooks.append(parameter.register_post_accumulate_grad_hook(lambda _: self.give_way()))
 
     def _follow_level(self) -> None:
-        self.set_yield_points(self.gate.level == BEST_EFFORT and self.gate.mode == INTERLEAVE)
+        is_background = self.gate.level == BEST_EFFORT and self.gate.mode == INTERLEAVE
+        self.set_yield_points(is_background)
+        if self._device.is_core:
+            self._priority.set_background(is_background)
 
     def close(self) -> None:
         for hook in [*self._hooks, *self._watches]:
             hook.remove()
         self._hooks, self._watches = [], []
+        self._priority.set_background(False)
         self.gate.leave()
 
 
@@ -256,7 +279,7 @@ class GatedWork(dist.Work):
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         passage = self._passage
-        if self._future.done() or not passage.gate.held:
+        if self._future.done() or not passage.holds:
             self._future.wait()
             return True
         passage.lend()

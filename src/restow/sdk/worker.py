@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from restow.errors import ScriptError
-from restow.gate import LINK, Gate
+from restow.gate import LINK, TIME_SLICE, Gate
 from restow.page import Page, open_page
 from restow.sdk import group as groups_module
 from restow.sdk.attempt import Attempt, AttemptFailed, Outcome, Report, Role, Terms, read_terms
@@ -35,6 +35,7 @@ from restow.sdk.guard import Guard, room_for
 from restow.sdk.link import Link
 from restow.sdk.memory import KEPT_BYTES, keep_touched_memory, touch_ahead
 from restow.sdk.passage import Passage
+from restow.sdk.priority import Priority
 from restow.sdk.shadow import Leader, Shadow, followers_of
 from restow.sdk.turns import Turns, make_swap
 
@@ -134,7 +135,10 @@ class Worker:
             gate = Gate.join(Path(folder), index, job=env.job, rank=env.rank)
             is_tight = self.page.words["is_tight"]
             modules = self.table.modules() if self.table else ()
-            self.passage = groups_module.passage = Passage(gate, Device(device), modules, lambda: bool(is_tight[0]))
+            self.passage = groups_module.passage = Passage(
+                gate, Device(device), modules,
+                is_tight=lambda: bool(is_tight[0]), priority=Priority(is_fixed=env.keeps_priority),
+            )  # fmt: skip
             if env.rank == 0 and env.world_size > 1 and not self.is_twin:
                 self._open_link()
         return self.passage
@@ -143,7 +147,8 @@ class Worker:
         """Rank 0 only: become a member at the gate of this node's link."""
         env = self.environment
         gate = Gate.join(Path(env.gate[0]) / LINK, 0, job=env.job, rank=env.rank)
-        groups_module.link = Link(gate)
+        passage = self.passage
+        groups_module.link = Link(gate, lambda: passage is not None and passage.gate.mode == TIME_SLICE)
 
     def save_point(self, step: int) -> None:
         """At the gate: a yield point, and perhaps the end of a time slice. Returns when the device may be used again."""
