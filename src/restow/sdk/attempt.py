@@ -8,24 +8,23 @@ see docs/design/001-processes.md. Knows nothing of agents or of the user's loop.
 
 from __future__ import annotations
 
-import hmac
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import timedelta
-from enum import Enum
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from restow.placement import Placement, Slot, is_scattered, moved_ranks
+from restow.placement import is_scattered
 from restow.plan import Box, Copy, Holding, plan
 from restow.sdk.boxes import StateTable
 from restow.sdk.group import Inner, NetInner, SwitchGroup
+from restow.sdk.private import PrivateStore
 from restow.sdk.takeover import Takeover, read_takeover
+from restow.sdk.terms import AttemptFailed, Outcome, Report, Role, Terms, Trouble
 from restow.sdk.transport import FillClient, FillServer
 
 CONNECT_TIMEOUT = timedelta(seconds=60)
@@ -34,74 +33,11 @@ FILL_BYTES_PER_S_MIN = 5e6  # a transfer slower than this (40 Mbit/s) is given u
 FILL_TIMEOUT_S_MIN = 30.0
 POLL_S = 0.0005
 PARKED_POLL_S = 0.01  # a proposal comes at least 0.3 s ahead
-STORED_PRIVATE_BYTES_MAX = 1 << 20  # random generators, positions and BatchNorm buffers are tens of kilobytes
-SIGNATURE_BYTES = 32
-STEP_BYTES = 8
 TROUBLE_PATIENCE_S = 120.0  # for everybody to be stuck or known as lost: somebody may be in a long evaluation
 LOOK_S = 0.05  # between two looks whether the process across is still there
 WARM_UP_BYTES_MAX = 64 << 20
 WARM_UP_LINK_BYTES_MAX = 64 << 10
 VERDICT_TIMEOUT_S = 20.0  # beyond the transfer: proof and three store round trips
-
-
-class Role(Enum):
-    STAYING = "staying"
-    LEAVING = "leaving"
-    ARRIVING = "arriving"
-
-
-class Outcome(Enum):
-    ABORTED = "aborted"  # decided before anybody moved: as if nothing had been
-    DONE = "done"
-    ROLLED_BACK = "rolled back"
-    TROUBLE = "trouble"  # a leaver was lost before everybody had come to the switch step: see guard.py
-
-
-class AttemptFailed(Exception):
-    """This process cannot take part; one line says why. The old generation goes on."""
-
-
-class Trouble(Exception):
-    """A leaver was lost before everybody had come to the switch step."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What a `connect` message says."""
-
-    generation: int
-    now: Placement
-    then: Placement
-    store: tuple[str, int]
-    fill: str
-
-    @property
-    def moved(self) -> tuple[int, ...]:
-        return moved_ranks(self.now, self.then)
-
-
-def read_terms(message: Mapping[str, Any]) -> Terms:
-    return Terms(
-        generation=int(message["generation"]),
-        now=tuple(Slot(*slot) for slot in message["now"]),
-        then=tuple(Slot(*slot) for slot in message["then"]),
-        store=(message["store"][0], int(message["store"][1])),
-        fill=message["fill"],
-    )
-
-
-@dataclass(slots=True)
-class Report:
-    """What `take_part` or its two halves did, for RankSwitched or RankRolledBack."""
-
-    outcome: Outcome | None = None  # None: not over yet
-    reason: str = ""
-    wire_bytes: int = 0
-    phases: list[tuple[str, float]] = field(default_factory=list)
-    extra: dict[str, Any] = field(default_factory=dict)  # arriving: what the leaver handed over besides tensors
-    is_muted: bool = False  # arriving: the lost leaver has printed the first step's lines already
-    is_takeover: bool = False
-    paused_s: float = 0.0  # staying: how long the training thread was held
 
 
 class Attempt:
@@ -120,6 +56,7 @@ class Attempt:
     ):
         self.terms, self.role, self.rank = terms, role, rank
         self._address, self._secret, self._table = address, secret, table
+        self._private = self._private_of(rank)
         self._libraries = dict(libraries)
         self._server: FillServer | None = None
         self._clients: dict[tuple[str, int], FillClient] = {}
@@ -136,6 +73,9 @@ class Attempt:
         self.shadow: Any = None  # see shadow.py; a twin's, set by the worker when terms.fill is "shadow"
         self._connected = threading.Event()
         self.is_begun = False  # somebody is connecting
+
+    def _private_of(self, rank: int) -> PrivateStore:
+        return PrivateStore(self._secret, self.terms.generation, rank)
 
     @property
     def members(self) -> int:
@@ -269,8 +209,8 @@ class Attempt:
             if self.role is Role.ARRIVING:
                 self._install(report, clock)
             else:
-                assert self._server
-                private = self._hand_over(capture()) if self.role is Role.LEAVING else b""
+                assert self._server and self._store
+                private = self._private.hand_over(self._store, capture()) if self.role is Role.LEAVING else b""
                 clock.mark("capture")
                 self._server.publish(self._table.tensors(), private)
                 clock.mark("publish")
@@ -366,16 +306,11 @@ class Attempt:
 
     def keep_private(self, store: dist.Store, step: int, private: bytes) -> None:
         """Leaving: keep the private state of this save point, and of the one before, where it outlives us."""
-        signed = b"" if len(private) > STORED_PRIVATE_BYTES_MAX else self._sign(private) + private
-        store.set(f"private/{self.rank}/{step % 2}", step.to_bytes(STEP_BYTES, "big") + signed)  # type: ignore[arg-type]
+        self._private.keep(store, step, private)
 
     def kept_private(self, store: dist.Store) -> dict[int, tuple[int, ...]]:
         """Moved rank → steps whose private state is in the store."""
-        found: dict[int, tuple[int, ...]] = {}
-        for rank in self.terms.moved:
-            raw = [store.get(key) for n in (0, 1) if store.check([key := f"private/{rank}/{n}"])]
-            found[rank] = tuple(int.from_bytes(word[:STEP_BYTES], "big") for word in raw if len(word) > STEP_BYTES)
-        return found
+        return {rank: self._private_of(rank).kept_steps(store) for rank in self.terms.moved}
 
     def join_takeover(
         self, takeover: Takeover, groups: Sequence[SwitchGroup], tensors: Mapping[str, torch.Tensor] | None
@@ -404,8 +339,7 @@ class Attempt:
                 raise AttemptFailed(takeover.why_not)
             if self.shadow:
                 self.shadow.stop()
-            key = f"private/{self.rank}/{takeover.step % 2}"
-            private = self._checked(self._store.get(key)[STEP_BYTES:])
+            private = self._private.kept(self._store, takeover.step)
             report.extra = self._table.install_private(private)
             if report.extra["step"] != takeover.step:
                 raise AttemptFailed(f"the private state of rank {self.rank} is of step {report.extra['step']}")
@@ -469,20 +403,11 @@ class Attempt:
 
     # ------------------------------------------------------------ private state
 
-    def _hand_over(self, private: bytes) -> bytes:
-        """Leaving: small private state goes into the store, where it outlives us, signed; what is left is served directly."""
-        assert self._store
-        if len(private) > STORED_PRIVATE_BYTES_MAX:
-            self._store.set(f"private/{self.rank}", b"")  # type: ignore[arg-type]
-            return private
-        self._store.set(f"private/{self.rank}", self._sign(private) + private)  # type: ignore[arg-type]
-        return b""
-
     def _receive_private(self, patience_s: float) -> bytes:
         """Arriving: the leaver's private state, from the store or from the leaver itself. Raises Trouble if it is lost."""
         assert self._store
-        key, give_up_s = f"private/{self.rank}", time.monotonic() + patience_s
-        while not self._store.check([key]):
+        give_up_s = time.monotonic() + patience_s
+        while not self._store.check([self._private.key]):
             self._look_across()
             if self._store.check(["gate"]):
                 if self._store.get("gate") == b"trouble":
@@ -491,19 +416,8 @@ class Attempt:
             if time.monotonic() > give_up_s:
                 raise AttemptFailed(f"rank {self.rank} did not come to the switch step")
             time.sleep(POLL_S)
-        signed = self._store.get(key)
-        if not signed:
-            return self._clients["rank", self.rank].fetch_private(patience_s)
-        return self._checked(signed)
-
-    def _checked(self, signed: bytes) -> bytes:
-        signature, private = signed[:SIGNATURE_BYTES], signed[SIGNATURE_BYTES:]
-        if not hmac.compare_digest(signature, self._sign(private)):  # never unpickle what a stranger put there
-            raise AttemptFailed(f"the private state of rank {self.rank} is not signed by this job")
-        return private
-
-    def _sign(self, private: bytes) -> bytes:
-        return hmac.digest(self._secret, b"%d/%d/" % (self.terms.generation, self.rank) + private, "sha256")
+        private = self._private.received(self._store)
+        return self._clients["rank", self.rank].fetch_private(patience_s) if private is None else private
 
     def refuse(self, reason: str) -> None:
         """This process will not come to a switch step any more; nobody shall wait for it."""

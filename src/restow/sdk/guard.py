@@ -33,11 +33,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from restow.sdk.attempt import TROUBLE_PATIENCE_S, Attempt, Outcome, Report, Role
+from restow.sdk.attempt import TROUBLE_PATIENCE_S, Attempt
 from restow.sdk.boxes import StateTable
 from restow.sdk.group import SwitchGroup
 from restow.sdk.ledger import Entry, Ledger
 from restow.sdk.takeover import Stuck, Takeover, choose, keepers, read_stuck, read_takeover
+from restow.sdk.terms import Outcome, Report, Role
 
 POLL_S = 0.002
 SWITCH = "switch"  # the operation of an entry that stands for the second half of a switch

@@ -6,43 +6,35 @@ threads or at a switch step. Knows nothing of the user's loop (session.py) and n
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from restow.errors import ScriptError
-from restow.gate import LINK, TIME_SLICE, Gate
 from restow.page import Page, open_page
 from restow.sdk import group as groups_module
-from restow.sdk.attempt import Attempt, AttemptFailed, Outcome, Report, Role, Terms, read_terms
+from restow.sdk.attempt import Attempt
 from restow.sdk.boxes import StateTable
 from restow.sdk.channel import Channel
-from restow.sdk.device import Device
 from restow.sdk.environment import Environment
 from restow.sdk.footprint import MemoryWatch, limit_memory
 from restow.sdk.group import NetInner, SoloInner, collective_libraries, groups
 from restow.sdk.guard import Guard, room_for
-from restow.sdk.link import Link
 from restow.sdk.memory import KEPT_BYTES, keep_touched_memory, touch_ahead
 from restow.sdk.passage import Passage
-from restow.sdk.priority import Priority
 from restow.sdk.shadow import Leader, Shadow, followers_of
-from restow.sdk.turns import Turns, make_swap
+from restow.sdk.shared_device import SharedDevice
+from restow.sdk.terms import AttemptFailed, Outcome, Report, Role, Terms, read_terms
+from restow.sdk.times import StepTimes
 
-RECENT_STEPS = 15  # the page shows medians over these: one odd step (a checkpoint, a log line) moves nothing
-RECENT_WORDS = ("step_s", "exposed_s", "data_s", "waited_s", "held_s")
 SPARE_BYTES = 64 << 20  # beyond its gradients: temporaries of an optimizer, activations of small batches
-SLOW_WORDS_S = 0.25  # how often the page's dearer words (memory, reported values) are renewed
 
 
 class Worker:
@@ -68,22 +60,11 @@ class Worker:
         self._leader: Leader | None = None  # present while a twin of this node shadows us
         self._step_word = self.page.words["step"]
         self._switch_word = self.page.words["switch_step"]
-        self._last_s = 0.0
-        self._slow_s = 0.0
-        # seconds of each step: in all, exposed, waiting for the batch, waiting at the gate, holding it
-        self._recent: deque[tuple[float, ...]] = deque(maxlen=RECENT_STEPS)
-        self._gate_before = (0.0, 0.0)  # seconds waited and held at the last save point
-        self._exposed_s = 0.0
-        self._given_before = 0
-        self._step_before = 0
         keep_touched_memory()
         if environment.memory_bytes:
             limit_memory(environment.memory_bytes, "cuda" if torch.cuda.is_available() else "cpu")
-        self.passage: Passage | None = None
-        self._memory: MemoryWatch | None = None
-        self._turns: Turns | None = None
-        self._turns_prefix = f"turns/{environment.generation}"  # of their keys since the last switch that was begun
-        self._turns_are_void = False
+        self.times = StepTimes(self.page)
+        self.device = SharedDevice(environment, self.page)
         self._store_at = self._store_before = environment.store  # of the present generation, and of the one before
         self.page.set("pid", os.getpid())
         self.page.set("generation", self.generation)
@@ -121,68 +102,25 @@ class Worker:
     def register(self, table: StateTable) -> None:
         """What travels. Hooks the optimizers: how long each step waited for others, and how many updates were made."""
         self.table = table
-        self._memory = MemoryWatch(table.device())
+        self.times.memory = MemoryWatch(table.device())
         for optimizer in table.optimizers():
             optimizer.register_step_pre_hook(self._before_update)
             optimizer.register_step_post_hook(self._after_update)
         self.open_passage(table.device())
 
+    @property
+    def passage(self) -> Passage | None:
+        return self.device.passage
+
     def open_passage(self, device: torch.device) -> Passage | None:
         """Become a member at the gate of our device. None where there is no gate."""
-        folder, index = self.environment.gate
-        if self.passage is None and folder:
-            env = self.environment
-            gate = Gate.join(Path(folder), index, job=env.job, rank=env.rank)
-            is_tight = self.page.words["is_tight"]
-            modules = self.table.modules() if self.table else ()
-            self.passage = groups_module.passage = Passage(
-                gate, Device(device), modules,
-                is_tight=lambda: bool(is_tight[0]), priority=Priority(is_fixed=env.keeps_priority),
-            )  # fmt: skip
-            if env.rank == 0 and env.world_size > 1 and not self.is_twin:
-                self._open_link()
-        return self.passage
-
-    def _open_link(self) -> None:
-        """Rank 0 only: become a member at the gate of this node's link."""
-        env = self.environment
-        gate = Gate.join(Path(env.gate[0]) / LINK, 0, job=env.job, rank=env.rank)
-        passage = self.passage
-        groups_module.link = Link(gate, lambda: passage is not None and passage.gate.mode == TIME_SLICE)
+        return self.device.open(device, self.table, self.is_twin)
 
     def save_point(self, step: int) -> None:
-        """At the gate: a yield point, and perhaps the end of a time slice. Returns when the device may be used again."""
-        passage = self.passage
-        if passage is None or (passage.is_open and (self._turns is None or self._turns.is_idle)):
-            return
-        passage.save_point()
-        if self._turns is None and self.table is not None:
-            page = self.page
-            self._turns = Turns(
-                passage, world_size=self.environment.world_size, open_store=self._open_store,
-                quantum=lambda: float(page.get("quantum_s")), swap=make_swap(self.table),
-                swap_bytes=lambda: int(page.get("swap_bytes")),
-                on_swapped=lambda nbytes: page.set("swapped_bytes", nbytes),
-            )  # fmt: skip
-        if self._turns:
-            self._turns.save_point(step, self._recent[-1][0] if self._recent else 0.0)
-
-    def _open_store(self) -> dist.Store:
-        """The present generation's store, as time slices see it."""
-        host, port = self._store_at
-        return dist.PrefixStore(self._turns_prefix, dist.TCPStore(host, port, is_master=False, wait_for_workers=False))
-
-    def _void_turns(self) -> None:
-        self._turns_are_void = True
-        if self._turns:
-            self._turns.void()
+        self.device.save_point(step, self.times.last_step_s, self.table)
 
     def _begin_turns(self, attempt: Attempt, step: int) -> None:
-        """After a switch at `step`, whichever generation goes on. Every rank of it comes here, so all use the same keys."""
-        self._turns_prefix = f"turns/{attempt.terms.generation}/{step}"
-        self._turns_are_void = False
-        if self._turns:
-            self._turns.begin(self._open_store)
+        self.device.begin_turns(attempt.terms.generation, step, self._store_at)
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         guard, leader = self._guard, self._leader  # an `abandon` may take them away meanwhile
@@ -190,9 +128,7 @@ class Worker:
             guard.before_update()
         if leader:
             leader.before(optimizer)
-        if groups:
-            # the last collective was launched when the last gradient was there; since then we only waited for it
-            self._exposed_s = time.perf_counter() - groups[0].last_launch_s
+        self.times.before_update()
 
     def _after_update(self, *_: Any) -> None:
         self.optimizer_steps += 1
@@ -227,29 +163,13 @@ class Worker:
         """The loop starts (or goes on after a move) with `step` steps finished."""
         self.page.set("steps_total", -1 if total is None else total)
         self._step_word[0] = step
-        self._last_s = time.perf_counter()
-        self._given_before = sum(group.bytes_given for group in groups)
-        self._step_before = step
+        self.times.begin(step)
 
     def after_step(self, step: int) -> bool:
         """The save point after `step` finished steps. True if a switch is near: then call `at_switch`."""
         self._step_word[0] = step  # before the load below: the agent relies on this order (page.py)
-        now_s = time.perf_counter()
-        step_s, self._last_s = now_s - self._last_s, now_s
-        if self._memory:
-            self._memory.step()
-        self._recent.append((step_s, self._exposed_s, *self._gate_times()))
-        if now_s - self._slow_s > SLOW_WORDS_S:
-            self._publish_slow_words(now_s)
+        self.times.after_step(self.device.passage, self.values)
         return self._guard is not None or self._switch_word[0] >= step
-
-    def _gate_times(self) -> tuple[float, float, float]:
-        """Seconds of the step that has ended: for its batch, waiting at the gate, holding it."""
-        if self.passage is None:
-            return 0.0, 0.0, 0.0
-        now = (self.passage.waited_s, self.passage.held_s)
-        before, self._gate_before = self._gate_before, now
-        return self.passage.fetched_s, now[0] - before[0], now[1] - before[1]
 
     def end_loop(self) -> None:
         """No save point comes any more: a switch that was just made is final for us, one that is near will not be made."""
@@ -265,28 +185,6 @@ class Worker:
         if self._is_muted:
             self._is_muted = False
             _speak(self.environment.log)
-
-    def _publish_slow_words(self, now_s: float) -> None:
-        self._slow_s = now_s
-        page, step = self.page, self._step_word[0]
-        given = sum(group.bytes_given for group in groups)
-        if step > self._step_before:
-            page.set("wire_bytes", (given - self._given_before) // (step - self._step_before))
-        self._given_before, self._step_before = given, step
-        for word, times in zip(RECENT_WORDS, zip(*self._recent, strict=True), strict=True):
-            page.set(word, median(times))
-        page.set("last_step_ns", time.monotonic_ns())
-        if self._memory:
-            page.set("memory_bytes", self._memory.peak_bytes)
-            page.set("valley_bytes", self._memory.valley_bytes)
-        if self.values:
-            page.write_text(json.dumps(self.values))
-
-    def forget_times(self) -> None:
-        """After a move the old step time means nothing."""
-        self._recent.clear()
-        self._slow_s = 0.0
-        self._last_s = time.perf_counter()
 
     # ------------------------------------------------------------ switches
 
@@ -444,27 +342,27 @@ class Worker:
         with attempt.busy:  # an `abandon` may come meanwhile
             report = attempt.begin(step, groups, capture)
             if report.outcome is not Outcome.ABORTED:
-                self._void_turns()
+                self.device.void_turns()
             trains_on = report.outcome is None and attempt.role is Role.STAYING and guard is not None and guard.can_save
             if report.outcome is None and not trains_on:
                 attempt.finish(groups, report)
         report.paused_s = time.perf_counter() - began_s
         if trains_on:
             assert guard
-            self.forget_times()
+            self.times.forget()
             guard.finish_later(report)
         elif report.outcome is Outcome.TROUBLE and guard and guard.can_save:
             guard.trouble()
         else:
             self._conclude(attempt, step, report)
-            self.forget_times()
+            self.times.forget()
 
     def _conclude(self, attempt: Attempt, step: int, report: Report) -> None:
         """A switch at `step` came to this; on the guard's thread where the training went on meanwhile. A leaver that is not
         needed any more does not return."""
         generation = attempt.terms.generation
         if report.outcome is Outcome.ABORTED:  # the attempt stays: a later step may be proposed
-            if self._turns_are_void:
+            if self.device.turns_are_void:
                 self._begin_turns(attempt, step)
             self.channel.tell(type="rolled_back", generation=generation, step=step, reason=report.reason)
             return
@@ -514,7 +412,7 @@ class Worker:
             self.channel.tell(type="retired", generation=attempt.terms.generation)
             _leave()
         self._become(attempt, step, sum(s for _, s in report.phases), report)
-        self.forget_times()
+        self.times.forget()
 
     def _on_back(self, attempt: Attempt, step: int, reason: str) -> None:
         """A twin was lost in the first step of its generation: the one before goes on, from the switch step."""
@@ -552,8 +450,7 @@ class Worker:
         self._step_word[0] = step
         self.is_twin = False
         self.channel.change_hello(role="rank")
-        if self.environment.rank == 0 and self.passage:
-            self._open_link()
+        self.device.open_link()
         self._is_muted = report.is_muted
         if not self._is_muted:
             _speak(self.environment.log)
@@ -561,7 +458,7 @@ class Worker:
         guard.switched(step)
         guard.arm(step)
         self._become(attempt, step, pause_s, report)
-        self.forget_times()
+        self.times.forget()
         return report.extra
 
     def _become(self, attempt: Attempt, step: int, pause_s: float, report: Report) -> None:
