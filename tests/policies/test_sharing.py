@@ -267,6 +267,31 @@ def test_a_protected_job_that_became_faster_is_held_against_its_new_speed():
     assert guarded(step_s=0.29)["a"].alone_step_s == 0.0  # a median trembles
 
 
+@pytest.mark.parametrize(("later_s", "goal_s"), [(0.6, 0.6), (0.15, 0.15), (0.3, 0.3)])
+def test_the_guard_follows_a_protected_job_that_becomes_another_in_the_middle(later_s: float, goal_s: float):
+    """In virtual time: beside b at full part its steps take 10 % longer, and after ten minutes they are others by themselves."""
+    alone_s, hurt = 0.3, 0.10
+    pair = together(job("a", replace(WAITS, step_s=0.3, alone_step_s=0.3), protect=True), job("b"))
+    made, seen = [100.0, 100.0], []
+    for tick in range(4000):
+        now_s = tick * 0.5
+        alone_s = 0.3 if now_s < 600 else later_s
+        part = pair[1].sharing.part if pair[1].sharing else 1.0
+        step_s = alone_s * (1 + hurt * part)
+        made = [made[0] + 0.5 / step_s, made[1] + 0.5 * part / 0.3]
+        pair[0] = replace(pair[0], profile=replace(pair[0].profile, step_s=step_s), steps_done=int(made[0]))
+        pair[1] = replace(pair[1], steps_done=int(made[1]))
+        found = sharing.regulated(pair, cluster(*pair, now_s=now_s), CONFIG)
+        pair = [replace(each, sharing=found[each.id]) for each in pair]
+        seen.append((now_s, part, step_s))
+    before = [part for now_s, part, _ in seen if 300 < now_s < 600]
+    after = [(part, step_s) for now_s, part, step_s in seen if now_s > 1700]
+    assert min(before) > 0.1, "it gets its part of the gaps"
+    assert max(before) * hurt < 0.04, "3 % are allowed, and one increase beyond"
+    assert min(part for part, _ in after) > 0.1, "of the job as it is now, too"
+    assert max(step_s for _, step_s in after) < goal_s * 1.04
+
+
 # ---------------------------------------------------------------- when they part
 
 

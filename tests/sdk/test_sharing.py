@@ -102,6 +102,19 @@ def test_what_does_not_fit_is_swapped_out_between_turns(folder):
         assert_as_alone(one, two, steps=200)
 
 
+def test_agents_that_are_killed_while_gangs_swap_in_turns_are_not_missed(folder):
+    gates = Gates(folder, THREE, TIME_SLICE)
+    with gang(folder, "one", steps=200) as one, gang(folder, "two", steps=200) as two:
+        everybody = [*one.processes, *two.processes]
+        for process in everybody:
+            process.page.set("swap_bytes", 20_000)
+        until("one is swapped out", lambda: any(process.page.get("swapped_bytes") >= 20_000 for process in everybody))
+        for keeper in gates.keepers.values():
+            keeper.close()  # as the kernel does it for a process that was killed
+        assert_as_alone(one, two, steps=200)
+        assert all(process.page.get("swapped_bytes") >= 20_000 for process in everybody)
+
+
 def test_one_gang_is_killed_and_the_other_goes_on(folder):
     gates = Gates(folder, THREE, INTERLEAVE)
     with gang(folder, "one", steps=400) as one, gang(folder, "two", steps=400) as two:

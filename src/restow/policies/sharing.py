@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from restow.bound import Demand, best_total, fair_speed
 from restow.cluster import Snapshot
@@ -38,6 +39,7 @@ class SharingConfig:
     link_min: float = 1.0  # the link's gate is used where jobs need the link more than so many times their devices ...
     link_kept: float = 0.8  # ... and until they need it less than that
     quantum_s: float = 5.0  # of a turn: long against a step, short against a person's patience; longer where swapping takes long
+    tremble: float = 0.01  # differences between medians of the same steps
     followed_min: float = 0.1  # a protected job's step that is shorter than alone by this part: the job is not what it was
 
 
@@ -226,6 +228,7 @@ def regulated(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) ->
     mode = mode_of(jobs, snapshot, config)
     levels = levels_of(jobs)
     guard = next((job for job in jobs if levels[job.id] == PROTECTED), None)
+    is_changed = guard is not None and is_other(guard, jobs, snapshot.now_s, config)
     total = 1.0 if mode == "time-slice" else best_total([demand_of(job, snapshot) for job in jobs])
     link_node = link_node_of(jobs, snapshot, config) if mode == "interleave" else ""
     found = {}
@@ -247,13 +250,14 @@ def regulated(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) ->
         ) if before else None  # fmt: skip
         if before and kept == before:
             wanted = before
-            if job is guard and is_other(job, jobs, snapshot.now_s, config):
-                wanted = replace(before, alone_step_s=job.profile.step_s)
+            if job is guard:
+                wanted = relearned(job, before, is_changed, config)
+            elif guard and is_changed and before.part > config.part_min:  # so that it can be seen what it is alone
+                wanted = replace(before, part=config.part_min, **since(job, guard, snapshot.now_s))
             elif guard and levels[job.id] == BEST_EFFORT and is_settled(job, guard, snapshot.now_s, config):
                 wanted = guarded(job, before, guard, snapshot.now_s, config)
         else:
-            steps = (job.steps_done, (guard or job).steps_done)
-            wanted = replace(wanted, since_s=snapshot.now_s, since_steps=steps, total_predicted=total)
+            wanted = replace(wanted, total_predicted=total, **since(job, guard or job, snapshot.now_s))
         found[job.id] = wanted
     return found
 
@@ -325,12 +329,24 @@ def guarded(job: Job, sharing: Sharing, guard: Job, now_s: float, config: Sharin
     """The part of a best-effort job after one more look at the job that it must not hurt: additive increase, multiplicative
     decrease (Chiu and Jain, 1989; as TGS, NSDI 2023, does it for launch rates). A job that made no step meanwhile has hurt
     nobody, which does not say that it may have more."""
-    hurt, steps = slowdown_of(guard), (job.steps_done, guard.steps_done)
+    hurt = slowdown_of(guard)
     if hurt > guard.share.slowdown_max:
-        return replace(sharing, part=max(0.0, sharing.part * config.decrease), since_s=now_s, since_steps=steps)
+        return replace(sharing, part=max(0.0, sharing.part * config.decrease), **since(job, guard, now_s))
     if hurt < guard.share.slowdown_max / 2 and sharing.part < 1.0 and job.steps_done > sharing.since_steps[0]:
-        return replace(sharing, part=min(1.0, sharing.part + config.increase), since_s=now_s, since_steps=steps)
+        return replace(sharing, part=min(1.0, sharing.part + config.increase), **since(job, guard, now_s))
     return sharing
+
+
+def relearned(guard: Job, sharing: Sharing, is_changed: bool, config: SharingConfig) -> Sharing:
+    """What a protected job is held against: what it was alone, or, once it was another, the shortest step since then."""
+    step_s, known_s = guard.profile.step_s, sharing.alone_step_s
+    is_shorter = 0 < step_s < known_s * (1.0 - config.tremble)
+    return replace(sharing, alone_step_s=step_s) if is_changed or is_shorter else sharing
+
+
+def since(job: Job, guard: Job, now_s: float) -> dict[str, Any]:
+    """The fields that say from when on a change counts."""
+    return {"since_s": now_s, "since_steps": (job.steps_done, guard.steps_done)}
 
 
 def slowdown_of(job: Job) -> float:

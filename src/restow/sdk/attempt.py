@@ -209,7 +209,8 @@ class Attempt:
             if self.role is Role.ARRIVING:
                 self._install(report, clock)
             else:
-                assert self._server and self._store
+                assert self._server
+                assert self._store
                 private = self._private.hand_over(self._store, capture()) if self.role is Role.LEAVING else b""
                 clock.mark("capture")
                 self._server.publish(self._table.tensors(), private)
