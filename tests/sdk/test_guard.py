@@ -5,13 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from restow.placement import parse_placement
+from restow.sdk.group import DoneWork, SwitchGroup
+from restow.sdk.guard import Guard
 from restow.sdk.takeover import Stuck, choose, keepers
+from restow.sdk.terms import Outcome, Report, Role
 from tests.sdk.gang import PATIENCE_S, Gang, Switching
 from tests.sdk.test_switch import SCRIPT, arguments, undisturbed
 
@@ -34,6 +42,51 @@ def assert_nothing_was_lost(gang: Gang) -> None:
     gang.await_end()
     ranks = len(gang.placement)
     assert [gang.story(rank) for rank in range(ranks)] == undisturbed(ranks)
+
+
+def test_nothing_overtakes_what_was_held_back_during_a_switch_that_is_rolled_back():
+    """The guard is dropped when the outcome is known, before it has launched what waited: the next collective waits, too."""
+    launched: list[int] = []
+    is_waiting, is_dropped, is_given = threading.Event(), threading.Event(), threading.Event()
+
+    class Inner:
+        def backend(self, device_type: str) -> Any:
+            return self
+
+        def allreduce(self, tensors: list[torch.Tensor], options: Any) -> dist.Work:
+            launched.append(tensors[0].numel())
+            return DoneWork(tensors)
+
+    class NoStore(SimpleNamespace):
+        role, rank, is_guarded, busy = Role.STAYING, 0, True, threading.Lock()
+        terms = SimpleNamespace(now=parse_placement(LAST[0]), then=parse_placement(LAST[1]))
+
+        def open_store(self) -> None: ...
+
+        def finish(self, groups: Any, report: Report) -> None:
+            is_waiting.wait(PATIENCE_S)
+            report.outcome = Outcome.ROLLED_BACK
+
+    def drop(attempt: Any, step: int, report: Report) -> None:
+        guard.close()
+        is_dropped.set()
+        is_given.wait(PATIENCE_S)
+
+    group = SwitchGroup("group0", range(3), 0, Inner())
+    table = SimpleNamespace(tensors=dict)
+    nobody = lambda *_: None  # noqa: E731
+    guard = Guard(NoStore(), table, [group], on_finished=drop, on_moved=nobody, on_back=nobody)  # type: ignore[arg-type]
+    guard.arm(20)
+    guard.finish_later(Report())
+    works = [group.allreduce([torch.ones(1)])]
+    is_waiting.set()
+    assert is_dropped.wait(PATIENCE_S)
+    works.append(group.allreduce([torch.ones(2)]))
+    is_given.set()
+    assert all(work.wait() for work in works)
+    group.allreduce([torch.ones(3)]).wait()
+    assert launched == [1, 2, 3]
+    assert group.guard is None
 
 
 @pytest.mark.live

@@ -206,18 +206,30 @@ class Guard:
         self._kept_step = self._step
 
     def close(self) -> None:
-        """Nothing is kept from now on. What was given to the guard's thread is still finished there."""
+        """Nothing is kept from now on. What was given to the guard's thread is still finished there, and while that has not been
+        launched nothing may overtake it: two ranks would launch their collectives in different orders."""
         with self._changed:
             self._is_closed = True
+            if not self._is_held:
+                self._leave_groups()
             self._changed.notify_all()
+        self._kept = {}
+
+    def _leave_groups(self) -> None:
         for group in self._groups:
             if group.guard is self:
                 group.guard = None
-        self._kept = {}
+
+    def _let_pass(self) -> None:
+        """Under the lock: all that was held back has been launched."""
+        self._is_held = False
+        if self._is_closed:
+            self._leave_groups()
+        self._changed.notify_all()
 
     def run(self, group: SwitchGroup, operation: str, arguments: tuple[Any, ...]) -> dist.Work:
         with self._changed:
-            if self._is_broken or self._is_closed:
+            if (self._is_broken or self._is_closed) and not self._is_held:
                 return Entry(group, operation, arguments, []).launch(arguments)
             entry = self._ledger.write(group, operation, arguments)
             if not self._is_held:
@@ -274,8 +286,7 @@ class Guard:
                     waiting.inner_work = waiting.launch(waiting.arguments)
                 except Exception as error:  # refused at once: the script hears of it where it waits
                     waiting.refused = error
-            self._is_held = False
-            self._changed.notify_all()
+            self._let_pass()
 
     def _recover(self, entry: Entry, error: Exception) -> None:
         """Find another inner and do the step's collectives again on it, or let everybody who waits have the error."""
@@ -315,16 +326,15 @@ class Guard:
                 todo.extend(self._queue)
                 self._queue.clear()
                 if not todo:
-                    self._is_held = False
-                    self._changed.notify_all()
+                    self._let_pass()
                     return
 
     def _break(self, waiting: Sequence[Entry], error: Exception) -> None:
         with self._changed:
-            self._is_broken, self._is_held = True, False
+            self._is_broken = True
             left = {id(e): e for e in [*waiting, *self._ledger.since(-1), *self._queue] if not e.is_done}
             self._queue.clear()
-            self._changed.notify_all()
+            self._let_pass()
         for entry in left.values():
             entry.fail(error)
 
