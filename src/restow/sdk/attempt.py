@@ -230,7 +230,7 @@ class Attempt:
                 clock.mark("gather")
             self._swap_and_prove(groups)
             clock.mark("prove")
-            verdict = self._first_word("verdict", timedelta(seconds=self._patience_s()), "rollback no verdict in time")
+            verdict = self._await_verdict()
             clock.mark("verdict")
             self._obey(verdict, report, groups)
         return report
@@ -273,18 +273,34 @@ class Attempt:
         assert self._store
         if self.role is not Role.LEAVING and self._store.add(f"{gate}/here", 1) == self.members:
             self._store.compare_set(gate, "", "whole")
-        give_up_s = time.monotonic() + self._patience_s()
-        while not self._store.check([gate]):
-            if self.role is Role.LEAVING and self._is_alone():
-                self.roll_back(f"the twin of rank {self.rank} was lost")
-            if time.monotonic() > give_up_s:
-                raise AttemptFailed("not everybody came to the switch in time")
-            time.sleep(POLL_S)
+        if self.role is Role.LEAVING:
+            self._watch_across(gate)
+        if not self._has_come(gate, self._patience_s()):
+            raise AttemptFailed("not everybody came to the switch in time")
         word = self._store.get(gate)
         if word == b"trouble":
             raise Trouble
         if word != b"whole":
             raise AttemptFailed("given up by another rank")
+
+    def _watch_across(self, gate: str) -> None:
+        """Leaving: until there is a word under `gate`, see to it that there will be one if our twin is lost."""
+        assert self._store
+        give_up_s = time.monotonic() + self._patience_s()
+        while not self._store.check([gate]) and time.monotonic() < give_up_s:
+            if self._is_alone():
+                self.roll_back(f"the twin of rank {self.rank} was lost")
+            time.sleep(POLL_S)
+
+    def _has_come(self, key: str, patience_s: float) -> bool:
+        """Block until there is a word under `key`; False: there is none in time. Sleeps in the kernel: this rank may be training
+        meanwhile, on the same core."""
+        assert self._store
+        try:
+            self._store.wait([key], timedelta(seconds=patience_s))
+        except dist.DistStoreError:
+            return False
+        return True
 
     def roll_back(self, reason: str, patience: timedelta = timedelta(0)) -> str:
         """Write `rollback` if there is no verdict yet, and wake whoever waits at a gate; returns the verdict."""
@@ -324,7 +340,7 @@ class Attempt:
                 self._server.publish(tensors, b"")
             self._gather("second gate")
             self._swap_and_prove(groups)
-            verdict = self._first_word("verdict", timedelta(seconds=self._patience_s()), "rollback no verdict in time")
+            verdict = self._await_verdict()
             self._obey(verdict, report, groups)
         return report
 
@@ -353,7 +369,7 @@ class Attempt:
             self._gather("second gate")
             self._swap_and_prove(groups)
             clock.mark("prove")
-            verdict = self._first_word("verdict", timedelta(seconds=self._patience_s()), "rollback no verdict in time")
+            verdict = self._await_verdict()
             self._obey(verdict, report, groups)
         return report
 
@@ -471,13 +487,15 @@ class Attempt:
         if self._store.add("proved", 1) == self.members:
             self._store.compare_set("verdict", "", "done")
 
+    def _await_verdict(self) -> str:
+        self._has_come("verdict", self._patience_s())
+        return self._first_word("verdict", timedelta(0), "rollback no verdict in time")
+
     def _first_word(self, key: str, patience: timedelta, otherwise: str) -> str:
         """The word that was written first under `key`; `otherwise` becomes it if there is none in time."""
         assert self._store
         give_up_s = time.monotonic() + patience.total_seconds()
-        while (
-            not self._store.check([key]) and time.monotonic() < give_up_s
-        ):  # `wait` would print its time-out into the log
+        while not self._store.check([key]) and time.monotonic() < give_up_s:  # `wait` prints its time-out into the log
             time.sleep(POLL_S)
         return self._store.compare_set(key, "", otherwise).decode()
 
