@@ -2,7 +2,7 @@
 
 A process is *staying* (its rank keeps its slot), *leaving* (its rank goes elsewhere) or *arriving* (the twin). What runs in the
 background is `connect`; what runs at the switch step, on the training thread, is `begin`. `finish` follows at once, or, for a
-rank that stays and gives nothing, beside its training. Who decides: the store (two words, first writer wins), never a process;
+rank that stays and gives nothing, beside its training. Who decides: the store, never a process (agreement.py);
 see docs/design/001-processes.md. Knows nothing of agents or of the user's loop.
 """
 
@@ -20,21 +20,17 @@ import torch.distributed as dist
 
 from restow.placement import is_scattered
 from restow.plan import Box, Copy, Holding, plan
+from restow.sdk.agreement import POLL_S, Agreement
 from restow.sdk.boxes import StateTable
 from restow.sdk.group import Inner, NetInner, SwitchGroup
 from restow.sdk.private import PrivateStore
-from restow.sdk.takeover import Takeover, read_takeover
+from restow.sdk.takeover import Takeover
 from restow.sdk.terms import AttemptFailed, Outcome, Report, Role, Terms, Trouble
 from restow.sdk.transport import FillClient, FillServer
 
 CONNECT_TIMEOUT = timedelta(seconds=60)
-DECISION_TIMEOUT = timedelta(seconds=5)  # a controller that is alive decides within milliseconds of the last acceptance
 FILL_BYTES_PER_S_MIN = 5e6  # a transfer slower than this (40 Mbit/s) is given up
 FILL_TIMEOUT_S_MIN = 30.0
-POLL_S = 0.0005
-PARKED_POLL_S = 0.01  # a proposal comes at least 0.3 s ahead
-TROUBLE_PATIENCE_S = 120.0  # for everybody to be stuck or known as lost: somebody may be in a long evaluation
-LOOK_S = 0.05  # between two looks whether the process across is still there
 WARM_UP_BYTES_MAX = 64 << 20
 WARM_UP_LINK_BYTES_MAX = 64 << 10
 VERDICT_TIMEOUT_S = 20.0  # beyond the transfer: proof and three store round trips
@@ -65,10 +61,8 @@ class Attempt:
         self._has_gathered = False
         self._inners: dict[str, Inner] = {}
         self._replaced: dict[str, Inner] = {}
-        self._store: dist.Store | None = None
+        self._agreement: Agreement | None = None
         self._across: FillClient | None = None  # leaving: to our twin; arriving: to our leaver. Only to see it end
-        self._looked_s = 0.0
-        self._has_settled = False
         self.busy = threading.Lock()  # held while we take part: `close` from another thread waits for the outcome
         self.shadow: Any = None  # see shadow.py; a twin's, set by the worker when terms.fill is "shadow"
         self._connected = threading.Event()
@@ -80,6 +74,12 @@ class Attempt:
     @property
     def members(self) -> int:
         return len(self.terms.then)
+
+    @property
+    def agreement(self) -> Agreement:
+        """What can be agreed on once we are connected."""
+        assert self._agreement
+        return self._agreement
 
     @property
     def is_guarded(self) -> bool:
@@ -115,7 +115,7 @@ class Attempt:
                     prefixed = dist.PrefixStore(f"inner/{group.key}", store)
                     self._inners[group.key] = NetInner(prefixed, group.rank(), group.size(), self._libraries)
                 self._warm_up(groups)
-            self._store = self.open_store()  # one client per thread: this one is the training thread's
+            self._agreement = Agreement(self.open_store(), self.role, self.rank, self.members, self._across)
         except Exception as error:  # whatever torch, sockets or shared memory raise here ends only this attempt
             raise AttemptFailed(f"rank {self.rank} could not connect: {_one_line(error)}") from error
         self._connected.set()
@@ -148,17 +148,6 @@ class Attempt:
         threading.Thread(
             target=lambda: self.open_store().set("upcoming", str(step)), name="restow-announce", daemon=True
         ).start()
-
-    def await_announcement(self) -> int:
-        """The switch step that is likely; waits for ever (an abandoned twin is ended by the worker)."""
-        assert self._store
-        while True:
-            if self._store.check(["upcoming"]):
-                return int(self._store.get("upcoming"))
-            self._look_across()
-            if self._store.check(["takeover"]):
-                return read_takeover(self._store.get("takeover")).step
-            time.sleep(PARKED_POLL_S)
 
     def _planned(self) -> list[Copy]:
         """Which boxes go to the twins at the switch step, and from whom: the same on every member."""
@@ -200,7 +189,7 @@ class Attempt:
         """
         clock = _Clock()
         if self.role is not Role.ARRIVING:
-            word = self._first_word(f"decision/{step}", DECISION_TIMEOUT, "abort")
+            word = self.agreement.decision(step)
             clock.mark("decide")
             if word != "go":
                 return Report(Outcome.ABORTED, reason="not decided in time", phases=clock.phases)
@@ -210,13 +199,12 @@ class Attempt:
                 self._install(report, clock)
             else:
                 assert self._server
-                assert self._store
-                private = self._private.hand_over(self._store, capture()) if self.role is Role.LEAVING else b""
+                private = self._private.hand_over(self.agreement.store, capture()) if self.role is Role.LEAVING else b""
                 clock.mark("capture")
                 self._server.publish(self._table.tensors(), private)
                 clock.mark("publish")
             if self.role is not Role.STAYING or self._gives:
-                self._gather("gate")  # who waits at the gate has read what we give
+                self.agreement.gather("gate", self._patience_s())  # who waits at the gate has read what we give
                 clock.mark("gather")
                 self._has_gathered = True
         return report
@@ -226,11 +214,11 @@ class Attempt:
         clock = _Clock(report.phases)
         with self._obeying(groups, report):
             if not self._has_gathered:
-                self._gather("gate")
+                self.agreement.gather("gate", self._patience_s())
                 clock.mark("gather")
             self._swap_and_prove(groups)
             clock.mark("prove")
-            verdict = self._await_verdict()
+            verdict = self.agreement.verdict(self._patience_s())
             clock.mark("verdict")
             self._obey(verdict, report, groups)
         return report
@@ -243,14 +231,14 @@ class Attempt:
         except Trouble:
             report.outcome = Outcome.TROUBLE
         except Exception as error:  # a lost peer, a timeout, a full device: everybody must learn of it, then go back
-            self._obey(self.roll_back(f"rank {self.rank}: {_one_line(error)}"), report, groups)
+            self._obey(self.agreement.roll_back(f"rank {self.rank}: {_one_line(error)}"), report, groups)
 
     def _swap_and_prove(self, groups: Sequence[SwitchGroup]) -> None:
         """New members only: swap, prove the ring, and vote."""
         if self.role is not Role.LEAVING:
             self._replaced = {group.key: group.swap(self._inners[group.key]) for group in groups}
             self._prove(groups)
-            self._vote()
+            self.agreement.vote()
 
     def _obey(self, verdict: str, report: Report, groups: Sequence[SwitchGroup]) -> None:
         if verdict == "done":
@@ -264,60 +252,6 @@ class Attempt:
         for group in groups:
             if group.key in self._replaced:
                 group.swap(self._replaced.pop(group.key))
-
-    def _gather(self, gate: str) -> None:
-        """Block until every new member is ready to prove the ring: who proves must not hang because another never came.
-
-        The word under `gate` is `whole`, `trouble` (raises Trouble) or `rollback`; first writer wins.
-        """
-        assert self._store
-        if self.role is not Role.LEAVING and self._store.add(f"{gate}/here", 1) == self.members:
-            self._store.compare_set(gate, "", "whole")
-        if self.role is Role.LEAVING:
-            self._watch_across(gate)
-        if not self._has_come(gate, self._patience_s()):
-            raise AttemptFailed("not everybody came to the switch in time")
-        word = self._store.get(gate)
-        if word == b"trouble":
-            raise Trouble
-        if word != b"whole":
-            raise AttemptFailed("given up by another rank")
-
-    def _watch_across(self, gate: str) -> None:
-        """Leaving: until there is a word under `gate`, see to it that there will be one if our twin is lost."""
-        assert self._store
-        give_up_s = time.monotonic() + self._patience_s()
-        while not self._store.check([gate]) and time.monotonic() < give_up_s:
-            if self._is_alone():
-                self.roll_back(f"the twin of rank {self.rank} was lost")
-            time.sleep(POLL_S)
-
-    def _has_come(self, key: str, patience_s: float) -> bool:
-        """Block until there is a word under `key`; False: there is none in time. Sleeps in the kernel: this rank may be training
-        meanwhile, on the same core."""
-        assert self._store
-        try:
-            self._store.wait([key], timedelta(seconds=patience_s))
-        except dist.DistStoreError:
-            return False
-        return True
-
-    def roll_back(self, reason: str, patience: timedelta = timedelta(0)) -> str:
-        """Write `rollback` if there is no verdict yet, and wake whoever waits at a gate; returns the verdict."""
-        assert self._store
-        verdict = self._first_word("verdict", patience, f"rollback {reason}")
-        if verdict != "done":
-            for gate in ("gate", "second gate"):
-                self._store.compare_set(gate, "", "rollback")
-        return verdict
-
-    def _is_alone(self) -> bool:
-        """Has the process across (leaving: our twin; arriving: our leaver) ended? Looked at every LOOK_S."""
-        now_s = time.monotonic()
-        if self._across is None or now_s - self._looked_s < LOOK_S:
-            return False
-        self._looked_s = now_s
-        return self._across.is_gone()
 
     # ------------------------------------------------------------ when a leaver is lost; who calls: guard.py and the twin
 
@@ -338,107 +272,53 @@ class Attempt:
         with self._obeying(groups, report):
             if tensors is not None:
                 self._server.publish(tensors, b"")
-            self._gather("second gate")
+            self.agreement.gather("second gate", self._patience_s())
             self._swap_and_prove(groups)
-            verdict = self._await_verdict()
+            verdict = self.agreement.verdict(self._patience_s())
             self._obey(verdict, report, groups)
         return report
 
     def take_over(self, groups: Sequence[SwitchGroup]) -> Report:
         """Arriving: become the rank at the step that the survivors agree on, without the leaver."""
-        assert self._store
         report, clock = Report(is_takeover=True), _Clock()
         report.phases = clock.phases
         with self._obeying(groups, report):
-            takeover = self._await_takeover()
+            takeover = self.agreement.await_takeover()
             clock.mark("agree")
             if takeover.why_not:
                 raise AttemptFailed(takeover.why_not)
             if self.shadow:
                 self.shadow.stop()
-            private = self._private.kept(self._store, takeover.step)
+            private = self._private.kept(self.agreement.store, takeover.step)
             report.extra = self._table.install_private(private)
             if report.extra["step"] != takeover.step:
                 raise AttemptFailed(f"the private state of rank {self.rank} is of step {report.extra['step']}")
             report.is_muted = self.rank in takeover.muted
             source = ("rank", takeover.sources[self.rank])
-            client = self._clients.setdefault(source, self._client(self._store, *source))
+            client = self._clients.setdefault(source, self._client(self.agreement.store, *source))
             received = client.fill(self._table.tensors(), self._patience_s())
             report.wire_bytes = received + len(private) if self._is_elsewhere(source) else len(private)
             clock.mark("fill")
-            self._gather("second gate")
+            self.agreement.gather("second gate", self._patience_s())
             self._swap_and_prove(groups)
             clock.mark("prove")
-            verdict = self._await_verdict()
+            verdict = self.agreement.verdict(self._patience_s())
             self._obey(verdict, report, groups)
         return report
-
-    def _await_takeover(self) -> Takeover:
-        assert self._store
-        give_up_s = time.monotonic() + TROUBLE_PATIENCE_S
-        while not self._store.check(["takeover"]):
-            self._look_across()
-            if self._store.check(["verdict"]) or time.monotonic() > give_up_s:
-                raise AttemptFailed("the survivors did not agree on a step")
-            time.sleep(PARKED_POLL_S)
-        return read_takeover(self._store.get("takeover"))
-
-    def _look_across(self) -> None:
-        """Arriving: tell the others when our leaver is gone."""
-        if self._across is not None and self._is_alone():
-            assert self._store
-            self._across = None
-            self._store.set(f"lost/{self.rank}", "1")
-            self._store.compare_set("gate", "", "trouble")
-
-    # ------------------------------------------------------------ after the verdict `done`, until the first step is finished
-
-    def settle(self) -> None:
-        """A member of the new generation finished its first step. When the last one has, the leavers may go."""
-        assert self._store
-        if not self._has_settled:
-            self._has_settled = True
-            if self._store.add("settled", 1) == self.members:
-                self._store.compare_set("after", "", "retire")
-
-    def is_settled(self) -> bool:
-        """Has everybody finished the first step? From then on nobody goes back."""
-        assert self._store
-        return bool(self._store.check(["after"])) and self._store.get("after") == b"retire"
-
-    def await_retirement(self) -> str:
-        """Leaving: empty when we may go. Else why the old generation goes on from the switch step, and we with it."""
-        assert self._store
-        try:
-            while not self._store.check(["after"]):
-                if self._is_alone():
-                    self._store.compare_set("after", "", f"fallback the twin of rank {self.rank} was lost in its first step")
-                time.sleep(PARKED_POLL_S)
-            return self._store.get("after").decode().removeprefix("retire").removeprefix("fallback ")
-        except dist.DistError:  # the store is gone: nobody can agree on going back any more
-            return ""
 
     # ------------------------------------------------------------ private state
 
     def _receive_private(self, patience_s: float) -> bytes:
         """Arriving: the leaver's private state, from the store or from the leaver itself. Raises Trouble if it is lost."""
-        assert self._store
-        give_up_s = time.monotonic() + patience_s
-        while not self._store.check([self._private.key]):
-            self._look_across()
-            if self._store.check(["gate"]):
-                if self._store.get("gate") == b"trouble":
-                    raise Trouble
-                raise AttemptFailed("given up by another rank")
+        agreement, give_up_s = self.agreement, time.monotonic() + patience_s
+        while not agreement.store.check([self._private.key]):
+            agreement.look_across()
+            agreement.check_gate("gate")
             if time.monotonic() > give_up_s:
                 raise AttemptFailed(f"rank {self.rank} did not come to the switch step")
             time.sleep(POLL_S)
-        private = self._private.received(self._store)
+        private = self._private.received(agreement.store)
         return self._clients["rank", self.rank].fetch_private(patience_s) if private is None else private
-
-    def refuse(self, reason: str) -> None:
-        """This process will not come to a switch step any more; nobody shall wait for it."""
-        self.roll_back(f"rank {self.rank}: {reason}")
 
     def _install(self, report: Report, clock: _Clock) -> None:
         """Arriving: private state from the leaver, boxes by plan, shadow's last steps."""
@@ -481,23 +361,6 @@ class Attempt:
                 group.inner.backend(device_type).allreduce([number], options).wait()
                 if number.item() != self.terms.generation * group.size():
                     raise AttemptFailed(f"{group.key} answers for another generation")
-
-    def _vote(self) -> None:
-        assert self._store
-        if self._store.add("proved", 1) == self.members:
-            self._store.compare_set("verdict", "", "done")
-
-    def _await_verdict(self) -> str:
-        self._has_come("verdict", self._patience_s())
-        return self._first_word("verdict", timedelta(0), "rollback no verdict in time")
-
-    def _first_word(self, key: str, patience: timedelta, otherwise: str) -> str:
-        """The word that was written first under `key`; `otherwise` becomes it if there is none in time."""
-        assert self._store
-        give_up_s = time.monotonic() + patience.total_seconds()
-        while not self._store.check([key]) and time.monotonic() < give_up_s:  # `wait` prints its time-out into the log
-            time.sleep(POLL_S)
-        return self._store.compare_set(key, "", otherwise).decode()
 
     def _patience_s(self) -> float:
         return max(FILL_TIMEOUT_S_MIN, self._table.state_bytes() / FILL_BYTES_PER_S_MIN) + VERDICT_TIMEOUT_S

@@ -33,7 +33,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from restow.sdk.attempt import TROUBLE_PATIENCE_S, Attempt
+from restow.sdk.agreement import TROUBLE_PATIENCE_S
+from restow.sdk.attempt import Attempt
 from restow.sdk.boxes import StateTable
 from restow.sdk.group import SwitchGroup
 from restow.sdk.ledger import Entry, Ledger
@@ -119,7 +120,7 @@ class Guard:
             self._changed.wait_for(lambda: not self._is_held)
         if self._is_switched and not self._is_back:
             try:
-                self.attempt.settle()
+                self.attempt.agreement.settle()
             except dist.DistError:  # as above
                 self.close()
 
@@ -145,7 +146,7 @@ class Guard:
         if self._is_broken or self._is_closed or self._is_back:
             return True
         try:
-            return self._is_switched and self.attempt.is_settled()
+            return self._is_switched and self.attempt.agreement.is_settled()
         except dist.DistError:  # the store is gone; nobody can go back without it
             return True
 

@@ -152,7 +152,7 @@ class Worker:
         self.say_ready(signature, why_not)
         attempt = self._attempt
         if attempt and attempt.is_connected:
-            attempt.refuse(why_not)
+            attempt.agreement.roll_back(f"rank {self.environment.rank}: {why_not}")  # nobody shall wait for us
             step = int(self._switch_word[0])
             self.channel.tell(type="rolled_back", generation=attempt.terms.generation, step=step, reason=why_not)
         self._drop_guard()  # no save point of ours comes any more
@@ -367,7 +367,7 @@ class Worker:
             self.channel.tell(type="rolled_back", generation=generation, step=step, reason=report.reason)
             return
         if report.outcome is Outcome.TROUBLE:  # and no guard that could save it
-            report.reason = attempt.roll_back("a leaver was lost").removeprefix("rollback ")
+            report.reason = attempt.agreement.roll_back("a leaver was lost").removeprefix("rollback ")
         self._forget_attempt(attempt)
         if report.outcome is Outcome.DONE:
             if attempt.role is not Role.LEAVING:
@@ -375,7 +375,7 @@ class Worker:
                     self._guard.switched(step)
                 self._become(attempt, step, report.paused_s, report)
                 return
-            report.reason = attempt.await_retirement()
+            report.reason = attempt.agreement.await_retirement()
             if not report.reason:
                 self.channel.tell(type="retired", generation=generation)
                 _leave()
@@ -435,7 +435,7 @@ class Worker:
                 self._attempt_changed.wait()
             attempt = self._attempt
         guard = self._make_guard(attempt)
-        upcoming = attempt.await_announcement()
+        upcoming = attempt.agreement.await_announcement()
         if upcoming < 0:
             _leave()
         on_upcoming(upcoming)
