@@ -65,6 +65,7 @@ class Sharing:
     partners: tuple[str, ...]  # ids of the other jobs on exactly these devices
     level: int = 1  # its class at the gate: 0 protected, 1 ordinary, 2 best effort
     part: float = 1.0  # of the time that it asks for, best effort only; the guard of the protected job cuts it
+    held_part: float = 0.0  # its part again, once the protected job has been looked at alone; 0: no such look is taken
     quantum_s: float = 0.0  # of a turn, time slices only
     swap_bytes: int = 0  # of one worker, moved out of the device between its turns: what does not fit beside the others
     is_tight: bool = False  # only at save points do all fit the devices: whoever computes, updates too, holds the gate
@@ -72,7 +73,8 @@ class Sharing:
     since_s: float = 0.0  # when this began, or was last changed ...
     since_steps: tuple[int, int] = (0, 0)  # ... and what this job and the one that goes first had made by then
     total_predicted: float = 0.0  # sum of relative speeds that was expected
-    alone_step_s: float = 0.0  # of a protected job that is not what it was: its step with nobody in its way; 0: as its profile says
+    alone_step_s: float = 0.0  # of a protected job: its step when the others last stood still for a look; 0: as its profile says
+    alone_at_s: float = 0.0  # of a protected job: when it was last alone, or looked at as if it were
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -254,7 +254,7 @@ def test_a_protected_job_goes_first_and_its_guard_cuts_the_other():
     assert (sharing(cluster, "a").level, sharing(cluster, "b").level) == (0, 2)
     parts = []
     for _ in range(3):
-        train_on(cluster, 10.0, a=0.33)
+        train_on(cluster, 9.0, a=0.33)
         parts.append(round(sharing(cluster, "b").part, 3))
     assert parts == [0.7, 0.49, 0.343]
     train_on(cluster, 10.0, a=0.301)

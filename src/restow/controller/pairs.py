@@ -41,7 +41,7 @@ class Pairs:
                 continue
             since_s, steps = self._began.setdefault(group, (now_s, {job.id: job.steps_done for job in members}))
             made = min(job.steps_done - steps[job.id] for job in members)
-            is_settled = now_s - since_s >= self._config.settle_s and made >= self._config.steps_min
+            is_settled = now_s - since_s >= self._config.protection.settle_s and made >= self._config.steps_min
             if not is_settled or now_s - self._said_s.get(group, -self._again_s) < self._again_s:
                 continue
             if any(alone_s(job) <= 0 for job in members):

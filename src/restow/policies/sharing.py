@@ -12,14 +12,14 @@ devices are free.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from restow.bound import Demand, best_total, fair_speed
 from restow.cluster import Snapshot
 from restow.job import Job, JobState, Sharing
 from restow.perf import communication_s
 from restow.placement import Placement
+from restow.policies.protection import ProtectionConfig, alone_s, guarded, is_settled, since, slowdown_of
 
 PROTECTED, ORDINARY, BEST_EFFORT = 0, 1, 2
 
@@ -31,16 +31,10 @@ class SharingConfig:
     turns_min: float = 0.8  # the same in time slices, which bring 1.0 at best: swapping and cold caches take their part
     steps_min: int = 20  # of a running job before its measurement counts
     jobs_max: int = 3  # on one device: with more, hand-overs and caches eat what is gained
-    settle_s: float = 4.0  # after a change, before what is measured counts ...
-    settle_steps: int = 15  # ... and so many steps: medians are over the last 15
-    decrease: float = 0.7  # of a best-effort job's part when the protected job is hurt
-    increase: float = 0.05  # added when it is not
-    part_min: float = 0.05  # below it the best-effort job is parted
     link_min: float = 1.0  # the link's gate is used where jobs need the link more than so many times their devices ...
     link_kept: float = 0.8  # ... and until they need it less than that
+    protection: ProtectionConfig = field(default_factory=ProtectionConfig)
     quantum_s: float = 5.0  # of a turn: long against a step, short against a person's patience; longer where swapping takes long
-    tremble: float = 0.01  # differences between medians of the same steps
-    followed_min: float = 0.1  # a protected job's step that is shorter than alone by this part: the job is not what it was
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +69,6 @@ def demand_of(job: Job, snapshot: Snapshot) -> Demand:
     network_s = min(period_s, max(profile.exposed_s, hidden_s))
     device_s = profile.held_s or period_s - profile.exposed_s - profile.data_s
     return Demand(period_s=period_s, device_s=max(0.0, min(period_s, device_s)), network_s=network_s)
-
-
-def alone_s(job: Job) -> float:
-    """Seconds per step alone: measured when it was, else what is left without the waits at the gate. 0: not known."""
-    learned_s = job.sharing.alone_step_s if job.sharing else 0.0
-    return learned_s or job.profile.alone_step_s or max(0.0, job.profile.step_s - job.profile.waited_s)
 
 
 def speed_of(job: Job) -> float:
@@ -228,37 +216,35 @@ def regulated(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) ->
     mode = mode_of(jobs, snapshot, config)
     levels = levels_of(jobs)
     guard = next((job for job in jobs if levels[job.id] == PROTECTED), None)
-    is_changed = guard is not None and is_other(guard, jobs, snapshot.now_s, config)
     total = 1.0 if mode == "time-slice" else best_total([demand_of(job, snapshot) for job in jobs])
     link_node = link_node_of(jobs, snapshot, config) if mode == "interleave" else ""
-    found = {}
+    found, is_known = {}, True
     for job in jobs:
-        before = job.sharing
+        before, is_as_before = job.sharing, bool(job.sharing and job.sharing.level == levels[job.id])
         wanted = Sharing(
             mode=mode,
             partners=tuple(sorted(other.id for other in jobs if other is not job)),
             level=levels[job.id],
-            part=before.part if before and before.level == levels[job.id] == BEST_EFFORT else 1.0,
+            part=before.part if before and is_as_before and levels[job.id] == BEST_EFFORT else 1.0,
+            held_part=before.held_part if before and is_as_before else 0.0,
             quantum_s=(job.share.quantum_s or config.quantum_s) if mode == "time-slice" else 0.0,
             swap_bytes=overflow_bytes(job, jobs, snapshot) if mode == "time-slice" else 0,
             is_tight=mode == "interleave" and fits(jobs, snapshot) != "peaks",
             link_node=link_node,
             alone_step_s=before.alone_step_s if before and job is guard else 0.0,
+            alone_at_s=0.0 if job is not guard else before.alone_at_s if before and is_as_before else snapshot.now_s,
         )
         kept = replace(
             wanted, since_s=before.since_s, since_steps=before.since_steps, total_predicted=before.total_predicted
         ) if before else None  # fmt: skip
         if before and kept == before:
-            wanted = before
-            if job is guard:
-                wanted = relearned(job, before, is_changed, config)
-            elif guard and is_changed and before.part > config.part_min:  # so that it can be seen what it is alone
-                wanted = replace(before, part=config.part_min, **since(job, guard, snapshot.now_s))
-            elif guard and levels[job.id] == BEST_EFFORT and is_settled(job, guard, snapshot.now_s, config):
-                wanted = guarded(job, before, guard, snapshot.now_s, config)
+            found[job.id] = before
         else:
-            wanted = replace(wanted, total_predicted=total, **since(job, guard or job, snapshot.now_s))
-        found[job.id] = wanted
+            found[job.id] = replace(wanted, total_predicted=total, **since(job, guard or job, snapshot.now_s))
+            is_known = False
+    if guard and is_known:
+        lesser = [job for job in jobs if levels[job.id] == BEST_EFFORT]
+        found |= guarded(guard, lesser, snapshot.now_s, config.protection)
     return found
 
 
@@ -304,60 +290,6 @@ def link_node_of(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig)
     return ""
 
 
-def is_settled(job: Job, guard: Job, now_s: float, config: SharingConfig) -> bool:
-    """Does what is measured of the protected job tell of this job's present part?"""
-    if not job.sharing or guard.profile.step_s <= 0:
-        return False
-    made = guard.steps_done - job.sharing.since_steps[1 if guard is not job else 0]
-    return now_s - job.sharing.since_s >= config.settle_s and made >= config.settle_steps
-
-
-def is_other(guard: Job, jobs: Sequence[Job], now_s: float, config: SharingConfig) -> bool:
-    """Is this protected job not what it was alone? Its steps are longer although the others as good as stand still, or they are
-    shorter beside others than they were alone."""
-    step_s = guard.profile.step_s
-    if 0 < step_s < alone_s(guard) * (1.0 - config.followed_min):
-        return True
-    rest = [job for job in jobs if job is not guard]
-    stand_still = all(
-        job.sharing and job.sharing.part < config.part_min and is_settled(job, guard, now_s, config) for job in rest
-    )
-    return stand_still and slowdown_of(guard) > guard.share.slowdown_max
-
-
-def guarded(job: Job, sharing: Sharing, guard: Job, now_s: float, config: SharingConfig) -> Sharing:
-    """The part of a best-effort job after one more look at the job that it must not hurt: additive increase, multiplicative
-    decrease (Chiu and Jain, 1989; as TGS, NSDI 2023, does it for launch rates). A job that made no step meanwhile has hurt
-    nobody, which does not say that it may have more."""
-    hurt = slowdown_of(guard)
-    if hurt > guard.share.slowdown_max:
-        return replace(sharing, part=max(0.0, sharing.part * config.decrease), **since(job, guard, now_s))
-    if hurt < guard.share.slowdown_max / 2 and sharing.part < 1.0 and job.steps_done > sharing.since_steps[0]:
-        return replace(sharing, part=min(1.0, sharing.part + config.increase), **since(job, guard, now_s))
-    return sharing
-
-
-def relearned(guard: Job, sharing: Sharing, is_changed: bool, config: SharingConfig) -> Sharing:
-    """What a protected job is held against: what it was alone, or, once it was another, the shortest step since then."""
-    step_s, known_s = guard.profile.step_s, sharing.alone_step_s
-    is_shorter = 0 < step_s < known_s * (1.0 - config.tremble)
-    return replace(sharing, alone_step_s=step_s) if is_changed or is_shorter else sharing
-
-
-def since(job: Job, guard: Job, now_s: float) -> dict[str, Any]:
-    """The fields that say from when on a change counts."""
-    return {"since_s": now_s, "since_steps": (job.steps_done, guard.steps_done)}
-
-
-def slowdown_of(job: Job) -> float:
-    """How much longer its steps are than alone, as a part (0.03: 3 %). In time slices the others' turns count."""
-    alone = alone_s(job)
-    if alone <= 0 or job.profile.step_s <= 0:
-        return 0.0
-    turns = 1 + len(job.sharing.partners) if job.sharing and job.sharing.mode == "time-slice" else 1
-    return turns * job.profile.step_s / alone - 1.0
-
-
 def who_leaves(jobs: Sequence[Job], now_s: float, config: SharingConfig) -> tuple[Job, str] | None:
     """The job that should get devices of its own, and why; None: they may stay together. The best class stays, then the oldest."""
     levels = levels_of(jobs)
@@ -370,13 +302,14 @@ def who_leaves(jobs: Sequence[Job], now_s: float, config: SharingConfig) -> tupl
         if not job.share.allow or job.share.mode == "exclusive":
             return last(others), f"{job.id} does not share its devices any more"
         is_stated = job.share.max_slowdown > 0 and levels[job.id] == ORDINARY
-        if is_stated and is_settled(job, job, now_s, config) and slowdown_of(job) > job.share.max_slowdown:
+        if is_stated and is_settled(job, job, now_s, config.protection) and slowdown_of(job) > job.share.max_slowdown:
             allowed = f"{job.share.max_slowdown:.0%}"
             return last(others), f"steps of {job.id} take {slowdown_of(job):.0%} longer than alone, and it allows {allowed}"
     if sum(job.share.protect for job in jobs) > 1:
         return last(jobs), "more than one of them is protected"
     for job in jobs:
-        if job.sharing and job.sharing.level == BEST_EFFORT and job.sharing.part < config.part_min:
+        mine = job.sharing
+        if mine and mine.level == BEST_EFFORT and not mine.held_part and mine.part < config.protection.part_min:
             return job, "its share beside a protected job has become too small"
     names = {job.id for job in jobs}
     totals = [total for job in jobs for other, total in job.tried if other in names]
@@ -395,6 +328,8 @@ def why(sharing: Sharing) -> str:
         return f"computes whenever it likes, and so {verb} {others}"
     if sharing.level == PROTECTED:
         return f"goes first; {others} {'run' if len(sharing.partners) > 1 else 'runs'} in its idle time"
+    if sharing.held_part:
+        return f"stands still for some steps of {others}, so that it is known how long these take alone"
     if sharing.level == BEST_EFFORT:
         return f"runs in the idle time of {others}, {sharing.part:.0%} of what it asks for"
     return f"computes while {others} {'wait' if len(sharing.partners) > 1 else 'waits'}, and the other way round"
