@@ -65,6 +65,7 @@ class Sharing:
     partners: tuple[str, ...]  # ids of the other jobs on exactly these devices
     level: int = 1  # its class at the gate: 0 protected, 1 ordinary, 2 best effort
     part: float = 1.0  # of the time that it asks for, best effort only; the guard of the protected job cuts it
+    is_doubted: bool = False  # the protected job's steps were a little off at the last look: twice in a row counts
     held_part: float = 0.0  # its part again, once the protected job has been looked at alone; 0: no such look is taken
     quantum_s: float = 0.0  # of a turn, time slices only
     swap_bytes: int = 0  # of one worker, moved out of the device between its turns: what does not fit beside the others

@@ -239,12 +239,20 @@ def guarded(step_s: float, part: float = 1.0, now_s: float = 20.0, **changes: ob
 
 
 def test_the_guard_cuts_the_part_of_the_other_when_the_protected_job_is_hurt_and_gives_it_back_slowly():
-    assert guarded(step_s=0.32)["b"].part == 0.7
-    assert guarded(step_s=0.32, part=0.06)["b"].part == 0.0
+    assert guarded(step_s=0.33)["b"].part == 0.7
+    assert guarded(step_s=0.33, part=0.06)["b"].part == 0.0
     assert guarded(step_s=0.30, part=0.7)["b"].part == 0.75
     assert guarded(step_s=0.306, part=0.7)["b"].part == 0.7  # 2 % is between the two
-    assert sharing.why(guarded(step_s=0.32)["b"]) == "runs in the idle time of a, 70% of what it asks for"
-    assert sharing.why(guarded(step_s=0.32)["a"]) == "goes first; b runs in its idle time"
+    assert sharing.why(guarded(step_s=0.33)["b"]) == "runs in the idle time of a, 70% of what it asks for"
+    assert sharing.why(guarded(step_s=0.33)["a"]) == "goes first; b runs in its idle time"
+
+
+def test_a_little_hurt_counts_when_it_is_seen_twice_in_a_row():
+    once = guarded(step_s=0.32, part=0.7)["b"]
+    assert (once.part, once.is_doubted, once.since_s) == (0.7, True, 20.0)  # 15 more steps are waited for
+    assert guarded(step_s=0.32, part=0.7, is_doubted=True)["b"].part == 0.7 * 0.7
+    calm = guarded(step_s=0.306, part=0.7, is_doubted=True)["b"]
+    assert (calm.part, calm.is_doubted) == (0.7, False)
 
 
 def test_the_guard_waits_until_what_is_measured_tells_of_the_present_part():
@@ -256,7 +264,7 @@ def test_the_guard_waits_until_what_is_measured_tells_of_the_present_part():
 
 def test_a_background_job_that_stands_still_proves_nothing():
     assert guarded(step_s=0.30, part=0.7, since_steps=(100, 0))["b"].part == 0.7
-    assert guarded(step_s=0.32, part=1.0, since_steps=(100, 0))["b"].part == 0.7  # it may be inside a long step
+    assert guarded(step_s=0.33, part=1.0, since_steps=(100, 0))["b"].part == 0.7  # it may be inside a long step
 
 
 @pytest.mark.parametrize("step_s", [0.5, 0.2])
@@ -318,12 +326,12 @@ def test_the_guard_follows_a_protected_job_that_becomes_another_in_the_middle(la
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_machine_that_becomes_slower_and_faster_is_not_blamed_on_the_other(seed: int):
-    """Neighbours outside of restow make every step up to 30 % longer, for minutes; b itself does not hurt."""
+    """Neighbours outside of restow make every step up to 30 % longer, for minutes, and 10 % from one to the next; b itself does not hurt."""
     slower = Random(seed)
     phases = [1.0 + 0.3 * slower.random() for _ in range(40)]
-    seen = beside(lambda now_s: 0.3 * phases[int(now_s / 60)] * slower.uniform(0.97, 1.03), hurt=0.0, until_s=2400)
+    seen = beside(lambda now_s: 0.3 * phases[int(now_s / 60)] * slower.uniform(0.9, 1.1), hurt=0.0, until_s=2400)
     assert mean(part for _, part, _, _ in seen) > 0.6
-    assert min(mean(part for now_s, part, _, _ in seen if begin <= now_s < begin + 300) for begin in range(0, 2400, 300)) > 0.3
+    assert min(mean(part for now_s, part, _, _ in seen if begin <= now_s < begin + 300) for begin in range(0, 2400, 300)) > 0.2
 
 
 # ---------------------------------------------------------------- when they part

@@ -23,6 +23,7 @@ class ProtectionConfig:
     decrease: float = 0.7  # of a best-effort job's part when the protected job is hurt
     increase: float = 0.05  # added when it is not
     part_min: float = 0.05  # below it the best-effort job stands still, and is parted where that is possible
+    severe: float = 3.0  # a step longer by so many times what is allowed is believed at once, a lesser one when seen twice in a row
     fresh_s: float = 30.0  # what the protected job was alone is believed for so long ...
     fresh_steps: int = 60  # ... or for so many of its steps, whichever takes longer
 
@@ -72,22 +73,28 @@ def guarded(guard: Job, others: Sequence[Job], now_s: float, config: ProtectionC
             part = sharing.held_part or config.part_min
             found[job.id] = replace(sharing, part=part, held_part=0.0, **since(job, guard, now_s))
         return found
-    if not stand_still and not is_fresh and not -allowed <= hurt <= allowed:
+    is_sure = abs(hurt) > config.severe * allowed or any(sharings[job.id].is_doubted for job in settled)
+    if not stand_still and not is_fresh and is_sure and abs(hurt) > allowed:
         return {
-            job.id: replace(sharing, part=0.0, held_part=sharing.part or sharing.held_part, **since(job, guard, now_s))
+            name: replace(
+                sharing, part=0.0, held_part=sharing.part or sharing.held_part, is_doubted=False, **since(job, guard, now_s)
+            )
             for job in others
-            for sharing in [sharings[job.id]]
+            for name, sharing in [(job.id, sharings[job.id])]
         }
-    return {
-        job.id: replace(sharings[job.id], part=part, **since(job, guard, now_s))
-        for job in settled
-        if (part := _next_part(job, sharings[job.id], hurt, allowed, config)) != sharings[job.id].part
-    }
+    found = {}
+    for job in settled:
+        before = sharings[job.id]
+        part = _next_part(job, before, hurt, allowed, config)
+        is_doubted = (hurt > allowed and part == before.part > 0) or (hurt < -allowed and not is_fresh)
+        if (part, is_doubted) != (before.part, before.is_doubted):
+            found[job.id] = replace(before, part=part, is_doubted=is_doubted, **since(job, guard, now_s))
+    return found
 
 
 def _next_part(job: Job, sharing: Sharing, hurt: float, allowed: float, config: ProtectionConfig) -> float:
     """A job that made no step meanwhile has hurt nobody, which does not say that it may have more."""
-    if hurt > allowed:
+    if hurt > allowed and (sharing.is_doubted or hurt > config.severe * allowed):
         part = sharing.part * config.decrease
         return part if part >= config.part_min else 0.0
     if hurt < allowed / 2 and job.steps_done > sharing.since_steps[0] and sharing.part:

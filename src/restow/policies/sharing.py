@@ -227,6 +227,7 @@ def regulated(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) ->
             level=levels[job.id],
             part=before.part if before and is_as_before and levels[job.id] == BEST_EFFORT else 1.0,
             held_part=before.held_part if before and is_as_before else 0.0,
+            is_doubted=bool(before and before.is_doubted and is_as_before),
             quantum_s=(job.share.quantum_s or config.quantum_s) if mode == "time-slice" else 0.0,
             swap_bytes=overflow_bytes(job, jobs, snapshot) if mode == "time-slice" else 0,
             is_tight=mode == "interleave" and fits(jobs, snapshot) != "peaks",
