@@ -326,7 +326,7 @@ def test_the_guard_follows_a_protected_job_that_becomes_another_in_the_middle(la
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_machine_that_becomes_slower_and_faster_is_not_blamed_on_the_other(seed: int):
-    """Neighbours outside of restow make every step up to 30 % longer, for minutes, and 10 % from one to the next; b itself does not hurt."""
+    """Neighbours outside of restow make steps up to 30 % longer for minutes, and 10 % from one to the next; b does not hurt."""
     slower = Random(seed)
     phases = [1.0 + 0.3 * slower.random() for _ in range(40)]
     seen = beside(lambda now_s: 0.3 * phases[int(now_s / 60)] * slower.uniform(0.9, 1.1), hurt=0.0, until_s=2400)
