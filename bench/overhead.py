@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import mean, median, quantiles
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "src")]
@@ -45,6 +45,8 @@ def main() -> None:
         f"per step     {numbers['per_step_us']:+.0f} us ({numbers['ratio'] - 1:+.2%} of {numbers['torchrun_step_ms']:.1f} ms), "
         f"half of the {options.windows} pairs within {numbers['per_step_us_quartiles'][0]:+.0f} to "
         f"{numbers['per_step_us_quartiles'][1]:+.0f} us\n"
+        f"processor    {numbers['per_step_cpu_us']:+.0f} us of each process per step, half of the pairs within "
+        f"{numbers['per_step_cpu_us_quartiles'][0]:+.0f} to {numbers['per_step_cpu_us_quartiles'][1]:+.0f} us\n"
         f"first step   restow {numbers['submit_to_first_step_s']:.2f} s after submit, "
         f"torchrun {numbers['torchrun_to_first_step_s']:.2f} s after its start"
     )
@@ -108,6 +110,11 @@ def compared(options: argparse.Namespace, cluster: Cluster, place: Here, folder:
                 turn.wait_for(name, "window", window, options.ranks)
         watched.wait_until("its end", lambda view: view["state"] == "done")
         run.wait_for_end()
+    mine_cpu, theirs_cpu = (
+        [mean(word["cpu_s"] for word in turn.said(name, "window", window)) for window in range(1, windows)]
+        for name in ("restow", "torchrun")
+    )
+    cpu = [(a - b) * 1e6 for a, b in zip(mine_cpu, theirs_cpu, strict=True)]
     mine, theirs = (
         [[period for word in turn.said(name, "window", window) for period in word["periods_s"]] for window in range(windows)]
         for name in ("restow", "torchrun")
@@ -119,6 +126,8 @@ def compared(options: argparse.Namespace, cluster: Cluster, place: Here, folder:
         "per_step_us": median(differences),
         "per_step_us_quartiles": [low, high],
         "ratio": median(a / b for a, b in pairs),
+        "per_step_cpu_us": median(cpu),
+        "per_step_cpu_us_quartiles": quantiles(cpu, n=4)[::2],
         "restow_step_ms": median(a for a, _ in pairs) * 1e3,
         "torchrun_step_ms": median(b for _, b in pairs) * 1e3,
         "windows": options.windows,

@@ -1,7 +1,7 @@
 """A small training job with steps of a fixed amount of computing, for the cost per step when nothing moves.
 
 Runs under restow and, unchanged, under torchrun. It trains in windows and waits for its turn before each, so that two jobs can
-be compared in turns on the same machine. Writes the time from the end of one step to the end of the next.
+be compared in turns on the same machine. Writes the times from the end of one step to the end of the next, and the processor time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model, optimizer = job.prepare(model, optimizer)
     loader = workload.loader(options, job.rank, job.world_size)
-    square, ends = torch.randn(256, 256) / 16, []
+    square, ends, used_s = torch.randn(256, 256) / 16, [], 0.0
     for step, (inputs, targets) in enumerate(job.steps(loader, total=options.steps)):
         if step % length == 0 and not job.is_rehearsal:
             wait_for_turn(step // length)
@@ -57,10 +57,13 @@ def main() -> None:
         loss.backward()
         optimizer.step()
         ends.append(time.monotonic())
+        if len(ends) == 1:
+            used_s = time.process_time()
         if step == 0:
             say("first", 0, time_s=ends[-1])
         if len(ends) == length:  # the first step of a window is left out: it follows a wait
-            say("window", step // length, periods_s=[b - a for a, b in itertools.pairwise(ends)])
+            periods_s = [b - a for a, b in itertools.pairwise(ends)]
+            say("window", step // length, periods_s=periods_s, cpu_s=(time.process_time() - used_s) / len(periods_s))
             ends = []
 
     if torch.distributed.is_initialized():
