@@ -112,7 +112,7 @@ def down(home: config.Home, *, say: Say, purge: bool = False) -> bool:
             names = None if is_head else [node.name for node in nodes]
             stragglers = processes.marked_with(cluster_id, names)
             if stragglers:
-                say(f"ending {len(stragglers)} processes that were left")
+                say(f"ending {len(stragglers)} {'process that was' if len(stragglers) == 1 else 'processes that were'} left")
                 left += processes.end(stragglers, grace_s=2.0)
             _remove_files(cluster_id, names)
             if purge:

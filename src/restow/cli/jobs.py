@@ -26,7 +26,7 @@ from restow.errors import SpecError
 @click.option("--fill", help="How moved workers get their state: auto, replica, copy or shadow.")
 @click.option("--no-migrate", is_flag=True, help="restow must not move it by itself.")
 @click.option("--max-pause-s", type=float, help="The longest pause that one move may cost.")
-@click.option("--share", metavar="MODE", help="auto, exclusive, interleave, time-slice or best-effort.")
+@click.option("--share", metavar="MODE", help="auto, exclusive, interleave, time-slice, best-effort or free.")
 @click.option("--protect", is_flag=True, help="Jobs that share its devices run in its idle time only.")
 @click.option("--queue", is_flag=True, help="Accept more workers than the cluster has devices; the job waits for more.")
 @click.option("-f", "--follow", is_flag=True, help="Print what it prints until it has ended.")
