@@ -282,6 +282,13 @@ def test_who_stands_still_and_cannot_be_parted_tries_again():
     assert guarded(0.30, part=0.0, now_s=30.0)["b"].part == CONFIG.protection.part_min
 
 
+def test_a_background_job_has_its_part_back_when_nobody_is_protected_any_more():
+    pair = together(job("a", protect=True), job("b", mode="best-effort"), part=0.0, held_part=0.4, is_doubted=True)
+    pair[0] = replace(pair[0], share_asked=ShareSpec(link="off"))
+    later = sharing.regulated(pair, cluster(*pair), CONFIG)["b"]
+    assert (later.level, later.part, later.held_part, later.is_doubted) == (BEST_EFFORT, 1.0, 0.0, False)
+
+
 def test_all_background_jobs_stand_still_for_a_look_and_all_go_on():
     three = together(job("a", replace(WAITS, step_s=0.5, alone_step_s=0.3), protect=True), job("b"), job("c"))
     three[1] = replace(three[1], sharing=replace(three[1].sharing, part=0.6))

@@ -69,26 +69,24 @@ def guarded(guard: Job, others: Sequence[Job], now_s: float, config: ProtectionC
     if stand_still and not is_fresh and len(settled) == len(others):
         found = {guard.id: replace(guard.sharing, alone_step_s=guard.profile.step_s, alone_at_s=now_s)}
         for job in others:  # who could not be parted tries again, too
-            sharing = sharings[job.id]
-            part = sharing.held_part or config.part_min
-            found[job.id] = replace(sharing, part=part, held_part=0.0, **since(job, guard, now_s))
+            before = sharings[job.id]
+            part = before.held_part or config.part_min
+            found[job.id] = replace(before, part=part, held_part=0.0, **since(job, guard, now_s))
         return found
     is_sure = abs(hurt) > config.severe * allowed or any(sharings[job.id].is_doubted for job in settled)
-    if not stand_still and not is_fresh and is_sure and abs(hurt) > allowed:
-        return {
-            name: replace(
-                sharing, part=0.0, held_part=sharing.part or sharing.held_part, is_doubted=False, **since(job, guard, now_s)
-            )
-            for job in others
-            for name, sharing in [(job.id, sharings[job.id])]
-        }
+    begins_look = not stand_still and not is_fresh and is_sure and abs(hurt) > allowed
     found = {}
-    for job in settled:
+    for job in others if begins_look else settled:
         before = sharings[job.id]
-        part = _next_part(job, before, hurt, allowed, config)
-        is_doubted = (hurt > allowed and part == before.part > 0) or (hurt < -allowed and not is_fresh)
+        if begins_look:
+            part, held_part, is_doubted = 0.0, before.part or before.held_part, False
+        else:
+            part, held_part = _next_part(job, before, hurt, allowed, config), before.held_part
+            is_doubted = (hurt > allowed and part == before.part > 0) or (hurt < -allowed and not is_fresh)
         if (part, is_doubted) != (before.part, before.is_doubted):
-            found[job.id] = replace(before, part=part, is_doubted=is_doubted, **since(job, guard, now_s))
+            found[job.id] = replace(
+                before, part=part, held_part=held_part, is_doubted=is_doubted, **since(job, guard, now_s)
+            )
     return found
 
 

@@ -220,14 +220,16 @@ def regulated(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) ->
     link_node = link_node_of(jobs, snapshot, config) if mode == "interleave" else ""
     found, is_known = {}, True
     for job in jobs:
-        before, is_as_before = job.sharing, bool(job.sharing and job.sharing.level == levels[job.id])
+        before = job.sharing
+        is_as_before = before is not None and before.level == levels[job.id]
+        is_guarded = guard is not None and is_as_before and levels[job.id] == BEST_EFFORT  # else nobody would give it back
         wanted = Sharing(
             mode=mode,
             partners=tuple(sorted(other.id for other in jobs if other is not job)),
             level=levels[job.id],
-            part=before.part if before and is_as_before and levels[job.id] == BEST_EFFORT else 1.0,
-            held_part=before.held_part if before and is_as_before else 0.0,
-            is_doubted=bool(before and before.is_doubted and is_as_before),
+            part=before.part if before and is_guarded else 1.0,
+            held_part=before.held_part if before and is_guarded else 0.0,
+            is_doubted=before.is_doubted if before and is_guarded else False,
             quantum_s=(job.share.quantum_s or config.quantum_s) if mode == "time-slice" else 0.0,
             swap_bytes=overflow_bytes(job, jobs, snapshot) if mode == "time-slice" else 0,
             is_tight=mode == "interleave" and fits(jobs, snapshot) != "peaks",
