@@ -178,13 +178,14 @@ def test_what_a_rank_leaves_behind_is_ended_with_it(node: Node):
         node.await_true(lambda pid=pid: is_gone(pid), f"{pid} is left")
 
 
-def test_what_forks_and_forks_is_ended(node: Node):
+def test_what_forks_and_forks_is_ended(node: Node, tmp_path: Path):
     """A loop in a session of its own that starts processes for ever and does not care that its parent is gone."""
-    marker = f"7{os.getpid()}"
+    marker, forked = f"7{os.getpid()}", tmp_path / "forked"
     ended, _ = node.python(
-        "import subprocess, time\n"
-        f"subprocess.Popen(['sh', '-c', 'while :; do sleep {marker} & sleep 0.01; done'], start_new_session=True)\n"
-        "time.sleep(0.3)"
+        "import os, subprocess, time\n"
+        f"loop = 'while :; do sleep {marker} & sleep 0.01; : > {forked}; done'\n"
+        "subprocess.Popen(['sh', '-c', loop], start_new_session=True)\n"
+        f"while not os.path.exists({str(forked)!r}): time.sleep(0.01)"
     )
     assert ended.code == 0
 
