@@ -32,6 +32,7 @@ class Run:
 
     def start(self, node: Any, argv: Sequence[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
         """Run a program on a node, in a session of its own."""
+        env = {"PET_LOG_DIR": str(self.log.parent), **env}  # torchrun's folder, which it would leave in the temporary one
         with self.log.open("ab") as lines:
             program = node.popen(
                 list(argv), env=env, stdout=lines, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True

@@ -23,7 +23,7 @@ def start(folder: Path, script: Path, *arguments: str, ranks: int = 1) -> subpro
     """The script as a process, under torchrun if it has several ranks; one thread each, so that runs can be compared."""
     torchrun = [*"-m torch.distributed.run --standalone --nproc-per-node".split(), str(ranks)] if ranks > 1 else []
     env = {key: value for key, value in os.environ.items() if not key.startswith("RESTOW_") or key == "RESTOW_TEST"}
-    env |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    env |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PET_LOG_DIR": str(folder)}  # torchrun leaves its folder there
     return subprocess.Popen(
         [sys.executable, *torchrun, str(script), *arguments],
         cwd=folder,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -17,11 +18,12 @@ TINY = "--layers 1 --width 16 --heads 2 --context 8 --batch 2 --characters 2000"
 def marks(script, *arguments, ranks=1):
     torchrun = [*"-m torch.distributed.run --standalone --nproc-per-node".split(), str(ranks)] if ranks > 1 else []
     env = {key: value for key, value in os.environ.items() if not key.startswith("RESTOW_") or key == "RESTOW_TEST"}
-    child = subprocess.run(
-        [sys.executable, *torchrun, str(script), *TINY, *arguments],
-        env=env | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:  # torchrun leaves one
+        child = subprocess.run(
+            [sys.executable, *torchrun, str(script), *TINY, *arguments],
+            env=env | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PET_LOG_DIR": folder},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
     assert child.returncode == 0, child.stderr
     return read_marks(child.stdout.splitlines())
 
