@@ -50,6 +50,7 @@ def left_alone(part: Part, examples: Path, *more: str, log: Path) -> Iterator[No
         "--standalone",
         "--nproc-per-node",
         str(part.workers),
+        f"--log-dir={log.parent}",  # a folder that it would leave in the temporary one
         script,
     ]
     env = {key: value for key, value in os.environ.items() if not key.startswith("RESTOW_") or key == "RESTOW_TEST"}
