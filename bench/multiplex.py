@@ -39,13 +39,15 @@ RATE_BITS_PER_S = 200e6
 SCRIPT = ROOT / "bench" / "multiplex_job.py"
 SETTLE_S = 2.0  # after a change, not looked at: who waits for whom is to be the same in each step again ...
 SETTLE_STEPS = 2  # ... nor so many steps of each window
-MODES = {  # what each window's jobs are told; `gate` is restow's own way: the link's gate where it chooses to
+MODES = {  # what each window's jobs are told; `gate`: turns inside a step, with the link's gate where restow chooses to
     "turns": {"mode": "time-slice"},
     "free": {"mode": "free"},
     "gate": {"mode": "interleave", "link": "auto"},
     "devices": {"mode": "interleave", "link": "off"},
     "link": {"mode": "interleave", "link": "on"},
+    "auto": {"mode": "auto"},  # nothing: restow measures what it thinks worth measuring, and chooses
 }
+CHOICE_S = 90.0  # for restow to have chosen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,12 +163,15 @@ def measured(case: Case, options: argparse.Namespace, folder: Path) -> dict[str,
             job.wait_until("its first steps", lambda view: view["step"] >= 25, timeout_s=180)
         numbers = range(len(jobs))
         spans: list[tuple[str, tuple[int, ...], float, float]] = []
+        chosen: list[str] = []
         for _ in range(options.cycles):
             for number in numbers:
                 spans.append(window(f"alone{number}", (number,), control, options.window_s))
             for name in options.modes:
                 for job in jobs:
                     cluster.client.share(job.job, **MODES[name], quantum_s=options.quantum_s)
+                if name == "auto":
+                    chosen.append(choice(jobs, control))
                 spans.append(window(name, tuple(numbers), control, options.window_s))
         made = [job.show()["step"] for job in jobs]
         lines = [job.lines() for job in jobs]
@@ -179,7 +184,8 @@ def measured(case: Case, options: argparse.Namespace, folder: Path) -> dict[str,
             losses(lines[number], made[number]) == reference(cluster, case, number, made[number], folder)
             for number in numbers
         ]
-    return {**numbers_of(case, spans, [list(said(text, "step")) for text in lines]), "bit_identical": all(same)}
+    numbers_ = numbers_of(case, spans, [list(said(text, "step")) for text in lines])
+    return {**numbers_, **({"chosen": chosen} if chosen else {}), "bit_identical": all(same)}
 
 
 def submit(cluster: Cluster, case: Case, load: Load, number: int, control: Control, folder: Path) -> str:
@@ -207,6 +213,22 @@ def window(name: str, numbers: tuple[int, ...], control: Control, length_s: floa
     begin_s = time.monotonic()
     time.sleep(length_s)
     return name, numbers, begin_s, time.monotonic()
+
+
+def choice(jobs: Sequence[Watched], control: Control) -> str:
+    """The mode that restow chose: what it is in once turns were measured, and computing freely too if it began to."""
+    control.let_run(range(len(jobs)))
+    deadline_s, before = time.monotonic() + CHOICE_S, ""
+    while time.monotonic() < deadline_s:
+        told = jobs[0].client.explain(jobs[0].job)
+        known = {mode for totals in told["tried"].values() for mode in totals}
+        mode = str(told["sharing"]["mode"])
+        if "interleave" in known and (mode != "free" or "free" in known):
+            if mode == before:
+                return mode
+            before = mode  # a decision may be on its way
+        time.sleep(3.0)
+    raise RunFailed(f"restow measured nothing of {jobs[0].job} within {CHOICE_S:.0f} s")
 
 
 def losses(lines: list[str], steps: int) -> list[str]:
@@ -297,9 +319,11 @@ def line(row: dict[str, Any]) -> str:
         return f"{row['case']:<20}{row['jobs']:>5}  {row['error']}"
     fairness = f"{row['fairness']:.1%}" if row["fairness"] is not None else "-"
     spread = f"{row['ratio_spread'][0]:.0%}-{row['ratio_spread'][1]:.0%}"
+    chosen = f"; restow chose {', '.join(row['chosen'])}: {row['auto']:.2f}" if "chosen" in row else ""
     return (
         f"{row['case']:<20}{row['jobs']:>5}{row['bound']:>8.2f}{row['turns']:>8.2f}{row['free']:>8.2f}{row['gate']:>8.2f}"
         f"{row['ratio_to_bound']:>10.1%}{spread:>14}{fairness:>10}  {'yes' if row['bit_identical'] else 'NO'}"
+        f"{chosen}"
     )
 
 
@@ -307,7 +331,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=new_file, required=True, help="write the rows here")
     parser.add_argument("--cases", default=",".join(CASES), help="default: all")
-    parser.add_argument("--modes", default="turns,free,gate", help=f"of {', '.join(MODES)}; needs these three")
+    parser.add_argument("--modes", default="turns,free,gate", help=f"of {', '.join(MODES)}; needs these three; auto: whichever of them restow chooses")
     parser.add_argument("--cycles", type=int, default=3, help="rounds of windows")
     parser.add_argument("--window-s", type=float, default=8.0, help="seconds of each window")
     parser.add_argument("--quantum-s", type=float, default=1.0, help="of a turn where jobs take turns")

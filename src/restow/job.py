@@ -74,7 +74,7 @@ class Sharing:
     since_s: float = 0.0  # when this began, or was last changed ...
     since_steps: tuple[int, int] = (0, 0)  # ... and what this job and the one that goes first had made by then
     total_predicted: float = 0.0  # sum of relative speeds that was expected
-    alone_step_s: float = 0.0  # of a protected job: its step when the others last stood still for a look; 0: as its profile says
+    alone_step_s: float = 0.0  # its step alone: protected, when the others last stood still for a look; free, before that; 0: as measured
     alone_at_s: float = 0.0  # of a protected job: when it was last alone, or looked at as if it were
 
 
@@ -206,7 +206,7 @@ class Job:
     why_not: str = ""  # if not movable: one line with what would help
     share_asked: ShareSpec | None = None  # what a person asked for since it was submitted
     sharing: Sharing | None = None  # with whom and how; None: its devices are its own
-    tried: tuple[tuple[str, float], ...] = ()  # partner → sum of relative speeds that was measured with it
+    tried: tuple[tuple[str, str, float], ...] = ()  # (partner, mode, sum of relative speeds that was measured), each pair once
     friendliness: float = 1.0  # part of the bound that it has reached with others so far
 
     @property

@@ -21,15 +21,26 @@ def waiting(step_s: float = 0.3, exposed_s: float = 0.2, **changes: object) -> P
     return Program(step_s=step_s, exposed_s=exposed_s, state_bytes=10_000_000, **changes)  # type: ignore[arg-type]
 
 
-def shared_pair(nodes: str = "m1:1 m2:1", **second: object) -> Cluster:
+def shared_pair(nodes: str = "m1:1 m2:1", exposed_s: float = 0.2, **second: object) -> Cluster:
     """a on m1:0 m2:0, measured; then b came, found nothing free and joined it."""
     cluster = Cluster(nodes, 25e6, policy=Restow())
-    cluster.submit("a", 2, waiting(), share=NO_LINK)
+    cluster.submit("a", 2, waiting(exposed_s=exposed_s), share=NO_LINK)
     cluster.place(a="m1:0 m2:0")
     cluster.train("a", 100)
     cluster.run(decide=False)
-    cluster.submit("b", 2, waiting(), **{"share": NO_LINK, **second})
+    cluster.submit("b", 2, waiting(exposed_s=exposed_s), **{"share": NO_LINK, **second})
     cluster.run()
+    return cluster
+
+
+def scarce_pair() -> Cluster:
+    """Both compute for two thirds of their time, and were measured in turns inside a step."""
+    cluster = shared_pair(exposed_s=0.1)
+    cluster.agents.programs["b"].waited_s = 0.18  # it was never alone: what it does not wait is its own
+    (measured,) = train_on(cluster, a=0.48, b=0.48)
+    assert (measured.mode, measured.speeds) == ("interleave", (0.625, 0.625))
+    assert {sharing(cluster, id).mode for id in "ab"} == {"free"}
+    cluster.agents.programs["b"].waited_s = 0.0
     return cluster
 
 
@@ -134,11 +145,30 @@ def slow_pair(nodes: str = "m1:1 m2:1", **second: object) -> Cluster:
 
 def test_a_pair_that_brings_nothing_is_put_on_turns_remembered_and_told_why():
     cluster = slow_pair()
-    assert (dict(cluster.job("a").tried), dict(cluster.job("b").tried)) == ({"b": 0.9839}, {"a": 0.9839})
+    assert (cluster.job("a").tried, cluster.job("b").tried) == ((("b", "interleave", 0.9839),), (("a", "interleave", 0.9839),))
     assert {(sharing(cluster, id).mode, sharing(cluster, id).total_predicted) for id in "ab"} == {("time-slice", 1.0)}
     assert cluster.policy.plan(cluster.state.snapshot(cluster.now_s)).reasons["b"] == (
         "takes turns of 5 s with a; should leave, since together they bring 0.98 of one job alone, but no other devices are free"
     )
+
+
+def test_where_the_device_is_the_scarce_thing_computing_freely_is_measured_too_and_kept_if_it_brings_more():
+    cluster = scarce_pair()
+    (measured,) = train_on(cluster, a=0.46, b=0.46)
+    assert (measured.mode, measured.speeds) == ("free", (0.6522, 0.6522))
+    before = {id: sharing(cluster, id) for id in "ab"}
+    assert {each.mode for each in before.values()} == {"free"}
+    train_on(cluster, 100.0)
+    assert {id: sharing(cluster, id) for id in "ab"} == before
+
+
+def test_computing_freely_is_given_up_where_it_brings_no_more_and_not_tried_again():
+    cluster = scarce_pair()
+    train_on(cluster, a=0.475, b=0.475)
+    assert {sharing(cluster, id).mode for id in "ab"} == {"interleave"}
+    assert cluster.job("a").tried == (("b", "free", 1.2632), ("b", "interleave", 1.25))
+    train_on(cluster, 100.0, a=0.48, b=0.48)
+    assert {sharing(cluster, id).mode for id in "ab"} == {"interleave"}
 
 
 def test_it_is_parted_by_a_move_as_soon_as_devices_are_free_and_both_have_theirs_again():
@@ -150,7 +180,7 @@ def test_it_is_parted_by_a_move_as_soon_as_devices_are_free_and_both_have_theirs
     assert [command.ranks for _, command in cluster.commands_of(Prepare)] == [(0, 1)]
     assert cluster.job("a").sharing is None
     assert cluster.job("b").sharing is None
-    assert cluster.job("a").tried == (("b", 0.9839),)
+    assert cluster.job("a").tried == (("b", "interleave", 0.9839),)
 
 
 def test_what_was_measured_of_a_pair_lowers_what_is_promised_of_the_next():

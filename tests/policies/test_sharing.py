@@ -61,9 +61,10 @@ def together(*jobs: Job, mode: str = "interleave", since_s: float = 0.0, **chang
     ]  # fmt: skip
 
 
-def measured(first: Job, second: Job, total: float) -> list[Job]:
-    """Both remember what they reached together."""
-    return [replace(first, tried=((second.id, total),)), replace(second, tried=((first.id, total),))]
+def measured(first: Job, second: Job, total: float, **others: float) -> list[Job]:
+    """Both remember what they reached together: taking turns inside a step, and in other modes."""
+    totals = sorted({"interleave": total, **others}.items())
+    return [replace(job, tried=tuple((other.id, *pair) for pair in totals)) for job, other in ((first, second), (second, first))]
 
 
 # ---------------------------------------------------------------- who joins whom
@@ -131,7 +132,7 @@ def test_a_protected_job_joins_one_that_only_wants_idle_time_without_a_promise()
         (pending("b"), replace(job("a"), steps_done=7), "a has not made 20 steps yet"),
         (pending("b"), replace(job("a"), profile=Profile()), "a has not made 20 steps yet"),
         (pending("b", protect=True), job("a", protect=True), "a and it are both protected"),
-        (pending("b"), replace(job("a"), tried=(("b", 0.97),)), "with a it brought 0.97 of one job alone when it was tried"),
+        (pending("b"), replace(job("a"), tried=(("b", "interleave", 0.97),)), "with a it brought 0.97 of one job alone when it was tried"),
     ],
 )  # fmt: skip
 def test_who_may_not_join_is_told_why(newcomer, host, reason):
@@ -223,6 +224,22 @@ def test_a_pair_that_brought_nothing_inside_a_step_is_put_on_turns():
     pair = measured(*together(job("a"), job("b")), total=0.98)
     assert sharing.mode_of(pair, cluster(*pair), CONFIG) == "time-slice"
     assert sharing.regulated(pair, cluster(*pair), CONFIG)["a"].total_predicted == 1.0
+
+
+def test_computing_freely_is_tried_only_where_the_device_is_scarce_memory_has_room_and_nobody_said_how():
+    scarce = Profile(step_s=0.3, exposed_s=0.1)
+
+    def mode(profile: Profile = scarce, memory_bytes: int = 0, **share: object) -> str:
+        pair = measured(*together(job("a", profile, **share), job("b", profile)), total=1.3)
+        return sharing.mode_of(pair, cluster(*pair, memory_bytes=memory_bytes), CONFIG)
+
+    assert mode() == "free"
+    assert mode(WAITS) == "interleave"
+    assert mode(mode="interleave") == "interleave"
+    assert mode(protect=True) == "interleave"
+    assert mode(replace(scarce, memory_bytes=6 * GB, valley_bytes=2 * GB), memory_bytes=10 * GB) == "interleave"
+    pair = measured(*together(job("a"), job("b"), mode="free"), total=1.3)
+    assert sharing.mode_of(pair, cluster(*pair), CONFIG) == "free"  # until it is measured, whatever a profile says meanwhile
 
 
 def test_with_nothing_new_they_share_as_before():

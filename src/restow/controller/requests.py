@@ -150,7 +150,7 @@ class Requests:
             "adopted": found.reason,
             "sharing": to_json(found.sharing) if found.sharing else None,
             "share": to_json(found.share),
-            "tried": dict(found.tried),
+            "tried": views.tried_view(found),
             "friendliness": found.friendliness,
             "profile": to_json(found.profile),
             "pairs": [to_json(event) for event in pairs],

@@ -76,6 +76,14 @@ def move_view(move: MoveMeasured) -> dict[str, Any]:
     }
 
 
+def tried_view(job: Job) -> dict[str, dict[str, float]]:
+    """Partner → mode → sum of relative speeds."""
+    tried: dict[str, dict[str, float]] = {}
+    for partner, mode, total in job.tried:
+        tried.setdefault(partner, {})[mode] = total
+    return tried
+
+
 def node_view(node: Node, holders: dict[tuple[str, int], list[str]]) -> dict[str, Any]:
     """One node with its devices and who holds each."""
     return {

@@ -207,16 +207,18 @@ class ClusterState:
                 other.change(tried=tuple(pair for pair in other.job.tried if pair[0] != event.job))
 
     def _sharing_measured(self, event: SharingMeasured) -> None:
-        """Time slices that go as expected say nothing of how these jobs get on inside a step."""
+        """Time slices that go as expected say nothing of how these jobs get on inside a step; nor does computing freely, which is
+        kept only where it brings more."""
         is_sliced = event.mode == "time-slice"
         if is_sliced and event.kept:
             return
         for id in event.jobs:
             record = self.records.get(id)
             if record and not record.job.state.is_final:
-                tried = dict(record.job.tried) | {other: event.total for other in event.jobs if other != id}
-                record.change(tried=tuple(sorted(tried.items())))
-                if event.predicted > 0 and not is_sliced:
+                tried = {(other, mode): total for other, mode, total in record.job.tried}
+                tried |= {(other, event.mode): event.total for other in event.jobs if other != id}
+                record.change(tried=tuple((*pair, total) for pair, total in sorted(tried.items())))
+                if event.predicted > 0 and event.mode == "interleave":
                     before = record.job.friendliness
                     reached = min(1.0, event.total / event.predicted)
                     record.change(friendliness=round(before + FRIENDLINESS_RATE * (reached - before), 4))

@@ -31,6 +31,8 @@ class SharingConfig:
     turns_min: float = 0.8  # the same in time slices, which bring 1.0 at best: swapping and cold caches take their part
     steps_min: int = 20  # of a running job before its measurement counts
     jobs_max: int = 3  # on one device: with more, hand-overs and caches eat what is gained
+    free_min: float = 1.1  # jobs that together want so many times the device are also tried without turns inside a step ...
+    free_gain: float = 1.02  # ... and stay so if they bring so many times what turns bring; equal shares are worth something
     link_min: float = 1.0  # the link's gate is used where jobs need the link more than so many times their devices ...
     link_kept: float = 0.8  # ... and until they need it less than that
     protection: ProtectionConfig = field(default_factory=ProtectionConfig)
@@ -136,9 +138,9 @@ def hindrance(job: Job, hosts: Sequence[Job], snapshot: Snapshot, config: Sharin
             return f"{host.id} is starting, moving or ending"
         if host.steps_done < config.steps_min or host.profile.step_s <= 0:
             return f"{host.id} has not made {config.steps_min} steps yet"
-        known = dict(host.tried).get(job.id)
-        if known is not None and known < config.kept_min:
-            return f"with {host.id} it brought {known:.2f} of one job alone when it was tried"
+        known = totals_of([host, job])
+        if known and worth(known) < config.kept_min:
+            return f"with {host.id} it brought {worth(known):.2f} of one job alone when it was tried"
     if sum(other.share.protect for other in everybody) > 1:
         return f"{names} and it are both protected"
     return limit_hindrance(everybody, snapshot)
@@ -234,7 +236,7 @@ def regulated(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) ->
             swap_bytes=overflow_bytes(job, jobs, snapshot) if mode == "time-slice" else 0,
             is_tight=mode == "interleave" and fits(jobs, snapshot) != "peaks",
             link_node=link_node,
-            alone_step_s=before.alone_step_s if before and job is guard else 0.0,
+            alone_step_s=_alone_step_s(job, mode, is_guard=job is guard),
             alone_at_s=0.0 if job is not guard else before.alone_at_s if before and is_as_before else snapshot.now_s,
         )
         kept = replace(
@@ -253,18 +255,49 @@ def regulated(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) ->
 
 def mode_of(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) -> str:
     """free, interleave or time-slice, for all of them: what any was asked to do, else what memory demands, else turns inside a
-    step unless these jobs were measured to bring nothing that way."""
+    step, unless these jobs were measured to bring more without, or nothing. Where the device is busy all the time turns save
+    nobody a wait, but hold it through the host's part of each step; so there both ways are measured."""
     asked, room = {job.share.mode for job in jobs}, fits(jobs, snapshot)
     if "time-slice" in asked or room == "swap":
         return "time-slice"
     if "free" in asked and room == "peaks":
         return "free"
-    if "interleave" not in asked and not any(job.share.protect or job.share.mode == "best-effort" for job in jobs):
-        names = {job.id for job in jobs}
-        totals = [total for job in jobs for other, total in job.tried if other in names]
-        if totals and min(totals) < config.kept_min:
-            return "time-slice"
+    if "interleave" in asked or any(job.share.protect or job.share.mode == "best-effort" for job in jobs):
+        return "interleave"
+    totals = totals_of(jobs)
+    if totals and worth(totals) < config.kept_min:
+        return "time-slice"
+    if "interleave" in totals and room == "peaks":
+        if "free" in totals:
+            return "free" if totals["free"] > totals["interleave"] * config.free_gain else "interleave"
+        is_under_way = any(job.sharing and job.sharing.mode == "free" for job in jobs)
+        if is_under_way or sum(demand_of(job, snapshot).device for job in jobs) > config.free_min:
+            return "free"
     return "interleave"
+
+
+def _alone_step_s(job: Job, mode: str, *, is_guard: bool) -> float:
+    """Sharing.alone_step_s. Where nobody waits at a gate a step does not show what it would be alone: what it was before counts."""
+    before = job.sharing
+    if is_guard:
+        return before.alone_step_s if before else 0.0
+    if mode != "free":
+        return 0.0
+    return before.alone_step_s if before and before.mode == "free" else alone_s(job)
+
+
+def totals_of(jobs: Iterable[Job]) -> dict[str, float]:
+    """What these jobs brought together, by mode: the least that was measured of any two of them."""
+    jobs, totals = tuple(jobs), dict[str, float]()
+    names = {job.id for job in jobs}
+    for _, mode, total in [pair for job in jobs for pair in job.tried if pair[0] in names]:
+        totals[mode] = min(total, totals.get(mode, total))
+    return totals
+
+
+def worth(totals: dict[str, float]) -> float:
+    """What they bring in the best way that is left. Time slices are the last one, and kept in mind only where they failed."""
+    return totals["time-slice"] if "time-slice" in totals else max(totals.values())
 
 
 def levels_of(jobs: Sequence[Job]) -> dict[str, int]:
@@ -314,10 +347,9 @@ def who_leaves(jobs: Sequence[Job], now_s: float, config: SharingConfig) -> tupl
         mine = job.sharing
         if mine and mine.level == BEST_EFFORT and not mine.held_part and mine.part < config.protection.part_min:
             return job, "its share beside a protected job has become too small"
-    names = {job.id for job in jobs}
-    totals = [total for job in jobs for other, total in job.tried if other in names]
-    if totals and min(totals) < config.kept_min:
-        return last(jobs), f"together they bring {min(totals):.2f} of one job alone"
+    totals = totals_of(jobs)
+    if totals and worth(totals) < config.kept_min:
+        return last(jobs), f"together they bring {worth(totals):.2f} of one job alone"
     return None
 
 
