@@ -125,7 +125,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--page", default="", help="folder of the virtual devices' pages")
     parser.add_argument("--device-ms", type=float, default=100)
     parser.add_argument("--payload-mb", type=float, default=3.1)
-    parser.add_argument("--layers", type=int, default=1, help="as many buckets: with more than one communication overlaps")
+    parser.add_argument("--layers", type=int, default=1, help="as many yield points")
+    parser.add_argument("--buckets", type=int, default=0, help="with more than one communication overlaps; default: one per layer")
     parser.add_argument("--stall-ms", type=float, default=0)
     parser.add_argument("--jitter", type=float, default=0)
     parser.add_argument("--steps", type=int, default=100_000)
@@ -151,7 +152,8 @@ def main() -> None:
     model = stack(payload, options.layers, compute, device_s)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     if job.world_size > 1:
-        cap_mb = options.payload_mb * 1e6 / options.layers / 2**20 * 0.75  # one bucket for each layer
+        buckets = options.buckets or options.layers
+        cap_mb = options.payload_mb * 1e6 / 2**20 * (0.75 / buckets if buckets > 1 else 2)
         model_: nn.Module = nn.parallel.DistributedDataParallel(model, bucket_cap_mb=cap_mb)
     else:
         model_ = model

@@ -103,7 +103,7 @@ def beside_a_background_job(options: argparse.Namespace, folder: Path) -> dict[s
             "important", TRAIN, 0, 2, {"protect": True}, "--device-ms=130", f"--payload-mb={options.payload_mb}"
         )
         important.wait_until("its first steps", lambda view: view["step"] >= 25, timeout_s=180)
-        options_ = ("--device-ms=200", "--payload-mb=0.02", "--layers=20")
+        options_ = ("--device-ms=200", "--payload-mb=0.02", "--layers=20", "--buckets=1")
         background = stage.submit("background", TRAIN, 1, 2, {"mode": "best-effort"}, *options_)
         background.wait_until("its first steps", lambda view: view["step"] >= 5, timeout_s=180)
         spans = stage.windows(options.cycles)
