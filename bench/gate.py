@@ -53,7 +53,7 @@ def main() -> None:
         numbers |= killed(folder, options.kills, options.seed)
     options.json.write_text(json.dumps(numbers, indent=1) + "\n")
     print(
-        f"pair         {_with_quartiles(numbers, 'pair_us')} us\n"
+        f"pair         {_with_quartiles(numbers, 'pair_us')} us, at best {numbers['pair_us_best']:.1f}\n"
         f"poll         {_with_quartiles(numbers, 'poll_us', 3)} us\n"
         f"hand-over    {_with_quartiles(numbers, 'handover_us')} us, 99 % within {numbers['handover_us_p99']:.0f}\n"
         f"fairness     {' : '.join(str(grants) for grants in numbers['fairness_grants'])} grants in {options.seconds:g} s, "
@@ -131,7 +131,10 @@ def alone(folder: Path, pairs: int) -> dict[str, Any]:
     free_us = (now_ns() - begin_ns) / 1e3 / pairs
     keeper.close()
     gate.leave()
-    return {**_summary("pair_us", pair_us), **_summary("poll_us", poll_us), "pair_disarmed_us": free_us}
+    best_us = min(pair_us)  # of 100 pairs: what it costs when the machine does nothing else
+    return {
+        **_summary("pair_us", pair_us), "pair_us_best": best_us, **_summary("poll_us", poll_us), "pair_disarmed_us": free_us
+    }  # fmt: skip
 
 
 def handed_over(folder: Path, count: int) -> dict[str, Any]:

@@ -289,7 +289,7 @@ class Worker:
             if attempt.role is Role.ARRIVING:
                 attempt.shadow = Shadow(attempt, self.table, env, lambda: self._say_shadowing(attempt))
             elif attempt.role is Role.STAYING and followers_of(attempt.terms.now, attempt.terms.then, env.rank):
-                self._leader = Leader(attempt, self.table, env, lambda: self.optimizer_steps)
+                self._leader = attempt.leader = Leader(attempt, self.table, env, lambda: self.optimizer_steps)
         except OSError as error:
             raise AttemptFailed(f"rank {env.rank} has no room for a shadow: {error.strerror or error}") from error
 
