@@ -65,7 +65,7 @@ class Attempt:
         self._across: FillClient | None = None  # leaving: to our twin; arriving: to our leaver. Only to see it end
         self.busy = threading.Lock()  # held while we take part: `close` from another thread waits for the outcome
         self.shadow: Any = None  # see shadow.py; a twin's, set by the worker when terms.fill is "shadow"
-        self.leader: Any = None  # likewise, of a rank that leads: to unmap its log takes milliseconds, which the switch step has not
+        self.leader: Any = None  # a leading rank's, likewise: to unmap its log takes milliseconds, which the switch step has not
         self._connected = threading.Event()
         self.is_begun = False  # somebody is connecting
 
