@@ -34,7 +34,7 @@ demo: setup   ## the demo, under two minutes (make demo DEMO="--picture demo.png
 	@$(VENV)/bin/restow demo $(DEMO)
 
 test: setup   ## fast and live tests
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow" --session-timeout=2700
 
 test-all: setup   ## everything, also what is slow
 	@$(PYTEST)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -32,6 +33,13 @@ if not _is_worker:
     os.environ["RESTOW_RUN"] = str(_folder)
     os.environ["RESTOW_SHM"] = str(_shm)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A failure is told when it happens: a run that is cut off never comes to its summary."""
+    if report.failed and not _is_worker:
+        print(f"\nfailed in {report.when}: {report.nodeid} after {report.duration:.1f} s", file=sys.__stderr__, flush=True)
+        print(f"{report.longreprtext[-3000:]}\n", file=sys.__stderr__, flush=True)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
