@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -50,10 +50,10 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def until(what: str, is_so: Callable[[], bool]) -> None:
+def until(what: str, is_so: Callable[[], bool], *gangs: Gang) -> None:
     deadline_s = time.monotonic() + PATIENCE_S
     while not is_so():
-        assert time.monotonic() < deadline_s, f"waited in vain until {what}"
+        assert time.monotonic() < deadline_s, f"waited in vain until {what}: {look(*gangs)}"
         time.sleep(0.01)
 
 
@@ -64,19 +64,39 @@ def assert_as_alone(*gangs: Gang, steps: int = 60) -> None:
         assert [gang.output(rank) for rank in range(len(gang.placement))] == undisturbed(len(gang.placement), steps=steps)
 
 
-def gang(folder: Path, job: str, steps: int = 60, workers: int = 0) -> Gang:
-    """No holds: a script that waits inside its loop keeps its device."""
-    return Gang(SCRIPT, THREE, arguments(workers, steps=steps), holds=(), gates=folder, job=job)
+def gang(folder: Path, job: str, steps: int = 60, workers: int = 0, holds: Sequence[int] = ()) -> Gang:
+    """Holds only while the gates are free: a script that waits inside its loop keeps its device."""
+    return Gang(SCRIPT, THREE, arguments(workers, steps=steps), holds=holds, gates=folder, job=job)
+
+
+@contextlib.contextmanager
+def two_gangs(gates: Gates, mode: int, steps: int) -> Iterator[tuple[Gang, Gang]]:
+    """Both have done a step and go on at once, so that neither has ended before the other comes; from then on in `mode`."""
+    gates.set_mode(FREE)
+    with gang(gates.folder, "one", steps, holds=[1]) as one, gang(gates.folder, "two", steps, holds=[1]) as two:
+        for each in (one, two):
+            each.await_step(1)
+        assert gates.members() == [2, 2, 2]
+        gates.set_mode(mode)
+        for each in (one, two):
+            each.release()
+        yield one, two
+
+
+def look(*gangs: Gang) -> str:
+    """Where every process is, for the message of a failure."""
+    return str([
+        (p.page.get("step"), p.page.get("swapped_bytes"), p.popen.poll()) for each in gangs for p in each.processes
+    ])  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", [FREE, INTERLEAVE, TIME_SLICE])
 def test_two_gangs_of_three_on_the_same_devices_print_what_they_print_alone(folder, mode):
-    gates = Gates(folder, THREE, mode)
-    with gang(folder, "one") as one, gang(folder, "two") as two:
-        until("all are members", lambda: gates.members() == [2, 2, 2])
+    gates = Gates(folder, THREE, FREE)
+    with two_gangs(gates, mode, steps=200) as (one, two):
         if mode != FREE:
-            until("both were let in again and again", lambda: min(gates.grants("one"), gates.grants("two")) > 1)
-        assert_as_alone(one, two)
+            until("both were let in again and again", lambda: min(gates.grants("one"), gates.grants("two")) > 1, one, two)
+        assert_as_alone(one, two, steps=200)
 
 
 def test_modes_change_while_gangs_train(folder):
@@ -92,23 +112,22 @@ def test_modes_change_while_gangs_train(folder):
 
 
 def test_what_does_not_fit_is_swapped_out_between_turns(folder):
-    gates = Gates(folder, THREE, TIME_SLICE)
-    with gang(folder, "one", steps=200) as one, gang(folder, "two", steps=200) as two:
+    gates = Gates(folder, THREE, FREE)
+    with two_gangs(gates, TIME_SLICE, steps=200) as (one, two):
         everybody = [*one.processes, *two.processes]
         for process in everybody:
             process.page.set("swap_bytes", 20_000)  # of some 50,000
-        until("all are members", lambda: gates.members() == [2, 2, 2])
-        until("all were swapped out", lambda: all(process.page.get("swapped_bytes") >= 20_000 for process in everybody))
+        until("all were swapped out", lambda: all(p.page.get("swapped_bytes") >= 20_000 for p in everybody), one, two)
         assert_as_alone(one, two, steps=200)
 
 
 def test_agents_that_are_killed_while_gangs_swap_in_turns_are_not_missed(folder):
-    gates = Gates(folder, THREE, TIME_SLICE)
-    with gang(folder, "one", steps=200) as one, gang(folder, "two", steps=200) as two:
+    gates = Gates(folder, THREE, FREE)
+    with two_gangs(gates, TIME_SLICE, steps=200) as (one, two):
         everybody = [*one.processes, *two.processes]
         for process in everybody:
             process.page.set("swap_bytes", 20_000)
-        until("one is swapped out", lambda: any(process.page.get("swapped_bytes") >= 20_000 for process in everybody))
+        until("one is swapped out", lambda: any(p.page.get("swapped_bytes") >= 20_000 for p in everybody), one, two)
         for keeper in gates.keepers.values():
             keeper.close()  # as the kernel does it for a process that was killed
         assert_as_alone(one, two, steps=200)
