@@ -4,6 +4,7 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 SHELL  := bash
+.SHELLFLAGS := -o pipefail -c
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/restow-setup
@@ -25,10 +26,19 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) \
 		|| { echo "setup: python -m venv failed; on Debian and Ubuntu: apt install python3-venv"; rm -rf $(VENV); exit 1; }
 	@echo "setup 2/3: installing restow and its packages at the versions of constraints.txt (minutes the first time; torch and ray are big)"
-	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,lab,demo]'
+	@$(PY) -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev,lab,demo]' 2>&1 \
+		| tee $(VENV)/pip.log | awk -v each=$$([ -t 1 ] && echo 1 || echo 25) -v end=$$([ -t 1 ] && printf '\\r' || printf '\\n') "$$PIP_PROGRESS" \
+		|| { tail -20 $(VENV)/pip.log; echo "setup: pip could not install everything; all it said is in $(VENV)/pip.log"; exit 1; }
 	@echo "setup 3/3: trying it"
 	@$(PY) -c 'import torch, ray, sys; print(f"setup done: Python {sys.version.split()[0]}, torch {torch.__version__}, ray {ray.__version__}")'
 	@touch $@
+
+# One line that is rewritten on a terminal, else one for every 25 packages.
+define PIP_PROGRESS
+/^Collecting / && ++found % each == 0 { printf "  %d packages found, at %-40s%s", found, $$2, end; fflush() }
+/^Installing collected/ { printf "  %d packages found, installing them %-20s\n", found, ""; fflush() }
+endef
+export PIP_PROGRESS
 
 demo: setup   ## the demo, under two minutes (make demo DEMO="--picture demo.png")
 	@$(VENV)/bin/restow demo $(DEMO)

@@ -331,7 +331,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=new_file, required=True, help="write the rows here")
     parser.add_argument("--cases", default=",".join(CASES), help="default: all")
-    parser.add_argument("--modes", default="turns,free,gate", help=f"of {', '.join(MODES)}; needs these three; auto: whichever of them restow chooses")
+    parser.add_argument(
+        "--modes", default="turns,free,gate", help=f"of {', '.join(MODES)}; needs these three; auto: what restow chooses of them"
+    )
     parser.add_argument("--cycles", type=int, default=3, help="rounds of windows")
     parser.add_argument("--window-s", type=float, default=8.0, help="seconds of each window")
     parser.add_argument("--quantum-s", type=float, default=1.0, help="of a turn where jobs take turns")

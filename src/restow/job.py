@@ -74,7 +74,7 @@ class Sharing:
     since_s: float = 0.0  # when this began, or was last changed ...
     since_steps: tuple[int, int] = (0, 0)  # ... and what this job and the one that goes first had made by then
     total_predicted: float = 0.0  # sum of relative speeds that was expected
-    alone_step_s: float = 0.0  # its step alone: protected, when the others last stood still for a look; free, before that; 0: as measured
+    alone_step_s: float = 0.0  # its step alone: protected, when the others last stood still; free, before that; 0: as measured
     alone_at_s: float = 0.0  # of a protected job: when it was last alone, or looked at as if it were
 
 

@@ -7,7 +7,7 @@ cwd: ../digits                   # default: where you submit; relative to the fi
 env: {OMP_NUM_THREADS: "1"}
 memory: 8GB                      # peak device memory of one worker
 migrate: true                    # may restow move it?
-share:                           # may other jobs use its devices too, in its idle time?
+share:                           # may other jobs use its devices too, in its idle time? true, false, a mode, or:
   allow: true                    #   false: never
   mode: auto                     #   auto, exclusive, interleave, time-slice, best-effort or free
   protect: false                 #   true: it goes first and must not be hurt
@@ -25,19 +25,21 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from restow.errors import SpecError
 from restow.job import JobSpec, ShareSpec
 
+_PYTHON = re.compile(r"python[\d.]*")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", re.IGNORECASE)
 
 
 def load(path: Path, *, cwd: Path, instead: Mapping[str, Any] | None = None) -> JobSpec:
-    """The spec in a YAML file. `cwd` is where a job without one runs; keys of `instead` win. Raises SpecError."""
+    """The spec in a YAML file. `cwd` is where a job without one runs; keys of `instead` win, those under its `share` one by one.
+    Raises SpecError."""
     import yaml
 
     try:
@@ -62,8 +64,12 @@ def load(path: Path, *, cwd: Path, instead: Mapping[str, Any] | None = None) -> 
         lines[key.value] = key.start_mark.line + 1
     if isinstance(written.get("cwd"), str):
         written["cwd"] = str(path.parent / written["cwd"])
+    wanted = dict(instead or {})
+    if isinstance(wanted.get("share"), dict):
+        beside = _share_map(written.get("share"))
+        wanted["share"] = {**beside, **wanted["share"]} if isinstance(beside, dict) else beside  # a wrong one is told below
     return build(
-        {**written, **(instead or {})},
+        {**written, **wanted},
         cwd=cwd,
         where=lambda key: f"{path}, line {lines[key]}: " if key in lines else f"{path}: ",
     )
@@ -90,11 +96,29 @@ def build(written: Mapping[Any, Any], *, cwd: Path, where: Callable[[str], str] 
     fields["cwd"] = str(folder if folder.is_absolute() else cwd / folder)
     if not Path(fields["cwd"]).is_dir():
         raise SpecError(f"{where('cwd')}cwd is {fields['cwd']!r}; there is no such folder")
+    script = script_of(fields["command"])
+    if script and not (Path(fields["cwd"]) / script).exists():
+        raise SpecError(f"{where('command')}command runs the script {script!r}; there is no such file in {fields['cwd']}")
     try:
         return JobSpec(**fields)
     except SpecError as error:
         key = str(error).partition(" ")[0]
         raise SpecError(f"{where(key)}{error}") from None
+
+
+def script_of(command: Sequence[str]) -> str:
+    """The file that a python command runs; empty if it is no python command, or runs a module, a text or its input."""
+    if not command or not _PYTHON.fullmatch(Path(command[0]).name):
+        return ""
+    words = iter(command[1:])
+    for word in words:
+        if not word.startswith("-"):
+            return word
+        if word in ("-X", "-W"):
+            next(words, None)
+        elif word in ("-", "--") or (not word.startswith(("-X", "-W", "--")) and set(word) & set("mc")):
+            return ""
+    return ""
 
 
 def parse_bytes(key: str, value: Any) -> int:
@@ -166,12 +190,18 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "nothing" if value is None else type(value).__name__)
 
 
+def _share_map(value: Any) -> Any:
+    """The map that a word under `share:` stands for (true, false or a mode); anything else as it is."""
+    if value is None:
+        return {}
+    if isinstance(value, bool):
+        return {"allow": value}
+    return {"mode": value} if isinstance(value, str) else value
+
+
 def _share(key: str, value: Any) -> ShareSpec:
     """A map, or one word: true, false or a mode."""
-    if isinstance(value, bool):
-        return ShareSpec(allow=value)
-    if isinstance(value, str):
-        return ShareSpec(mode=value)
+    value = _share_map(value)
     if not isinstance(value, dict):
         raise SpecError(f"{key} is {value!r} ({_kind(value)}); write true, false, a mode, or {', '.join(_SHARE_READERS)} under it")
     fields: dict[str, Any] = {}

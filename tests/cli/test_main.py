@@ -57,6 +57,8 @@ class Cluster:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="restow-test-") as folder:
         monkeypatch.setenv("RESTOW_HOME", folder)
+        monkeypatch.chdir(folder)
+        (Path(folder) / "train.py").touch()
         with Cluster(Path(folder)) as cluster:
             yield cluster
 
@@ -112,7 +114,9 @@ def test_events_are_one_line_each_and_one_object_each_with_json(cluster, capsys)
     _, out, _ = restow(capsys, "events")
     assert "JobSubmitted" in out
     _, out, _ = restow(capsys, "events", "--json", "--job", "train-1")
-    assert {json.loads(line)["job"] for line in out.splitlines()} == {"train-1"}
+    found = [json.loads(line) for line in out.splitlines()]
+    assert {event.get("job", "train-1") for event in found} == {"train-1"}
+    assert "ScheduleAdopted" in {event["type"] for event in found}  # it names the job among others
 
 
 @pytest.mark.parametrize(
@@ -127,8 +131,10 @@ def test_events_are_one_line_each_and_one_object_each_with_json(cluster, capsys)
         (["submit", "-n", "0", "--", "true"], 2, "restow: workers is 0; a job needs at least 1"),
         (["submit", "--env", "X", "--", "true"], 2, "restow: --env is 'X'; write NAME=value"),
         (["submit"], 2, "restow: nothing to run; give a spec"),
+        (["submit", "--", "python", "gone.py"], 2, "restow: command runs the script 'gone.py'; there is no such file in "),
         (["submit", "gone.yaml"], 2, "restow: spec gone.yaml: No such file"),
         (["migrate", "gpt"], 2, "restow: give either --to"),
+        (["migrate", "gpt", "--to", "m1:x"], 2, "restow: slot is 'm1:x'; write node:device"),
         (["migrate", "gpt", "--pack"], 3, "restow: job 'gpt' does not exist"),
         (["up", "--token-file", "x"], 2, "restow: --token-file goes with --join"),
         (["up", "--join", "h:1"], 2, "restow: --join needs --token-file"),
@@ -202,6 +208,14 @@ def test_every_command_explains_itself(capsys):
             code, out, _ = restow(capsys, name, "--help")
             assert code == 0
             assert "--json" in out
+
+
+def test_explain_says_what_is_not_known_yet(cluster, capsys):
+    restow(capsys, "submit", "--", "python", "train.py")
+    wait_until_running(cluster, capsys)
+    code, out, _ = restow(capsys, "explain", "train-1")
+    assert code == 0
+    assert [line for line in out.splitlines() if line.startswith("a step")] == ["a step     not measured yet"]
 
 
 def wait_until_running(cluster, capsys):

@@ -22,6 +22,7 @@ stop_grace_s: 2.5
 
 
 def load(tmp_path, text):
+    (tmp_path / "train.py").touch()
     (tmp_path / "job.yaml").write_text(text)
     return spec.load(tmp_path / "job.yaml", cwd=tmp_path)
 
@@ -56,6 +57,7 @@ def test_a_command_may_be_a_list_and_cwd_is_relative_to_the_file(tmp_path):
         ("command: a\nmigrate: perhaps\n", "line 2: migrate is 'perhaps' (text); write true or false"),
         ("command: a\nfill: magic\n", "line 2: fill is 'magic'; choose one of auto"),
         ("command: a\ncwd: nowhere\n", "there is no such folder"),
+        ("\ncommand: python gone.py --lr 1\n", "line 2: command runs the script 'gone.py'; there is no such file in "),
         ("command: {a: 1}\n", "command is {'a': 1} (a map); write text or a list of words"),
         ('command: "a \'b"\n', "write a list of words instead"),
         ("workers: 2\n", "command is missing"),
@@ -82,3 +84,35 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 )
 def test_sizes(text, count):
     assert spec.parse_bytes("memory", text) == count
+
+
+@pytest.mark.parametrize(
+    ("command", "script"),
+    [
+        ("python train.py --lr 1", "train.py"),
+        ("/usr/bin/python3.11 -u -X dev -Werror -W ignore train.py -m x", "train.py"),
+        ("python -m my.training", ""),
+        ("python -um my.training", ""),
+        ("python -c pass", ""),
+        ("python -", ""),
+        ("python", ""),
+        ("bash train.sh", ""),
+    ],
+)
+def test_the_script_of_a_command_is_found(command, script):
+    assert spec.script_of(command.split()) == script
+
+
+@pytest.mark.parametrize("written", ["true", "interleave", "{mode: interleave, max_slowdown: 0.1}", ""])
+def test_options_beside_a_spec_win_key_by_key_under_share(tmp_path, written):
+    (tmp_path / "job.yaml").write_text(f"command: 'true'\nshare: {written}\n")
+    got = spec.load(tmp_path / "job.yaml", cwd=tmp_path, instead={"share": {"protect": True}}).share
+    assert (got.allow, got.protect) == (True, True)
+    assert got.mode == ("interleave" if "interleave" in written else "auto")
+    assert got.max_slowdown == (0.1 if "0.1" in written else 0.0)
+
+
+def test_a_wrong_share_stays_wrong_beside_an_option(tmp_path):
+    (tmp_path / "job.yaml").write_text("command: 'true'\nshare: [1]\n")
+    with pytest.raises(SpecError, match=r"share is \[1\] \(a list\); write true, false, a mode"):
+        spec.load(tmp_path / "job.yaml", cwd=tmp_path, instead={"share": {"protect": True}})

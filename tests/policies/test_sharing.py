@@ -132,7 +132,11 @@ def test_a_protected_job_joins_one_that_only_wants_idle_time_without_a_promise()
         (pending("b"), replace(job("a"), steps_done=7), "a has not made 20 steps yet"),
         (pending("b"), replace(job("a"), profile=Profile()), "a has not made 20 steps yet"),
         (pending("b", protect=True), job("a", protect=True), "a and it are both protected"),
-        (pending("b"), replace(job("a"), tried=(("b", "interleave", 0.97),)), "with a it brought 0.97 of one job alone when it was tried"),
+        (
+            pending("b"),
+            replace(job("a"), tried=(("b", "interleave", 0.97),)),
+            "with a it brought 0.97 of one job alone when it was tried",
+        ),
     ],
 )  # fmt: skip
 def test_who_may_not_join_is_told_why(newcomer, host, reason):

@@ -14,6 +14,7 @@ import click
 from restow import config
 from restow.cli import bring_up
 from restow.cli import show as out
+from restow.cli.event_lines import concerns, event_line
 from restow.cli.options import json_option
 from restow.client import Client
 from restow.errors import Refused, SpecError
@@ -87,6 +88,10 @@ def down(yes: bool, purge: bool, json_: bool) -> None:
 
     On the first machine this ends the whole cluster, on a joined one only that node. No process, socket or shared memory
     is left; logs and the journal stay, unless --purge.
+
+    \b
+      restow down
+      restow down --yes --purge
     """
     home = config.home()
     unfinished = bring_up.unfinished_jobs(home)
@@ -105,7 +110,11 @@ def down(yes: bool, purge: bool, json_: bool) -> None:
 @click.command()
 @json_option
 def nodes(json_: bool) -> None:
-    """List machines and devices, and which rank is on which."""
+    """List machines and devices, and which rank is on which.
+
+    \b
+      restow nodes
+    """
     found = Client().nodes()
     if json_:
         out.as_json(found)
@@ -124,11 +133,13 @@ def nodes(json_: bool) -> None:
 
 @click.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on for ever; Ctrl-C ends it.")
-@click.option("--after", type=int, default=0, help="Only events numbered above this.")
+@click.option("--after", type=int, default=0, help="Only events numbered above this (default 0: all).")
 @click.option("--job", help="Only events of this job; an id, or the beginning of one.")
 @json_option
 def events(follow: bool, after: int, job: str | None, json_: bool) -> None:
-    """Print what happened, from the journal; with --json one object per line.
+    """Print what happened, one line per event, from the journal; with --json one object per line.
+
+    With --job also what the job had a part in: schedules that place it, devices that it shares.
 
     \b
       restow events -f
@@ -137,12 +148,12 @@ def events(follow: bool, after: int, job: str | None, json_: bool) -> None:
     client = Client()
     job = client.show(job)["id"] if job is not None else None
     for event in client.events(after=after, follow=follow):
-        if job is not None and job != event.get("job", event.get("move", {}).get("job")):
+        if job is not None and not concerns(event, job):
             continue
         if json_:
             out.as_json_line(event)
         else:
-            click.echo(out.event_line(event))
+            click.echo(event_line(event, job))
 
 
 def _stay(home: config.Home) -> None:

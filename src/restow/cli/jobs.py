@@ -22,11 +22,11 @@ from restow.errors import SpecError
 @click.option("--name", help="The job's id is made from it; default: the script's name.")
 @click.option("--env", multiple=True, metavar="K=V", help="Set a variable for the workers; may be repeated.")
 @click.option("--cwd", type=click.Path(file_okay=False), help="Where the command runs; default: here.")
-@click.option("--memory", metavar="SIZE", help="Peak device memory of one worker, for example 8GB.")
-@click.option("--fill", help="How moved workers get their state: auto, replica, copy or shadow.")
+@click.option("--memory", metavar="SIZE", help="Peak device memory of one worker, for example 8GB; default: as measured.")
+@click.option("--fill", help="How moved workers get their state: auto (default), replica, copy or shadow.")
 @click.option("--no-migrate", is_flag=True, help="restow must not move it by itself.")
-@click.option("--max-pause-s", type=float, help="The longest pause that one move may cost.")
-@click.option("--share", metavar="MODE", help="auto, exclusive, interleave, time-slice, best-effort or free.")
+@click.option("--max-pause-s", type=float, help="The longest pause that one move may cost (default 60).")
+@click.option("--share", metavar="MODE", help="auto (default), exclusive, interleave, time-slice, best-effort or free.")
 @click.option("--protect", is_flag=True, help="Jobs that share its devices run in its idle time only.")
 @click.option("--queue", is_flag=True, help="Accept more workers than the cluster has devices; the job waits for more.")
 @click.option("-f", "--follow", is_flag=True, help="Print what it prints until it has ended.")
@@ -46,15 +46,15 @@ def submit(
 
     \b
     The keys of a spec: name, command (needed), workers, cwd, env, memory, migrate, fill, max_pause_s, stop_grace_s,
-    share (allow, mode, protect, max_slowdown, memory).
-    Options given beside a spec win. The command is started once per worker, with torchrun's variables (RANK,
+    share (true, false, a mode, or these under it: allow, mode, protect, max_slowdown, memory, quantum, link).
+    Options given beside a spec win, those of share one by one. The command is started once per worker, with torchrun's variables (RANK,
     WORLD_SIZE, MASTER_ADDR ...). With -f or -w the exit code is 0 if the job ended with success, else 1.
     Ctrl-C stops the following, never the job.
     """
     written: dict[str, Any] = {
         "workers": workers, "name": name, "env": pairs(env), "cwd": cwd, "memory": memory, "fill": fill,
         "max_pause_s": max_pause_s, "migrate": False if no_migrate else None,
-        "share": {"mode": share or "auto", "protect": protect} if share or protect else None,
+        "share": {**({"mode": share} if share else {}), **({"protect": True} if protect else {})} or None,
     }  # fmt: skip
     written = {key: value for key, value in written.items() if value is not None}
     if not words:
@@ -105,7 +105,7 @@ def ps(running: bool, json_: bool) -> None:
     rows = [
         [
             job["id"], _state(job), str(job["workers"]), out.places(job["placement"]), out.steps(job),
-            out.seconds(job["step_s"]), str(len(job["moves"]) or "-"), job["reason"][:80],
+            out.seconds(job["step_s"]), str(len(job["moves"]) or "-"), job["reason"],
         ]
         for job in jobs
     ]  # fmt: skip
@@ -119,6 +119,10 @@ def show(job: str, json_: bool) -> None:
     """Show all about one job: its ranks, why it is where it is, what its moves cost and brought.
 
     JOB is an id, or the beginning of one if it is the only such.
+
+    \b
+      restow show digits-1
+      restow show digits-1 --json
     """
     found = Client().show(job)
     if json_:
@@ -185,7 +189,11 @@ def logs(job: str, follow: bool, rank: int | None, json_: bool) -> None:
 @click.option("--limit-s", type=float, help="Give up after so many seconds (exit code 5); default: never.")
 @json_option
 def wait(job: str, limit_s: float | None, json_: bool) -> int:
-    """Wait until a job has ended; exit code 0 if with success, else 1."""
+    """Wait until a job has ended; exit code 0 if with success, else 1.
+
+    \b
+      restow wait digits-1 && python evaluate.py
+    """
     from restow.errors import Unreachable
 
     try:
@@ -203,7 +211,11 @@ def wait(job: str, limit_s: float | None, json_: bool) -> int:
 @click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
 @json_option
 def cancel(jobs: tuple[str, ...], json_: bool) -> None:
-    """End jobs: SIGTERM to every worker, SIGKILL after the spec's stop_grace_s."""
+    """End jobs: SIGTERM to every worker, SIGKILL after the spec's stop_grace_s (10 s unless it says otherwise).
+
+    \b
+      restow cancel digits-1 gpt-2
+    """
     client = Client()
     cancelled = [client.cancel(job) for job in jobs]
     if json_:

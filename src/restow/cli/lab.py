@@ -15,7 +15,7 @@ from restow.lab.lab import KEEP, Keep, Lab, all_labs
 from restow.lab.shape import format_rate, parse_delay, parse_rate
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_LAB = click.option("--lab", "name", metavar="NAME", help="Which lab; not needed while only one is up.")
+_LAB = click.option("--lab", "name", metavar="NAME", help="Which lab; not needed while there is only one.")
 
 
 @click.group()
@@ -44,10 +44,15 @@ def lab() -> None:
     "--delay", default="0", show_default=True, help="One way between two nodes: 10ms. Needs netem in the kernel."
 )
 @click.option("--share", type=float, help="Of a core, per device. Default: equal, together 90 % of the cores.")
-@click.option("--name", help="Default: a fresh one.")
+@click.option("--name", "--lab", "name", metavar="NAME", help="Default: a fresh one.")
 @_JSON
 def up(nodes: int, devices: int, rate: str, delay: str, share: float | None, name: str | None, as_json: bool) -> None:
-    """Make a lab and leave it up."""
+    """Make a lab and leave it up.
+
+    \b
+    restow lab up --nodes 3 --devices 1 --rate 1gbit
+    restow lab up --lab trial --rate 200mbit --delay 5ms
+    """
     made = Lab(nodes, devices, parse_rate(rate), parse_delay(delay), share, name)
     try:
         described = _describe(made)
@@ -62,21 +67,35 @@ def up(nodes: int, devices: int, rate: str, delay: str, share: float | None, nam
 
 
 @lab.command()
-@click.argument("name", required=False)
-def down(name: str | None) -> None:
-    """End every process in the lab and remove it. NAME is not needed while only one is up."""
+@click.argument("named", required=False, metavar="[NAME]")
+@_LAB
+def down(named: str | None, name: str | None) -> None:
+    """End every process in the lab and remove it. NAME is not needed while only one is up.
+
+    \b
+    restow lab down
+    restow lab down --lab trial
+    """
+    if named and name and named != name:
+        raise SpecError(f"down got two labs, {named} and --lab {name}; give one")
     all_labs()
-    found = Lab.open(name)
+    found = Lab.open(named or name)
     found.close()
     click.echo(f"{found.name} is down")
 
 
 @lab.command()
+@_LAB
 @_JSON
-def ls(as_json: bool) -> None:
-    """The labs that are up. Removes those whose maker was killed."""
-    described = []
-    for state in all_labs():
+def ls(name: str | None, as_json: bool) -> None:
+    """The labs that are up, or only one. Removes those whose maker was killed.
+
+    \b
+    restow lab ls
+    restow lab ls --json
+    """
+    described = [_describe(Lab.open(name))] if name else []
+    for state in all_labs() if not name else ():
         with suppress(NotFound, Unreachable):  # it is being made, or just went down
             described.append(_describe(Lab.open(state.name)))
     if as_json:
@@ -94,7 +113,13 @@ def ls(as_json: bool) -> None:
 @click.option("--cut/--heal", "cut", default=None, help="Pull the cable, or plug it in again.")
 @_LAB
 def link(nodes: tuple[str, ...], rate: str | None, delay: str | None, cut: bool | None, name: str | None) -> None:
-    """Change the NIC of one node, or the link between two, while everything runs."""
+    """Change the NIC of one node, or the link between two, while everything runs.
+
+    \b
+    restow lab link m1 m2 --rate 10mbit --delay 5ms
+    restow lab link m2 --cut
+    restow lab link m2 --heal
+    """
     if len(nodes) > 2:
         raise SpecError(f"link got {len(nodes)} nodes; give one (its NIC) or two (the link between them)")
     if rate is None and delay is None and cut is None:

@@ -10,6 +10,7 @@ from restow.cli import show as out
 from restow.cli.options import json_option
 from restow.client import Client
 from restow.errors import SpecError
+from restow.placement import parse_placement
 
 
 @click.command()
@@ -29,6 +30,7 @@ def migrate(job: str, to: str | None, pack: bool, json_: bool) -> None:
     """
     if bool(to) == pack:
         raise SpecError('give either --to "m1:0 m1:1" or --pack')
+    parse_placement(to or "")  # a slot that is none is one line from here
     moving = Client().migrate(job, to=to, pack=pack)
     if json_:
         out.as_json(moving)

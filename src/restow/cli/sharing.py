@@ -55,7 +55,12 @@ def share(
 @click.argument("job")
 @json_option
 def explain(job: str, json_: bool) -> None:
-    """Say why a job is where it is and shares its devices as it does, what was predicted, and what was then measured."""
+    """Say why a job is where it is and shares its devices as it does, what was predicted, and what was then measured.
+
+    \b
+      restow explain digits-1
+      restow explain digits-1 --json
+    """
     found = Client().explain(job)
     if json_:
         out.as_json(found)
@@ -67,13 +72,8 @@ def explain(job: str, json_: bool) -> None:
         ("why", found["reason"] or "-"),
         ("shares", sentence(found["sharing"])),
         ("may share", _terms(found["share"])),
-        (
-            "a step",
-            f"{out.seconds(profile['step_s'])}: {out.seconds(profile['exposed_s'])} waiting for communication,"
-            f" {out.seconds(profile['data_s'])} for data, {out.seconds(profile['waited_s'])} at the gate;"
-            f" alone {out.seconds(profile['alone_step_s'])}",
-        ),
-        ("memory", f"{out.size(profile['memory_bytes'])} at most, {out.size(profile['valley_bytes'])} at save points"),
+        ("a step", _step(profile)),
+        ("memory", _memory(profile)),
     ]
     for pair in found["pairs"][-5:]:
         speeds = ", ".join(f"{name} {speed:.2f}" for name, speed in zip(pair["jobs"], pair["speeds"], strict=True))
@@ -83,6 +83,22 @@ def explain(job: str, json_: bool) -> None:
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
         click.echo(f"{click.style(name.ljust(width), bold=True)}  {text}")
+
+
+def _step(profile: dict[str, Any]) -> str:
+    """One step of the job and what it waits for in it; parts that take no time are said to."""
+    if not profile["step_s"]:
+        return "not measured yet"
+    waits = {"for communication": "exposed_s", "for data": "data_s", "at the gate": "waited_s"}
+    parts = [f"{out.seconds(profile[key]) if profile[key] else 'nothing'} {where}" for where, key in waits.items()]
+    alone = f"; alone {out.seconds(profile['alone_step_s'])}" if profile["alone_step_s"] else ""
+    return f"{out.seconds(profile['step_s'])}, of it waiting {', '.join(parts)}{alone}"
+
+
+def _memory(profile: dict[str, Any]) -> str:
+    if not profile["memory_bytes"]:
+        return "not measured yet"
+    return f"{out.size(profile['memory_bytes'])} at most, {out.size(profile['valley_bytes'])} at save points"
 
 
 def sentence(sharing: dict[str, Any] | None) -> str:

@@ -1,8 +1,10 @@
-"""How the CLI writes things: tables, times, sizes, events as sentences. Knows no commands."""
+"""How the CLI writes things: tables, times, sizes, moves as sentences. Knows no commands."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,10 +21,13 @@ def as_json_line(value: Any) -> None:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as their widest cell, two blanks between; the last one is as long as it is."""
+    """Columns as wide as their widest cell, two blanks between. Lines end at the edge of a terminal; elsewhere they are whole."""
+    edge = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     for number, row in enumerate([head, *rows]):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        if edge and len(line) > edge:
+            line = line[: edge - 1] + "…"
         click.echo(click.style(line, bold=True) if number == 0 else line)
 
 
@@ -58,48 +63,6 @@ def clock(time_s: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(time_s))
 
 
-def event_line(event: dict[str, Any]) -> str:
-    """One event as one line: time, kind, job, and what matters of the rest."""
-    skipped = {
-        "type",
-        "number",
-        "time_s",
-        "job",
-        "generation",
-        "spec",
-        "placements",
-        "reasons",
-        "phases",
-        "secret",
-        "move",
-        "devices",
-    }
-    words = [
-        f"{name}={_short(value)}"
-        for name, value in event.items()
-        if name not in skipped and value not in ("", None, [])
-    ]
-    match event["type"]:
-        case "ScheduleAdopted":
-            words = [f"{job}→{_short(placement)}" for job, placement in event["placements"]]
-            words += [f"({job}: {reason})" for job, reason in event["reasons"]]
-        case "JobSubmitted":
-            words = [f"workers={event['spec']['workers']}", " ".join(event["spec"]["command"])[:100]]
-        case "MovePredicted":
-            move = event["move"]
-            words = [
-                move["job"], f"{_short(move['now'])} → {_short(move['then'])}", move["reason"],
-                f"step {seconds(move['step_now_s'])} → {seconds(move['step_then_s'])}", f"pause {seconds(move['downtime_s'])}",
-            ]  # fmt: skip
-        case "MoveMeasured":
-            words = [move_line(event, _short)]
-        case "NodeJoined":
-            words = [event["node"], event["address"], f"devices={len(event['devices'])}"]
-    job = event.get("job", "")
-    generation = f" g{event['generation']}" if event.get("generation") else ""
-    return f"{clock(event['time_s'])}  {event['type']:<16} {job}{generation} {' '.join(words)}".rstrip()
-
-
 def move_line(move: dict[str, Any], write: Any = None) -> str:
     """before / predicted / after of one move."""
     write = write or places
@@ -109,9 +72,3 @@ def move_line(move: dict[str, Any], write: Any = None) -> str:
         f" paused {seconds(move['downtime_s'])}, {size(move['wire_bytes'])} over the wire, {move['lost_steps']} steps lost"
     )
 
-
-def _short(value: Any) -> str:
-    """A slot [node, device, share] or a list of them as it is written elsewhere; anything else as it is."""
-    if isinstance(value, list) and value and all(isinstance(item, list) and len(item) == 3 for item in value):
-        return " ".join(f"{node}:{device}" for node, device, _ in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

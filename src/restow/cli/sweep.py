@@ -29,7 +29,7 @@ VARIABLE = "RESTOW_SWEEP"  # read by restow.sweep_members in the script
 @click.option("--cwd", type=click.Path(file_okay=False), help="Where the command runs; default: here.")
 @click.option("--memory", metavar="SIZE", help="Peak device memory of the worker with all members, for example 8GB.")
 @click.option("--no-migrate", is_flag=True, help="restow must not move it by itself.")
-@click.option("--max-pause-s", type=float, help="The longest pause that one move may cost.")
+@click.option("--max-pause-s", type=float, help="The longest pause that one move may cost (default 60).")
 @click.option("-f", "--follow", is_flag=True, help="Print what it prints until it has ended.")
 @click.option("-w", "--wait", "wait_", is_flag=True, help="Return when it has ended.")
 @json_option

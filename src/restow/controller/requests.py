@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from restow.controller import views
+from restow.controller import destinations, views
 from restow.controller.loop import Controller
 from restow.errors import NotFound, Refused, SpecError
 from restow.job import Job, JobState
 from restow.messages import CancelAsked, JobSubmitted, MigrateAsked, from_json, to_json
-from restow.placement import Move, Placement, Slot, nodes_of, parse_placement
-from restow.policies import sharing
-from restow.policies.sharing import SharingConfig
+from restow.placement import Move, parse_placement
 
 LOG_CHUNK_BYTES = 256 * 1024
 FOLLOW_S = 0.3  # between two looks at a log that is followed
@@ -117,10 +114,10 @@ class Requests:
             raise Refused(f"job {found.id} is {found.state.value}; only a running job can be moved")
         if found.switch:
             raise Refused(
-                f"job {found.id} is being moved to {_text(found.switch.placement)}; try again when that is done"
+                f"job {found.id} is being moved to {destinations.written(found.switch.placement)}; try again when that is done"
             )
-        placement = self._packed(found) if pack else parse_placement(to or "")
-        self._check_destination(found, placement)
+        placement = destinations.packed(found, self._snapshot()) if pack else parse_placement(to or "")
+        destinations.check(found, placement, self._snapshot())
         await self._controller.take([MigrateAsked(time_s=self._controller.now(), job=found.id, placement=placement)])
         self._controller.decide(self._controller.now())
         return self._view(self._find(found.id))
@@ -213,64 +210,6 @@ class Requests:
             number += 1
         return f"{stem}-{number}"
 
-    def _packed(self, job: Job) -> Placement:
-        """The job on as few nodes as its own and the free devices allow; ranks stay where they can."""
-        held = {device for device, holders in self._snapshot().holders().items() if holders - {job.id}}
-        usable = [slot for slot in self._snapshot().slots if (slot.node, slot.device) not in held]
-        ours = Counter(slot.node for slot in job.placement)
-        room = Counter(slot.node for slot in usable)
-        chosen: list[Slot] = []
-        for node in sorted(room, key=lambda node: (-min(room[node], job.workers), -ours[node], node)):
-            chosen += [slot for slot in usable if slot.node == node][: job.workers - len(chosen)]
-        chosen = _prefer_own(chosen, job, usable)
-        spare = [slot for slot in chosen if (slot.node, slot.device) not in {(s.node, s.device) for s in job.placement}]
-        kept = {(slot.node, slot.device) for slot in chosen}
-        placement = tuple(slot if (slot.node, slot.device) in kept else spare.pop(0) for slot in job.placement)
-        nodes = nodes_of(job.placement)
-        if len(nodes) == 1:
-            raise Refused(f"job {job.id} is on one machine already ({nodes[0]}); --to moves it elsewhere")
-        if len(nodes_of(placement)) >= len(nodes):
-            raise Refused(f"job {job.id} cannot use fewer than its {len(nodes)} machines: none has enough free devices")
-        return placement
-
-    def _check_destination(self, job: Job, placement: Placement) -> None:
-        if len(placement) != job.workers:
-            raise SpecError(
-                f"--to names {_count(len(placement), 'slot')}; job {job.id} has {_count(job.workers, 'worker')}, write one"
-                " slot per rank"
-            )
-        for slot in placement:
-            if slot.share != 1.0:
-                whole = slot._replace(share=1.0)
-                raise SpecError(f"--to names a share of a device, {slot}; devices are not shared yet, write {whole}")
-        places = [(slot.node, slot.device) for slot in placement]
-        for slot, place in zip(placement, places, strict=True):
-            if places.count(place) > 1:
-                raise SpecError(f"--to names {slot.node}:{slot.device} twice; a device takes one rank")
-        snapshot = self._snapshot()
-        devices = sharing.devices_of(placement)
-        hosts = next((hosts for hosts in sharing.groups(snapshot) if devices == sharing.devices_of(hosts[0].intended)), ())
-        if hosts and job not in hosts:  # exactly the devices of others: it may join them
-            why_not = sharing.hindrance(job, hosts, snapshot, SharingConfig()) if job.share.allow else "it does not share devices"
-            if why_not:
-                names = " and ".join(host.id for host in hosts)
-                raise Refused(
-                    f"no room at {_text(placement)}, held by {names}: job {job.id} cannot join, {why_not}; choose another place"
-                )
-            return
-        existing = {(slot.node, slot.device) for slot in snapshot.slots}
-        holders = snapshot.holders()
-        for place in places:
-            if place not in existing:
-                raise NotFound(f"device {place[0]}:{place[1]} does not exist or its node is lost; see restow nodes")
-            others = sorted(holders.get(place, set()) - {job.id})
-            if others:
-                raise Refused(
-                    f"device {place[0]}:{place[1]} is held by {' and '.join(others)}; choose another or move that job first"
-                )
-        if places == [(slot.node, slot.device) for slot in job.placement]:
-            raise Refused(f"job {job.id} is at {_text(placement)} already")
-
 
 class _LogReader:
     """Reads one rank's log across its generations, wherever they ran."""
@@ -309,30 +248,11 @@ class _LogReader:
             yield {"rank": self._rank, "generation": generation, "node": node, "text": answer["text"]}
 
 
-def _prefer_own(chosen: list[Slot], job: Job, usable: list[Slot]) -> list[Slot]:
-    """The same number of devices on each node, but those that the job holds already where there is a choice."""
-    own = {(slot.node, slot.device) for slot in job.placement}
-    wanted = Counter(slot.node for slot in chosen)
-    preferred: list[Slot] = []
-    for node, count in wanted.items():
-        there = sorted((slot for slot in usable if slot.node == node), key=lambda slot: (slot[:2] not in own, slot))
-        preferred += there[:count]
-    return preferred
-
-
 def _stem(command: tuple[str, ...]) -> str:
     """A name for a command: its script's without folder and ending, else its program's."""
     script = next((word for word in command if word.endswith(".py")), command[0])
     return script.rpartition("/")[2].removesuffix(".py")
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
 def _move_view(move: Move) -> dict[str, Any]:
     return {**to_json(move), "now": [str(slot) for slot in move.now], "then": [str(slot) for slot in move.then]}
-
-
-def _text(placement: Placement) -> str:
-    return " ".join(str(slot) for slot in placement)
