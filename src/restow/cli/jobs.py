@@ -47,9 +47,9 @@ def submit(
     \b
     The keys of a spec: name, command (needed), workers, cwd, env, memory, migrate, fill, max_pause_s, stop_grace_s,
     share (true, false, a mode, or these under it: allow, mode, protect, max_slowdown, memory, quantum, link).
-    Options given beside a spec win, those of share one by one. The command is started once per worker, with torchrun's variables (RANK,
-    WORLD_SIZE, MASTER_ADDR ...). With -f or -w the exit code is 0 if the job ended with success, else 1.
-    Ctrl-C stops the following, never the job.
+    Options given beside a spec win, those of share one by one. The command is started once per worker, with
+    torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR ...). With -f or -w the exit code is 0 if the job ended with
+    success, else 1. Ctrl-C stops the following, never the job.
     """
     written: dict[str, Any] = {
         "workers": workers, "name": name, "env": pairs(env), "cwd": cwd, "memory": memory, "fill": fill,
