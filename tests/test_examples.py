@@ -108,3 +108,16 @@ def test_the_plain_script_saves_on_sigterm_and_goes_on_bit_for_bit(tmp_path, exa
     assert f"goes on after step {left_after}" in run(tmp_path, script, *steps, ranks=2)
     run(tmp_path, script, *"--steps 400 --log-every 0 --digest whole.json".split(), ranks=2)
     assert digest(tmp_path, "d.json") == digest(tmp_path, "whole.json")
+
+
+def test_under_torchrun_the_group_is_ended_before_the_interpreter_is(tmp_path):
+    """A thread of gloo that wants the interpreter while it ends aborts the process."""
+    script = tmp_path / "leaves.py"
+    script.write_text(
+        "import atexit, torch.distributed as dist\n"
+        "atexit.register(lambda: print('left' if not dist.is_initialized() else 'still there', flush=True))\n"
+        "import restow\n"
+        "restow.init()\n"
+        "assert dist.is_initialized()\n"
+    )
+    assert run(tmp_path, script, ranks=3).split().count("left") == 3

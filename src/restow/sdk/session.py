@@ -5,6 +5,7 @@ Without restow (plain python, torchrun) everything here still works and does the
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import sys
 import time
@@ -285,6 +286,13 @@ def _code_hash() -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
+def _leave_group() -> None:
+    """End the group that `init` made while Python can still run other threads: a thread of gloo that frees its last work later
+    aborts the process (SIGABRT after the last line). After an error peers may be gone, and ending it could wait for them."""
+    if dist.is_initialized() and getattr(sys, "last_value", None) is None:
+        dist.destroy_process_group()
+
+
 def init(seed: int | None = None) -> Job:
     """Join the job that this process belongs to; the process group is ready afterwards if there are several workers.
 
@@ -302,6 +310,7 @@ def init(seed: int | None = None) -> Job:
             if cuda:
                 torch.cuda.set_device(min(local_rank, torch.cuda.device_count() - 1))
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
+            atexit.register(_leave_group)
         return Job(worker=None, rank=rank, world_size=world_size, local_rank=local_rank, seed=seed)
     if dist.is_initialized():
         raise ScriptError(
