@@ -56,6 +56,13 @@ class Client:
     def cancel(self, job: str) -> dict[str, Any]:
         return self._ask("cancel", job=job)
 
+    def pause(self, job: str) -> dict[str, Any]:
+        """Let it give its devices back; its state is kept."""
+        return self._ask("pause", job=job)
+
+    def resume(self, job: str) -> dict[str, Any]:
+        return self._ask("resume", job=job)
+
     def migrate(self, job: str, *, to: str | None = None, pack: bool = False) -> dict[str, Any]:
         """`to` names one slot per rank, "m1:0 m1:1"; `pack` lets restow choose the fewest nodes."""
         return self._ask("migrate", job=job, to=to, pack=pack)

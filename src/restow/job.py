@@ -140,10 +140,10 @@ class Switch:
     """One change from generation g to g+1 under way. The job's own `generation` stays g until it is done."""
 
     generation: int  # g+1
-    placement: Placement  # where every rank will be
+    placement: Placement  # where every rank will be; empty: nowhere, the job is being suspended
     reason: str
     phase: Phase = Phase.STANDBY
-    fill: str = "replica"  # decided for this switch: replica, copy or shadow
+    fill: str = "replica"  # decided for this switch: replica, copy, shadow, or vault where the job is suspended
     store: tuple[str, int] | None = None  # address of the store of generation g+1
     parked: frozenset[int] = frozenset()  # ranks whose twin has parked
     connected: frozenset[int] = frozenset()
@@ -153,6 +153,16 @@ class Switch:
     finished: frozenset[int] = frozenset()  # ranks that reported the outcome
     started_s: float = 0.0
     phase_s: float = 0.0  # when this phase began
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """The state of a suspended job, in the vaults of the nodes where it ran."""
+
+    generation: int  # its name there
+    step: int  # finished steps
+    placement: Placement  # where each rank was: its own state is on that node, what all hold alike is on each of these nodes
+    signatures: tuple[str, ...] = ()  # rank → what its script had built; it must build the same again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +214,8 @@ class Job:
     failed_moves: int = 0  # in a row; a finished move or a new request sets it back
     not_before_s: float = 0.0  # no further move before this time: the last one failed
     why_not: str = ""  # if not movable: one line with what would help
+    paused: bool = False  # a person wants it to hold no devices (PauseAsked) until ResumeAsked
+    kept: Kept | None = None  # its state, while it is suspended
     share_asked: ShareSpec | None = None  # what a person asked for since it was submitted
     sharing: Sharing | None = None  # with whom and how; None: its devices are its own
     tried: tuple[tuple[str, str, float], ...] = ()  # (partner, mode, sum of relative speeds that was measured), each pair once
@@ -212,6 +224,11 @@ class Job:
     @property
     def workers(self) -> int:
         return self.spec.workers
+
+    @property
+    def waits(self) -> bool:
+        """Does it want devices that it does not have?"""
+        return self.state is JobState.PENDING and not self.paused
 
     @property
     def share(self) -> ShareSpec:

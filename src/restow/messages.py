@@ -14,7 +14,7 @@ from typing import Any
 
 from restow.cluster import Device, Link
 from restow.errors import SpecError
-from restow.job import JobSpec, ShareSpec, Sharing
+from restow.job import JobSpec, Kept, ShareSpec, Sharing
 from restow.placement import Move, Placement, Slot
 
 # ---------------------------------------------------------------- commands: controller → one agent
@@ -66,10 +66,26 @@ class Guard(Command):
 class Connect(Command):
     """Tell this node's ranks of the job (old generation and twins) to build the group of `generation` in the background."""
 
-    now: Placement  # of the old generation
-    then: Placement
+    now: Placement  # of the old generation; empty: the job comes back from the vault
+    then: Placement  # empty: the job is suspended
     store: tuple[str, int]
-    fill: str  # replica, copy or shadow
+    fill: str  # replica, copy, shadow or vault
+    kept: Kept | None = None  # where the state is that it comes back from
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenVault(Command):
+    """Give out what this node's vault holds of the job to the twins of `generation`. Not answered: a state that is not there or is
+    damaged ends the attempt with SwitchFailed."""
+
+    kept: Kept
+    store: tuple[str, int]  # where the twins look for it
+    secret: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discard(Command):
+    """Remove what this node's vault holds of the job up to `generation`: it is not needed any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +178,20 @@ class MigrateAsked(Event):
 
     job: str
     placement: Placement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PauseAsked(Event):
+    """A person wants the job to hold no devices. Its state is kept."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeAsked(Event):
+    """A person wants a paused job to go on when there are devices for it."""
+
+    job: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,6 +373,16 @@ class RankSwitched(GangEvent):
     pause_s: float  # end of the last old step → start of the first new one
     wire_bytes: int  # received for this rank over the link during the pause, counted by the receiver
     phases: tuple[tuple[str, float], ...] = ()  # seconds by part: decide, private, fill, prove, ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankKept(GangEvent):
+    """The state of this rank as of `step` is in the vault of its node, and it leaves. Proves that every rank's is."""
+
+    rank: int
+    step: int
+    bytes: int  # that this rank wrote
+    pause_s: float = 0.0  # from the end of its last step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

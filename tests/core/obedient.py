@@ -20,6 +20,7 @@ from restow.messages import (
     Command,
     Connect,
     Decide,
+    Discard,
     Event,
     Forget,
     Guard,
@@ -30,15 +31,19 @@ from restow.messages import (
     NodeJoined,
     NodeLost,
     OpenStore,
+    OpenVault,
+    PauseAsked,
     Prepare,
     Progressed,
     Propose,
     RankConnected,
     RankExited,
+    RankKept,
     RankReady,
     RankRolledBack,
     RankStarted,
     RankSwitched,
+    ResumeAsked,
     ShadowReady,
     Share,
     ShareAsked,
@@ -47,9 +52,10 @@ from restow.messages import (
     StepRefused,
     Stop,
     StoreOpened,
+    SwitchFailed,
     TwinParked,
 )  # fmt: skip
-from restow.placement import Schedule, moved_ranks, parse_placement
+from restow.placement import Schedule, moved_ranks, nodes_of, parse_placement
 from restow.policies.base import Policy
 from restow.policies.consolidate import Consolidate
 
@@ -92,6 +98,8 @@ class Agents:
     deaf: set[type] = field(default_factory=set)  # commands that get lost
     dead_nodes: set[str] = field(default_factory=set)
     sharing: dict[tuple[str, str], Sharing] = field(default_factory=dict)  # (node, job) → what the agent was told last
+    vaults: set[tuple[str, str, int]] = field(default_factory=set)  # (node, job, generation) of kept states
+    come: dict[tuple[str, int], int] = field(default_factory=dict)  # nodes that were told to connect a gang that comes back
     wrong_twins: bool = False  # they build another model
     now_s: float = 0.0
 
@@ -144,6 +152,45 @@ class Agents:
             self.say(RankConnected, command, node, rank=rank, role=worker.role)
             if worker.role == "twin" and command.fill == "shadow":
                 self.say(ShadowReady, command, node, rank=rank)
+        if not command.then:
+            self.placements[command.job, command.generation] = ()
+        if command.kept:
+            self.come_back(command)
+
+    def come_back(self, command: Connect) -> None:
+        """When the last twin has heard of it, all take their state from the vaults."""
+        kept = command.kept
+        assert kept
+        self.come[command.job, command.generation] = self.come.get((command.job, command.generation), 0) + 1
+        twins = {k[2]: k for k, w in self.workers.items() if k[:2] == (command.job, command.generation) and w.role == "twin"}
+        whole = set(twins) == set(range(len(command.then)))
+        if not whole or self.come[command.job, command.generation] < len(nodes_of(command.then)):
+            return
+        self.programs[command.job].step = kept.step
+        for rank, key in sorted(twins.items()):
+            self.workers[key].role = "rank"
+            node = self.workers[key].node
+            self.say(RankSwitched, command, node, rank=rank, step=kept.step, pause_s=0.1, wire_bytes=0)
+            self.say(RankReady, command, node, rank=rank, signature=f"s{rank}", movable=True, private_bytes=0,
+                     state_bytes=self.programs[command.job].state_bytes)  # fmt: skip
+
+    def openvault(self, node: str, command: OpenVault) -> None:
+        if (node, command.job, command.kept.generation) not in self.vaults:
+            self.say(SwitchFailed, command, node, rank=-1, reason="there is nothing in the vault")
+
+    def discard(self, node: str, command: Discard) -> None:
+        self.vaults = {entry for entry in self.vaults if entry[:2] != (node, command.job) or entry[2] > command.generation}
+
+    def suspend(self, command: Decide, old: dict[int, tuple[str, int, int]]) -> None:
+        """Every rank writes its state into its node's vault and leaves."""
+        program = self.programs[command.job]
+        program.step = max(program.step, command.step)
+        for rank, key in sorted(old.items()):
+            worker = self.workers[key]
+            self.vaults.add((worker.node, command.job, command.generation))
+            worker.role = "leaver"
+            self.say(RankKept, command, worker.node, rank=rank, step=command.step, bytes=1000)
+            self.exit(key, 0)
 
     def propose(self, node: str, command: Propose) -> None:
         step = self.programs[command.job].step
@@ -162,6 +209,10 @@ class Agents:
         if not (go and command.go) or any(key[1] == command.generation for key in old.values()):
             return  # said before
         now = self.placements[command.job, min((key[1] for key in old.values()), default=command.generation)]
+        if not then:
+            if set(old) == set(range(len(now))):
+                self.suspend(command, old)
+            return
         moved = set(moved_ranks(now, then))
         whole = set(old) == set(range(len(then))) and set(twins) == moved
         if not whole:  # somebody is missing: the others wait in vain, and their verdict is to roll back
@@ -194,7 +245,7 @@ class Agents:
 
     def stop(self, node: str, command: Stop) -> None:
         for key, worker in self.here(node, command.job):
-            if key[1] == command.generation and worker.role == "rank":
+            if key[1] == command.generation and worker.role in ("rank", "twin"):
                 self.exit(key, -15)
 
     def forget(self, node: str, command: Forget) -> None:
@@ -268,6 +319,12 @@ class Cluster:
 
     def ask_to_share(self, job: str, **share: object) -> None:
         self.observe(ShareAsked(time_s=self.now_s, job=job, share=ShareSpec(**share)))  # type: ignore[arg-type]
+
+    def pause(self, job: str) -> None:
+        self.observe(PauseAsked(time_s=self.now_s, job=job))
+
+    def resume(self, job: str) -> None:
+        self.observe(ResumeAsked(time_s=self.now_s, job=job))
 
     def migrate(self, job: str, placement: str) -> None:
         self.observe(MigrateAsked(time_s=self.now_s, job=job, placement=parse_placement(placement)))

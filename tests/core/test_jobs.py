@@ -182,8 +182,9 @@ def test_a_job_without_slots_in_the_schedule_is_preempted_and_starts_again_later
     cluster.state.adopt(Schedule(), 1.0)
     cluster.run(decide=False)
     assert cluster.job("a").state is JobState.PENDING
+    assert cluster.job("a").kept
     cluster.run()
-    assert (cluster.job("a").state, cluster.job("a").generation) == (JobState.RUNNING, 2)
+    assert (cluster.job("a").state, cluster.job("a").generation) == (JobState.RUNNING, 3)  # 2: its state was kept
 
 
 def test_a_script_without_the_sdk_moves_by_a_restart_when_a_person_asks():

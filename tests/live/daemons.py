@@ -26,10 +26,9 @@ from restow.controller import daemon
 from restow.core.config import CoreConfig
 from restow.engine.base import AgentHandle, EventBatch
 from restow.errors import RestowError, Unreachable
-from restow.job import JobState
 from restow.messages import Command, to_json
 from restow.placement import Schedule, parse_placement
-from restow.policies.consolidate import Board, Consolidate
+from restow.policies.consolidate import Board, Consolidate, why_not_back
 
 MODULE = "tests.live.daemons"
 CLUSTER = "0123abcd"
@@ -45,7 +44,10 @@ class Placed(Consolidate):
 
     def _place_pending(self, snapshot: Snapshot, schedule: Schedule, board: Board) -> None:
         for job in snapshot.jobs:
-            if job.state is JobState.PENDING and not schedule.placement(job.id):
+            why_not = why_not_back(job, snapshot)
+            if why_not:
+                schedule.explain(job.id, why_not)
+            elif job.waits and not schedule.placement(job.id):
                 placement = parse_placement(dict(job.spec.env)["PLACEMENT"])
                 if any(slot[:2] in board.taken for slot in placement) or not set(placement) <= set(snapshot.slots):
                     schedule.explain(job.id, "waits for its slots")

@@ -116,9 +116,13 @@ def test_a_script_that_fails_is_one_line_with_its_last_words(cluster, script, en
 
 
 def test_a_program_that_does_not_exist_is_named(cluster, tmp_path):
-    code, out, _ = restow(cluster, "submit", "-w", "--env", "PLACEMENT=a:0", "--", "python", "nowhere.py", cwd=tmp_path)
+    code, _, err = restow(cluster, "submit", "-w", "--env", "PLACEMENT=a:0", "--", "python", "nowhere.py", cwd=tmp_path)
+    assert code == 2
+    assert f"command runs the script 'nowhere.py'; there is no such file in {tmp_path}" in err
+    code, out, _ = restow(cluster, "submit", "-w", "--env", "PLACEMENT=a:0", "--", "./nowhere.sh", cwd=tmp_path)
     assert code == 1
-    assert f"rank 0 on a could not be started: script nowhere.py in {tmp_path}: No such file or directory" in out
+    assert "rank 0 on a could not be started: " in out
+    assert "nowhere.sh" in out
 
 
 def test_an_error_in_rank_1_alone_is_the_reason_and_ends_the_gang(cluster):
@@ -227,7 +231,7 @@ def test_moves_that_cannot_be_are_refused_in_one_line(cluster):
         ((one, "--to", "a:9"), 3, "device a:9 does not exist or its node is lost; see restow nodes"),
         ((one, "--to", "a:0"), 4, f"job {one} is at a:0 already"),
         ((one, "--to", "a:2 a:3"), 2, f"--to names 2 slots; job {one} has 1 worker, write one slot per rank"),
-        ((one, "--to", "a:2@0.5"), 2, "--to names a share of a device, a:2@0.5; devices are not shared yet, write a:2"),
+        ((one, "--to", "a:2@0.5"), 2, "--to names a part of a device, a:2@0.5; restow divides devices by itself, write a:2"),
         ((one, "--to", "nonsense"), 2, "slot is 'nonsense'; write node:device"),
         ((one, "--pack"), 4, f"job {one} is on one machine already (a); --to moves it elsewhere"),
         ((one,), 2, 'give either --to "m1:0 m1:1" or --pack'),

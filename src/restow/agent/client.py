@@ -94,6 +94,10 @@ class NurseryClient:
         """{"pid", "host", "port", "socket"} of a new store. Raises NurseryRefused."""
         return await self._ask("store", address=address, label=dict(label))
 
+    async def open_vault(self, orders: Mapping[str, Any], label: Mapping[str, Any]) -> dict[str, Any]:
+        """{"pid"} of a process that serves a suspended job's state, checked. Raises NurseryRefused when it is damaged."""
+        return await self._ask("vault", orders=dict(orders), label=dict(label))
+
     async def label(self, pid: int, label: Mapping[str, Any]) -> None:
         await self._ask("label", pid=pid, label=dict(label))
 

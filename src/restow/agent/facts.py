@@ -13,6 +13,7 @@ _ABOUT_THE_SWITCH = {  # they name the generation of the switch; the others are 
     "shadowing": "ShadowReady",
     "failed": "SwitchFailed",
     "switched": "RankSwitched",
+    "kept": "RankKept",
     "rolled_back": "RankRolledBack",
 }
 _ABOUT_ITSELF = {"ready": "RankReady", "parked": "TwinParked"}

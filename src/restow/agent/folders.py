@@ -62,6 +62,22 @@ class Folders:
         return self.shm / f"{job}.g{generation}.r{rank}.private"
 
     @property
+    def vaults(self) -> Path:
+        """The states of suspended jobs, in memory; `vaults/JOB/g<generation>`."""
+        return self.shm / "vaults"
+
+    @property
+    def vaults_on_disk(self) -> Path:
+        """The same on disk."""
+        return self.node / "vaults"
+
+    def vault(self, job: str, generation: int) -> Path:
+        return self.vaults / job / f"g{generation}"
+
+    def vault_on_disk(self, job: str, generation: int) -> Path:
+        return self.vaults_on_disk / job / f"g{generation}"
+
+    @property
     def gates(self) -> Path:
         """The gates of this node's devices."""
         return self.shm / "gates"
@@ -83,7 +99,7 @@ class Folders:
                 raise SetupError(f"folder {folder} cannot be made: {error.strerror}; set {way_out} to one that can") from None
 
     def remove(self) -> None:
-        """Everything but the logs."""
+        """Everything but the logs and the states of suspended jobs on disk."""
         shutil.rmtree(self.shm, ignore_errors=True)
         shutil.rmtree(self.run, ignore_errors=True)
         for path in (self.agent_socket, self.nursery_socket, self.nursery_pid, self.node / "node.json"):

@@ -39,11 +39,13 @@ from restow.messages import (
     Connect,
     Decide,
     DeviceFenced,
+    Discard,
     Forget,
     Guard,
     Launch,
     LinkMeasured,
     OpenStore,
+    OpenVault,
     Prepare,
     Propose,
     Share,
@@ -125,6 +127,7 @@ class Agent:
         """Let go of this node; without `keep_ranks` end everything that runs on it, and remove all but its logs."""
         if not keep_ranks:
             await self._ranks.end_all()
+            await self._ranks.vaults.close()
             await self._ranks.nursery.quit()
         await self._let_go()
         if not keep_ranks:
@@ -196,6 +199,10 @@ class Agent:
                 await self._switches.abandon(command)
             case Stop():
                 await self._stop_ranks(command)
+            case OpenVault():
+                await self._ranks.vaults.open(command, self._ranks.nursery)
+            case Discard():
+                await self._ranks.vaults.discard(command, self._ranks.nursery)
             case Share():
                 self._gates.share(command.job, command.sharing, self._ranks.workers)
                 self._link.share(command.job, command.sharing)

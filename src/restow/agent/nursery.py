@@ -26,7 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from restow.agent import bootstrap, store
+from restow.agent import bootstrap, store, vault_keeper
 from restow.agent.birth import Birth
 from restow.agent.children import Child, RunFiles, is_alive, kill_remains, read_stat, signal_group
 from restow.agent.devices import find_devices
@@ -167,6 +167,9 @@ class Nursery:
                 return self._fork(
                     client, request["id"], request["label"], lambda report: store.keep(address, self.run_files.folder, report)
                 )
+            case "vault":
+                orders = vault_keeper.Orders.from_wire(request["orders"])
+                return self._fork(client, request["id"], request["label"], lambda report: vault_keeper.keep(orders, report))
             case "list":
                 return [child.to_wire() for child in self.children.values() if child.pid not in self._unborn]
             case "label":

@@ -18,9 +18,10 @@ from restow.agent.events import EventLog
 from restow.agent.folders import Folders
 from restow.agent.stores import Stores
 from restow.agent.tasks import Tasks
+from restow.agent.vaults import Vaults
 from restow.agent.workers import Worker, Workers, now_s
 from restow.errors import NotFound, RestowError, SpecError, Unreachable
-from restow.messages import Launch, LaunchFailed, OpenStore, Prepare, RankExited, RankStarted
+from restow.messages import Launch, LaunchFailed, OpenStore, Prepare, RankExited, RankKept, RankStarted
 from restow.page import create_page
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Ranks:
     def __init__(self, config: AgentConfig, folders: Folders, events: EventLog, tasks: Tasks, is_wanted: Callable[[str], bool]):
         self.workers = Workers()
         self.stores = Stores()
+        self.vaults = Vaults(config.node, config.address, folders, events, tasks)
         self.devices: dict[int, LocalDevice] = {}
         self.interface = ""
         self._config, self._folders, self._events, self._tasks = config, folders, events, tasks
@@ -149,6 +151,8 @@ class Ranks:
                 self._exited(child)
             elif label["kind"] == "store":
                 self.stores.add(pid, label, self._folders.run)
+            elif label["kind"] == "vault":
+                self.vaults.adopt(pid, label)
             elif pid not in self.workers.by_pid:
                 self._born(pid, label)
         self.sweep()
@@ -160,6 +164,10 @@ class Ranks:
             self.stores.remove(pid)
             self._tasks.spawn(self.nursery.taken(pid))
             return
+        if label["kind"] == "vault":
+            self.vaults.gone(pid)
+            self._tasks.spawn(self.nursery.taken(pid))
+            return
         worker = self.workers.remove(pid) or Worker.from_label(pid, label)
         worker.close()
         self.on_changed()
@@ -168,6 +176,7 @@ class Ranks:
             worker.channel.close()
         if pid not in self._told:
             self._told.add(pid)
+            self._tell_kept(worker)
             event = RankExited(
                 time_s=now_s(), job=worker.job, generation=worker.generation, node=self._config.node, rank=worker.rank,
                 role=worker.role, code=child["code"], reason=_why(worker, child),
@@ -175,6 +184,20 @@ class Ranks:
             self._untaken[self._events.put(event)] = pid
         self.sweep(worker.job)
         self._gone.set()
+
+    def _tell_kept(self, worker: Worker) -> None:
+        """A rank that left with its state in the vault, and whose words no agent heard, wrote them there."""
+        said = self.vaults.left_in_any(worker.job, worker.generation, worker.rank) if worker.role != "twin" else None
+        if said is None:
+            return
+        if worker.role == "rank":
+            worker.role = "leaver"
+            self._events.put(RankKept(
+                time_s=now_s(), job=worker.job, node=self._config.node, rank=worker.rank, generation=said["generation"],
+                step=said["step"], bytes=said["bytes"], pause_s=said["pause_s"],
+            ))  # fmt: skip
+        if not [other for other in self.workers.of(worker.job) if other.role != "twin"]:
+            self.vaults.copy_later(worker.job, said["generation"])
 
     def acknowledged(self, number: int) -> None:
         """The controller has journalled this event."""
@@ -234,6 +257,7 @@ class Ranks:
         for worker in self.workers.of(job):
             await self.end(worker)
         await self.stores.end(job, self.nursery)
+        await self.vaults.forget(job, self.nursery)
         self.sweep(job)
         self.workers.forget(job)
 

@@ -74,9 +74,11 @@ class Switches:
             self.ranks.relabel(worker, generation=self._came_from[worker.pid])  # its twin neighbour died in its first step
         elif kind == "parked" and not worker.parked:
             self.ranks.relabel(worker, parked=True)
-        elif kind == "retired":
+        elif kind in ("kept", "retired"):
             self.ranks.relabel(worker, role="leaver")
             self.ranks.end_later(worker)
+        if kind == "rolled_back" and generation > worker.generation:
+            self.ranks.vaults.undo(worker.job, generation)
         if kind in ("switched", "rolled_back"):
             self._is_over(worker.job, generation)
         if event:
@@ -98,6 +100,10 @@ class Switches:
         if command.generation <= self._abandons.get(command.job, {}).get("generation", 0):
             return  # late
         message = _terms("connect", command)
+        if command.kept:
+            message["kept"] = {"placement": to_json(command.kept.placement), "step": command.kept.step}
+        if not command.then:
+            message["vault"] = str(self._folders.vault(command.job, command.generation))
         self._connects[command.job] = message
         self._folders.connect(command.job).write_text(json.dumps(message))
         self.arm(command.job)
@@ -138,6 +144,7 @@ class Switches:
             else:
                 await self.ranks.end(twin)
         self._is_over(command.job, command.generation)
+        self.ranks.vaults.undo(command.job, command.generation)
 
     def forget(self, job: str) -> None:
         self._connects.pop(job, None)

@@ -110,6 +110,8 @@ _SENTENCES: dict[str, Callable[[Wire], str]] = {
     "JobSubmitted": _submitted,
     "CancelAsked": lambda e: "asked to end",
     "MigrateAsked": lambda e: f"asked to move to {slots(e['placement'])}",
+    "PauseAsked": lambda e: "asked to pause",
+    "ResumeAsked": lambda e: "asked to go on",
     "ShareAsked": _asked_to_share,
     "SharingMeasured": _measured_together,
     "MovePredicted": _predicted,
@@ -127,6 +129,9 @@ _SENTENCES: dict[str, Callable[[Wire], str]] = {
     "StepRefused": lambda e: f"{e['node']}: no, step {e['at']} is begun already",
     "RankSwitched": lambda e: (
         f"{_rank(e)} goes on after step {e['step']}, paused {out.seconds(e['pause_s'])}, received {out.size(e['wire_bytes'])}"
+    ),
+    "RankKept": lambda e: (
+        f"{_rank(e)} stopped after step {e['step']}, wrote {out.size(e['bytes'])} into the vault in {out.seconds(e['pause_s'])}"
     ),
     "RankRolledBack": lambda e: f"{_rank(e)} goes on as before at step {e['step']}: {e['reason']}",
     "SwitchFailed": lambda e: f"{_rank(e)}: {e['reason']}",

@@ -29,6 +29,8 @@ COMMANDS = {  # name → (module, attribute, first line of help)
     "wait": ("restow.cli.jobs", "wait", "Wait until a job has ended."),
     "cancel": ("restow.cli.jobs", "cancel", "End a job."),
     "migrate": ("restow.cli.moves", "migrate", "Move a running job to other devices, live."),
+    "pause": ("restow.cli.moves", "pause", "Let jobs give their devices back and keep their state."),
+    "resume": ("restow.cli.moves", "resume", "Let paused jobs go on."),
     "defrag": ("restow.cli.moves", "defrag", "Say or do which moves would bring scattered jobs together."),
     "share": ("restow.cli.sharing", "share", "Say how a job shares its devices with others."),
     "explain": ("restow.cli.sharing", "explain", "Say why a job is where it is, and what was predicted and measured."),

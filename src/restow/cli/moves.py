@@ -1,4 +1,4 @@
-"""The commands that move jobs: migrate and defrag."""
+"""The commands that move jobs, onto other devices or off all of them: migrate, pause, resume and defrag."""
 
 from __future__ import annotations
 
@@ -37,6 +37,45 @@ def migrate(job: str, to: str | None, pack: bool, json_: bool) -> None:
     else:
         wanted = moving["switch"]["placement"] if moving["switch"] else moving["intended"]
         click.echo(f"{moving['id']}: {out.places(moving['placement'])} → {out.places(wanted)}")
+
+
+@click.command()
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@json_option
+def pause(jobs: tuple[str, ...], json_: bool) -> None:
+    """Let jobs give their devices back and keep their state, until restow resume.
+
+    At its next save point each rank writes its state into the vault of its node (memory, then disk) and ends. A job that does
+    not use the SDK is stopped with SIGTERM and starts again from its own checkpoint. Returns when the wish is accepted;
+    restow show JOB tells when it is suspended.
+
+    \b
+      restow pause digits-1
+      restow pause digits-1 gpt-2 --json
+    """
+    client = Client()
+    _say([client.pause(job) for job in jobs], json_)
+
+
+@click.command()
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@json_option
+def resume(jobs: tuple[str, ...], json_: bool) -> None:
+    """Let paused jobs go on from where they were, on any devices, as soon as there are some.
+
+    \b
+      restow resume digits-1
+    """
+    client = Client()
+    _say([client.resume(job) for job in jobs], json_)
+
+
+def _say(views: list[dict[str, Any]], json_: bool) -> None:
+    if json_:
+        out.as_json(views)
+        return
+    for view in views:
+        click.echo(f"{view['id']}: {view['state']}" + (f"; {view['reason']}" if view["reason"] else ""))
 
 
 @click.command()

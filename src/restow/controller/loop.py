@@ -136,7 +136,7 @@ class Controller:
         if not isinstance(event, (MovePredicted, MoveMeasured)):
             self.state.observe(event)
         for job in self.state.jobs.values():
-            if job.switch:
+            if job.switch and job.switch.placement:
                 self.measurer.expect(job.id, job.switch.generation, job.placement, job.switch.placement)
         return measured
 

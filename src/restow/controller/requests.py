@@ -15,7 +15,7 @@ from restow.controller import destinations, views
 from restow.controller.loop import Controller
 from restow.errors import NotFound, Refused, SpecError
 from restow.job import Job, JobState
-from restow.messages import CancelAsked, JobSubmitted, MigrateAsked, from_json, to_json
+from restow.messages import CancelAsked, JobSubmitted, MigrateAsked, PauseAsked, ResumeAsked, from_json, to_json
 from restow.placement import Move, parse_placement
 
 LOG_CHUNK_BYTES = 256 * 1024
@@ -112,6 +112,8 @@ class Requests:
         found = self._find(job)
         if found.state is not JobState.RUNNING:
             raise Refused(f"job {found.id} is {found.state.value}; only a running job can be moved")
+        if found.switch and not found.switch.placement:
+            raise Refused(f"job {found.id} is being paused; restow resume {found.id} lets it go on")
         if found.switch:
             raise Refused(
                 f"job {found.id} is being moved to {destinations.written(found.switch.placement)}; try again when that is done"
@@ -119,6 +121,25 @@ class Requests:
         placement = destinations.packed(found, self._snapshot()) if pack else parse_placement(to or "")
         destinations.check(found, placement, self._snapshot())
         await self._controller.take([MigrateAsked(time_s=self._controller.now(), job=found.id, placement=placement)])
+        self._controller.decide(self._controller.now())
+        return self._view(self._find(found.id))
+
+    async def pause(self, job: str) -> dict[str, Any]:
+        """It gives its devices back and keeps its state, until it is told to go on."""
+        found = self._find(job)
+        if found.state.is_final:
+            raise Refused(f"job {found.id} is {found.state.value}; nothing to pause")
+        if found.paused:
+            raise Refused(f"job {found.id} is paused already; restow resume {found.id} lets it go on")
+        await self._controller.take([PauseAsked(time_s=self._controller.now(), job=found.id)])
+        self._controller.decide(self._controller.now())
+        return self._view(self._find(found.id))
+
+    async def resume(self, job: str) -> dict[str, Any]:
+        found = self._find(job)
+        if not found.paused or found.state.is_final:
+            raise Refused(f"job {found.id} is not paused but {found.state.value}")
+        await self._controller.take([ResumeAsked(time_s=self._controller.now(), job=found.id)])
         self._controller.decide(self._controller.now())
         return self._view(self._find(found.id))
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from restow.cluster import Node
-from restow.job import Job
+from restow.job import Job, JobState
 from restow.messages import MoveMeasured, Progressed, to_json
 from restow.perf import RESTART_PAUSE_S
-from restow.placement import Placement
+from restow.placement import Placement, nodes_of
 
 
 def job_view(
@@ -22,12 +22,14 @@ def job_view(
     return {
         "id": job.id,
         "name": job.spec.name,
-        "state": job.state.value,
+        "state": "suspended" if job.state is JobState.PENDING and job.paused and job.kept else job.state.value,
         "workers": job.workers,
         "generation": job.generation,
         "placement": _slots(job.placement),
         "intended": _slots(job.intended),
         "switch": _switch_view(job),
+        "paused": job.paused,
+        "kept": {"step": job.kept.step, "nodes": list(nodes_of(job.kept.placement))} if job.kept else None,
         "step": max(job.steps_done, latest.step if latest else 0),
         "steps_total": job.steps_total if job.steps_total is not None else (latest.steps_total if latest else None),
         "step_s": step_s or job.profile.step_s or (latest.step_s if latest else 0.0),

@@ -45,10 +45,11 @@ class Watch:
         waits: list[Wait] = []
         if job.state is JobState.STARTING:
             missing = [f"rank {rank} on {p.slot.node}" for rank, p in record.gang() if not p.is_started] or [
-                "its store"
+                "its store" if record.store is None else "its state"
             ]
-            reason = f"not ready after {config.start_s:g} s: {', '.join(missing)}"
-            waits.append(((*key, "start"), config.start_s, LaunchFailed(
+            start_s = config.standby_s + config.connect_s if job.kept else config.start_s
+            reason = f"not ready after {start_s:g} s: {', '.join(missing)}"
+            waits.append(((*key, "start"), start_s, LaunchFailed(
                 time_s=now_s, job=job.id, generation=job.generation, node="", rank=-1, reason=reason)))  # fmt: skip
         if job.state is JobState.RUNNING and not job.movable and not record.unmovable:
             wait_s = config.first_steps_s if record.progress or record.signatures else config.unready_s

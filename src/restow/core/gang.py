@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from restow.core import switching
+from restow.core import suspending, switching
 from restow.core.config import CoreConfig
 from restow.core.lifecycle import GONE, Cause, step
 from restow.core.record import Process, Record
@@ -27,6 +27,7 @@ def launch(record: Record, time_s: float) -> None:
     record.store, record.ending, record.torn, record.known_step = None, None, 0, 0
     record.signatures, record.unmovable, record.progress = {}, {}, {}
     record.nodes_used.update(nodes_of(job.intended))
+    suspending.launched(record)
 
 
 def store_opened(record: Record, event: StoreOpened) -> None:
@@ -46,7 +47,7 @@ def rank_started(record: Record, event: RankStarted) -> None:
         return
     record.change(alive=record.job.alive | {event.rank})
     everybody = len(record.job.alive | record.job.exited) == record.job.workers
-    if everybody and record.job.state is JobState.STARTING:
+    if everybody and record.job.state is JobState.STARTING and not record.job.kept:
         record.job = step(record.job, Cause.GANG_STARTED)
         record.change(started_s=event.time_s if record.job.started_s is None else record.job.started_s)
 
@@ -109,6 +110,9 @@ def launch_failed(record: Record, event: LaunchFailed, config: CoreConfig) -> No
     if job.switch and event.generation == job.switch.generation:
         twin = f"the twin of rank {event.rank} on {event.node} could not be started" if event.rank >= 0 else "the twins"
         switching.fail(record, f"{twin}: {event.reason}", event.time_s, config)
+    elif suspending.is_resuming(record, event.generation):
+        who = f"rank {event.rank} on {event.node} could not be started: " if event.rank >= 0 else ""
+        suspending.fail(record, who + event.reason, event.time_s, config)
     elif event.generation == job.generation and job.state is JobState.STARTING:
         who = f"rank {event.rank} on {event.node}" if event.rank >= 0 else "the gang"
         end(record, JobState.FAILED, f"{who} could not be started: {event.reason}", event.time_s)
@@ -124,6 +128,18 @@ def rank_exited(record: Record, event: RankExited, config: CoreConfig) -> None:
     switching.leaver_gone(record)
     if job.state.is_final or key[0] not in (job.generation, switch.generation if switch else job.generation):
         return  # it was residue
+    if suspending.leaver_exited(record, event):
+        return
+    if suspending.is_resuming(record, key[0]):
+        suspending.fail(record, f"rank {event.rank} on {event.node} {ending_words(event)}", event.time_s, config)
+        return
+    if switch and record.is_committed and not switch.placement:
+        if event.code != 0:
+            gang_exited(record, event)
+        else:  # it ended by itself, or it left and nobody could say so: the others know
+            record.exits[key] = event
+            switching.decide(record, event.time_s, config)
+        return
     if switch and record.is_committed:
         stays = switch.placement[event.rank][:2] == job.placement[event.rank][:2]
         if stays and event.code != 0:
@@ -191,6 +207,7 @@ def end(record: Record, ending: JobState, reason: str, time_s: float) -> None:
     if job.state is JobState.PENDING:
         record.job = step(job, Cause.CANCELLED_UNPLACED)
         record.change(intended=(), ended_s=time_s, reason=reason)
+        suspending.without_kept(record)
         return
     if job.state is JobState.STOPPING and record.ending is not JobState.PENDING:
         return
@@ -213,6 +230,7 @@ def gone(record: Record, time_s: float) -> None:
     record.change(placement=(), alive=frozenset(), exited=frozenset(), movable=False)
     if record.job.state.is_final:
         record.change(ended_s=time_s)
+        suspending.without_kept(record)
 
 
 def lose_node(record: Record, node: str, reason: str, time_s: float, config: CoreConfig) -> None:

@@ -23,6 +23,7 @@ class Cause(Enum):
     GONE_FAILED = "gone after a failure"
     GONE_CANCELLED = "gone after a cancel"
     GONE_STOPPED = "gone to be started again"
+    SUSPENDED = "suspended"  # its state is in the vault, its ranks leave
     CANCELLED_UNPLACED = "cancelled before it held a slot"
 
 
@@ -36,6 +37,7 @@ TRANSITIONS = {
     (STARTING, Cause.STOP): STOPPING,
     (RUNNING, Cause.GANG_FINISHED): DONE,
     (RUNNING, Cause.STOP): STOPPING,
+    (RUNNING, Cause.SUSPENDED): PENDING,
     (STOPPING, Cause.GONE_FAILED): FAILED,
     (STOPPING, Cause.GONE_CANCELLED): CANCELLED,
     (STOPPING, Cause.GONE_STOPPED): PENDING,  # a migration of a job that cannot switch is this row
@@ -85,7 +87,7 @@ TURNS: dict[tuple[Phase, Turn], Phase | None] = {  # None: the switch is over
     (PROPOSE, Turn.LEAVER_LOST): RESCUE,
     (RESCUE, Turn.ALL_SWITCHED): None,
     (RESCUE, Turn.ROLLED_BACK): ABORT,
-    (COMMIT, Turn.ALL_SWITCHED): None,
+    (COMMIT, Turn.ALL_SWITCHED): None,  # also when all are in the vault
     (COMMIT, Turn.ROLLED_BACK): ABORT,
     (ABORT, Turn.TWINS_GONE): None,
 }

@@ -14,16 +14,18 @@ from dataclasses import replace
 from restow.cluster import Node
 from restow.core import gang, switching
 from restow.core.record import Record
-from restow.job import Job, JobSpec, JobState, Phase
+from restow.job import Job, JobSpec, JobState, Kept, Phase
 from restow.messages import (
     Abandon,
     Command,
     Connect,
     Decide,
+    Discard,
     Forget,
     Guard,
     Launch,
     OpenStore,
+    OpenVault,
     Prepare,
     Propose,
     Share,
@@ -44,6 +46,7 @@ def settle(records: Iterable[Record], time_s: float) -> None:
     withdraw(records)
     for record in records:
         _begin(record, records, time_s)
+        _finish_leaving(record, time_s)  # what was given up just now and has no twins to wait for
 
 
 def _finish_leaving(record: Record, time_s: float) -> None:
@@ -97,6 +100,11 @@ def _begin(record: Record, records: list[Record], time_s: float) -> None:
     job = record.job
     if job.state is JobState.PENDING and job.intended and are_free(job.intended, record, records):
         gang.launch(record, time_s)
+    elif job.state is JobState.RUNNING and not job.intended and not record.unmovable:
+        if job.switch and record.is_uncommitted and job.switch.placement:
+            switching.give_up(record, "the plan changed", time_s)
+        elif job.movable and not (job.switch or job.exited or record.exits):
+            switching.start(record, time_s)  # to nowhere: it is suspended
     elif job.state in (JobState.STARTING, JobState.RUNNING) and not job.intended:
         gang.end(record, JobState.PENDING, job.reason or "its slots were taken away", time_s)
     elif record.is_uncommitted and job.switch and job.intended != job.switch.placement:
@@ -165,12 +173,33 @@ def _starting(record: Record, cluster_secret: str) -> list[tuple[str, Command]]:
     job = record.job
     if record.store is None:
         return [(main_node(job.placement), OpenStore(job=job.id, generation=job.generation))]
+    if job.kept:
+        return _resuming(record, job.kept, record.store, cluster_secret)
     launch = Launch(
         job=job.id, generation=job.generation, spec=_spec(job), placement=job.placement, store=record.store,
         secret=secret_of(cluster_secret, job.id),
     )  # fmt: skip
     missing = {process.slot.node for _, process in record.gang() if not process.is_started}
     return [(node, launch) for node in nodes_of(job.placement) if node in missing]
+
+
+def _resuming(record: Record, kept: Kept, store: tuple[str, int], cluster_secret: str) -> list[tuple[str, Command]]:
+    """Twins of every rank, and vaults that give them the state."""
+    job, secret = record.job, secret_of(cluster_secret, record.job.id)
+    open_vault = OpenVault(job=job.id, generation=job.generation, kept=kept, store=store, secret=secret)
+    commands: list[tuple[str, Command]] = [(node, open_vault) for node in nodes_of(kept.placement)]
+    for node in nodes_of(job.placement):
+        ranks = tuple(rank for rank, slot in enumerate(job.placement) if slot.node == node)
+        if not set(ranks) <= record.parked:
+            commands.append((node, Prepare(
+                job=job.id, generation=job.generation, spec=_spec(job), placement=job.placement, ranks=ranks, store=store,
+                secret=secret)))  # fmt: skip
+    if len(record.parked) == job.workers:
+        connect = Connect(
+            job=job.id, generation=job.generation, now=(), then=job.placement, store=store, fill="vault", kept=kept
+        )
+        commands += [(node, connect) for node in nodes_of(job.placement)]
+    return commands
 
 
 def _stopping(record: Record) -> list[tuple[str, Command]]:
@@ -185,7 +214,7 @@ def _stopping(record: Record) -> list[tuple[str, Command]]:
 def _switching(record: Record, cluster_secret: str) -> list[tuple[str, Command]]:
     job, switch = record.job, record.job.switch
     assert switch is not None
-    store_node, phase = main_node(switch.placement), switch.phase
+    store_node, phase = main_node(switch.placement or job.placement), switch.phase
     moved, old_nodes = moved_ranks(job.placement, switch.placement), nodes_of(job.placement)
     commands: list[tuple[str, Command]] = []
     for dead in record.dead_steps if phase in (Phase.PROPOSE, Phase.COMMIT, Phase.RESCUE) else ():
@@ -232,6 +261,8 @@ def _abandoning(record: Record) -> list[tuple[str, Command]]:
             commands.append((abandoned.store_node, decide))
         abandon = Abandon(job=job.id, generation=generation, reason=abandoned.reason)
         commands += [(node, abandon) for node in abandoned.nodes]
+    for generation, nodes in sorted(record.discards.items()):
+        commands += [(node, Discard(job=job.id, generation=generation)) for node in nodes]
     return commands
 
 

@@ -57,6 +57,9 @@ class Record:
     back: frozenset[int] = frozenset()  # old ranks that said, after the verdict `done`, that they went back
     exits: dict[tuple[int, int], RankExited] = field(default_factory=dict)  # held back until the switch is decided
     abandoned: dict[int, Abandoned] = field(default_factory=dict)  # generation →
+    parked: frozenset[int] = frozenset()  # ranks that are ready to take their kept state, while the gang comes back
+    came_back: frozenset[int] = frozenset()  # those that have it and train
+    discards: dict[int, tuple[str, ...]] = field(default_factory=dict)  # kept states that are not needed any more: where they are
     nodes_used: set[str] = field(default_factory=set)  # where something of it may be left
 
     def change(self, **changes: Any) -> None:

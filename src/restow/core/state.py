@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from restow.cluster import Link, Node, Snapshot
-from restow.core import gang, reconcile, switching
+from restow.core import gang, reconcile, suspending, switching
 from restow.core.config import CoreConfig
 from restow.core.deadlines import Watch
 from restow.core.record import Record
@@ -36,13 +36,16 @@ from restow.messages import (
     MigrateAsked,
     NodeJoined,
     NodeLost,
+    PauseAsked,
     Progressed,
     RankConnected,
     RankExited,
+    RankKept,
     RankReady,
     RankRolledBack,
     RankStarted,
     RankSwitched,
+    ResumeAsked,
     ScheduleAdopted,
     ShadowReady,
     ShareAsked,
@@ -187,6 +190,16 @@ class ClusterState:
             record.change(cancel_asked=True)
             gang.end(record, JobState.CANCELLED, "cancelled", event.time_s)
 
+    def _pause_asked(self, event: PauseAsked) -> None:
+        record = self.records.get(event.job)
+        if record and not record.job.state.is_final:
+            record.change(paused=True, failed_moves=0, not_before_s=0.0)
+
+    def _resume_asked(self, event: ResumeAsked) -> None:
+        record = self.records.get(event.job)
+        if record and not record.job.state.is_final:
+            record.change(paused=False, failed_moves=0, not_before_s=0.0, reason="")
+
     def _migrate_asked(self, event: MigrateAsked) -> None:
         """The policy moves it. A new wish is not held up by the failures of an earlier one; an empty placement ends it."""
         record = self.records.get(event.job)
@@ -290,6 +303,9 @@ class ClusterState:
     def _switch_failed(self, record: Record, event: SwitchFailed) -> None:
         if record.before and record.job.generation == event.generation:  # nobody went back: its leavers count as gone
             record.before = None
+        elif suspending.is_resuming(record, event.generation):
+            who = f"rank {event.rank} on {event.node}: " if event.rank >= 0 else f"{event.node}: " if event.node else ""
+            suspending.fail(record, who + event.reason, event.time_s, self.config)
         elif record.job.switch and record.job.switch.generation == event.generation:
             who = f"rank {event.rank} on {event.node}: " if event.rank >= 0 else ""
             switching.fail(record, who + event.reason, event.time_s, self.config)
@@ -298,6 +314,24 @@ class ClusterState:
         gang.store_opened(record, event)
         switching.store_opened(record, event)
 
+    def _twin_parked(self, record: Record, event: TwinParked) -> None:
+        if suspending.is_resuming(record, event.generation):
+            suspending.twin_parked(record, event, self.config)
+        else:
+            switching.twin_parked(record, event, self.config)
+
+    def _rank_connected(self, record: Record, event: RankConnected) -> None:
+        if suspending.is_resuming(record, event.generation):
+            suspending.rank_connected(record, event)
+        else:
+            switching.rank_connected(record, event)
+
+    def _rank_switched(self, record: Record, event: RankSwitched) -> None:
+        if suspending.is_resuming(record, event.generation):
+            suspending.rank_switched(record, event)
+        else:
+            switching.rank_switched(record, event, self.config)
+
     _handlers: ClassVar[dict[type, Callable[..., Any]]] = {
         NodeJoined: _node_joined,
         NodeLost: _node_lost,
@@ -305,6 +339,8 @@ class ClusterState:
         JobSubmitted: _job_submitted,
         CancelAsked: _cancel_asked,
         MigrateAsked: _migrate_asked,
+        PauseAsked: _pause_asked,
+        ResumeAsked: _resume_asked,
         ScheduleAdopted: _schedule_adopted,
         ShareAsked: _share_asked,
         SharingMeasured: _sharing_measured,
@@ -313,13 +349,14 @@ class ClusterState:
         RankReady: lambda self, record, event: gang.rank_ready(record, event),
         RankExited: lambda self, record, event: gang.rank_exited(record, event, self.config),
         Progressed: lambda self, record, event: gang.progressed(record, event),
-        TwinParked: lambda self, record, event: switching.twin_parked(record, event, self.config),
-        RankConnected: lambda self, record, event: switching.rank_connected(record, event),
+        TwinParked: _twin_parked,
+        RankConnected: _rank_connected,
         ShadowReady: lambda self, record, event: switching.shadow_ready(record, event),
         StepProposed: lambda self, record, event: switching.step_proposed(record, event),
         StepAccepted: lambda self, record, event: switching.step_accepted(record, event),
         StepRefused: lambda self, record, event: switching.step_refused(record, event),
-        RankSwitched: lambda self, record, event: switching.rank_switched(record, event, self.config),
+        RankSwitched: _rank_switched,
+        RankKept: lambda self, record, event: suspending.rank_kept(record, event),
         RankRolledBack: lambda self, record, event: switching.rank_rolled_back(record, event, self.config),
         SwitchFailed: _switch_failed,
         DeviceFenced: lambda self, record, event: None,  # for people; the gate has dealt with it

@@ -3,6 +3,8 @@
 Before COMMIT the core may abandon a switch at any time, and the old generation never notices. From COMMIT on the outcome
 comes only from the ranks (they share one verdict): every rank says RankSwitched, or an old one says RankRolledBack.
 
+A switch to nowhere suspends the job: what is special about it stands in suspending.py.
+
 Two things happen without us being asked (sdk/guard.py). A moved rank that dies once the store was opened makes the switch a
 RESCUE: the ranks take over in the middle of a step, once their twins have come as far as that, or they cannot. And when a twin
 dies in its first step, all old ranks say RankRolledBack although the switch was done: the generation before is the job again, as
@@ -43,7 +45,7 @@ def start(record: Record, time_s: float) -> None:
     record.connected, record.dead_steps, record.exits = set(), (), {}
     record.before, record.back = None, frozenset()
     record.nodes_used.update(nodes_of(job.intended))
-    fill = choose_fill(job.spec, job.profile, job.placement, job.intended)
+    fill = choose_fill(job.spec, job.profile, job.placement, job.intended) if job.intended else "vault"
     record.change(generations=generation, switch=Switch(
         generation=generation, placement=job.intended, reason=job.reason, fill=fill, started_s=time_s, phase_s=time_s,
     ))  # fmt: skip
@@ -55,7 +57,10 @@ def store_opened(record: Record, event: StoreOpened) -> None:
     if switch and switch.store is None:
         record.change_switch(store=(event.host, event.port))
         for rank in moved_ranks(record.job.placement, switch.placement):
-            record.processes[switch.generation, rank] = Process(switch.placement[rank])
+            if switch.placement:
+                record.processes[switch.generation, rank] = Process(switch.placement[rank])
+        if not switch.placement:
+            _turn(record, Turn.ALL_PARKED, event.time_s)  # there are no twins to wait for
 
 
 def twin_parked(record: Record, event: TwinParked, config: CoreConfig) -> None:
@@ -83,7 +88,7 @@ def rank_connected(record: Record, event: RankConnected) -> None:
         return
     moved = moved_ranks(job.placement, switch.placement)
     needed = {(rank, slot.node, "rank") for rank, slot in enumerate(job.placement)}
-    needed |= {(rank, switch.placement[rank].node, "twin") for rank in moved}
+    needed |= {(rank, switch.placement[rank].node, "twin") for rank in moved if switch.placement}
     roles = [event.role] if event.role else ["rank", "twin"]
     record.connected |= {(event.rank, event.node, role) for role in roles} & needed
     ready = {rank for rank, _, _ in needed} - {rank for rank, _, _ in needed - record.connected}
@@ -164,7 +169,7 @@ def rank_rolled_back(record: Record, event: RankRolledBack, config: CoreConfig) 
 def rescue(record: Record, event: RankExited) -> bool:
     """A rank died although nothing is decided yet. True if it is a moved one whose twin may take over: the ranks decide."""
     switch, job = record.job.switch, record.job
-    if event.code == 0 or switch is None or switch.store is None or not record.is_uncommitted:
+    if event.code == 0 or switch is None or switch.store is None or not record.is_uncommitted or not switch.placement:
         return False
     if event.rank not in moved_ranks(job.placement, switch.placement) or job.workers == 1:
         return False
@@ -239,7 +244,8 @@ def _drop(record: Record, cause: Turn, reason: str, time_s: float, config: CoreC
     _turn(record, cause, time_s)
     failures = job.failed_moves + 1
     wait_s = min(config.back_off_s_max, config.back_off_s * 2 ** (failures - 1))
-    words = f"the move to {' '.join(nodes_of(job.switch.placement))} failed: {reason}; next try in {wait_s:g} s at the earliest"
+    what = f"the move to {' '.join(nodes_of(job.switch.placement))}" if job.switch.placement else "suspending it"
+    words = f"{what} failed: {reason}; next try in {wait_s:g} s at the earliest"
     pinned = job.pinned
     if pinned and failures >= config.wishes_max:
         pinned, words = (
@@ -317,7 +323,7 @@ def _note_abandoned(record: Record, reason: str) -> None:
     record.abandoned[switch.generation] = Abandoned(
         reason=reason,
         nodes=nodes_of((*job.placement, *switch.placement)),
-        store_node=main_node(switch.placement),
+        store_node=main_node(switch.placement or job.placement),
         step=switch.step if switch.phase is Phase.PROPOSE else None,
     )
 

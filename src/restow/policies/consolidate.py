@@ -75,6 +75,19 @@ class Board:
         return fits
 
 
+def why_not_back(job: Job, snapshot: Snapshot) -> str:
+    """Why a suspended job cannot come back now; empty when it can, or is none."""
+    if not job.kept:
+        return ""
+    alive = {node.name for node in snapshot.nodes if node.is_alive}
+    lost = [node for node in nodes_of(job.kept.placement) if node not in alive]
+    if lost:
+        return f"its state of step {job.kept.step} lies on {' and '.join(lost)}, which is lost; it goes on when that is back"
+    if snapshot.now_s < job.not_before_s:
+        return job.reason or "its last start failed"
+    return ""
+
+
 class Consolidate:
     """See the module. Stateless: everything it needs is in the snapshot."""
 
@@ -106,7 +119,11 @@ class Consolidate:
 
     def _keep(self, snapshot: Snapshot, schedule: Schedule) -> None:
         for job in snapshot.jobs:
-            if job.intended:
+            if job.paused and snapshot.now_s >= job.not_before_s:
+                schedule.explain(job.id, f"paused, as was asked; restow resume {job.id} lets it go on")
+            elif job.state is JobState.RUNNING and not job.intended:
+                schedule.put(job.id, job.placement, "stays after all")  # it was about to be suspended
+            elif job.intended:
                 where = " ".join(map(str, job.intended))
                 schedule.put(job.id, job.intended, f"stays on {where}" if job.state is not JobState.PENDING else "")
 
@@ -115,6 +132,8 @@ class Consolidate:
     def _grant_wishes(self, snapshot: Snapshot, schedule: Schedule, board: Board) -> None:
         for job in snapshot.jobs:
             if not job.pinned or same_devices(job.pinned, job.intended) or job.state not in (JobState.PENDING, JobState.RUNNING):
+                continue
+            if job.paused:
                 continue
             if (job.switch and job.switch.phase in (Phase.COMMIT, Phase.RESCUE, Phase.ABORT)) or snapshot.now_s < job.not_before_s:
                 schedule.explain(job.id, job.reason)  # why the last attempt failed and when the next may be
@@ -141,10 +160,14 @@ class Consolidate:
     def _place_pending(self, snapshot: Snapshot, schedule: Schedule, board: Board) -> None:
         waits_for: Job | None = None
         for job in snapshot.jobs:
-            if job.state is not JobState.PENDING or schedule.placement(job.id):
+            if not job.waits or schedule.placement(job.id):
                 continue
             if job.pinned:
                 continue  # its wish was explained above
+            why_not = why_not_back(job, snapshot)
+            if why_not:
+                schedule.explain(job.id, why_not)
+                continue
             if waits_for is not None:
                 schedule.explain(
                     job.id, f"waits behind {waits_for.id}, which has waited for {waits_for.workers} slots for long"
@@ -179,6 +202,8 @@ class Consolidate:
     @staticmethod
     def _start_reason(job: Job, placement: Placement) -> str:
         nodes = nodes_of(placement)
+        if job.kept:
+            return f"goes on from step {job.kept.step} on {' and '.join(nodes)}"
         if len(nodes) == 1:
             return f"starts on {nodes[0]}, which has room for all of it"
         return f"starts scattered over {' and '.join(nodes)}: no machine has {count(job.workers, 'free slot')}"

@@ -12,7 +12,7 @@ from restow.job import Job, JobState
 from restow.perf import steps_left
 from restow.placement import Move, Schedule, same_devices
 from restow.policies import sharing
-from restow.policies.consolidate import Board, Consolidate, ConsolidateConfig
+from restow.policies.consolidate import Board, Consolidate, ConsolidateConfig, why_not_back
 from restow.policies.layout import best_start
 from restow.policies.sharing import Pairing, SharingConfig
 
@@ -43,7 +43,7 @@ class Restow:
         joined: set[str] = set()
         for job in snapshot.jobs:
             is_open = job.state in (JobState.PENDING, JobState.RUNNING) and not job.switch and snapshot.now_s >= job.not_before_s
-            if not is_open or not job.pinned or schedule.placement(job.id) not in (None, job.intended):
+            if not is_open or job.paused or not job.pinned or schedule.placement(job.id) not in (None, job.intended):
                 continue
             devices = sharing.devices_of(job.pinned)
             hosts = next((hosts for hosts in sharing.groups(snapshot) if devices == sharing.devices_of(hosts[0].intended)), ())
@@ -80,7 +80,7 @@ class Restow:
         """Pending jobs without devices, oldest first; one group takes one newcomer per decision, so that each is measured."""
         joined = set(taken)
         for job in snapshot.jobs:
-            if job.state is not JobState.PENDING or schedule.placement(job.id) or job.pinned:
+            if not job.waits or schedule.placement(job.id) or job.pinned or why_not_back(job, snapshot):
                 continue
             if "has waited" in schedule.reasons.get(job.id, ""):
                 continue  # an older job must not wait longer because of it
@@ -104,7 +104,7 @@ class Restow:
         for id, placement in schedule.placements.items():
             board.take(id, placement)
         for job in snapshot.jobs:
-            is_waiting = job.state is JobState.PENDING and not schedule.placement(job.id) and not job.pinned
+            is_waiting = job.waits and not why_not_back(job, snapshot) and not schedule.placement(job.id) and not job.pinned
             if not is_waiting or "has waited" in schedule.reasons.get(job.id, ""):
                 continue
             ways = []

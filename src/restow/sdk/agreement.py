@@ -27,7 +27,8 @@ class Agreement:
     """One process's end, for the thread that takes part: the client of the store must not be shared with another."""
 
     def __init__(self, store: dist.Store, role: Role, rank: int, members: int, across: FillClient | None):
-        """`members`: of the new generation. `across`: leaving: to our twin; arriving: to our leaver. Only to see it end."""
+        """`members`: of the new generation, of the old one where it is suspended.
+        `across`: leaving: to our twin; arriving: to our leaver. Only to see it end."""
         self.store = store
         self._role, self._rank, self._members, self._across = role, rank, members, across
         self._looked_s = 0.0

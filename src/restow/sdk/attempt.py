@@ -1,6 +1,7 @@
 """One attempt to reach the next generation, as one process takes part in it: the same script for every role.
 
-A process is *staying* (its rank keeps its slot), *leaving* (its rank goes elsewhere) or *arriving* (the twin). What runs in the
+A process is *staying* (its rank keeps its slot), *leaving* (its rank goes elsewhere), *arriving* (the twin) or *suspending* (all
+ranks leave, their state goes into the vault, vault.py). What runs in the
 background is `connect`; what runs at the switch step, on the training thread, is `begin`. `finish` follows at once, or, for a
 rank that stays and gives nothing, beside its training. Who decides: the store, never a process (agreement.py);
 see docs/design/001-processes.md. Knows nothing of agents or of the user's loop.
@@ -8,18 +9,21 @@ see docs/design/001-processes.md. Knows nothing of agents or of the user's loop.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from restow.placement import is_scattered
+from restow.placement import is_scattered, nodes_of
 from restow.plan import Box, Copy, Holding, plan
+from restow.sdk import vault
 from restow.sdk.agreement import POLL_S, Agreement
 from restow.sdk.boxes import StateTable
 from restow.sdk.group import Inner, NetInner, SwitchGroup
@@ -44,13 +48,14 @@ class Attempt:
         terms: Terms,
         *,
         role: Role,
+        job: str,
         rank: int,
         address: str,
         secret: bytes,
         table: StateTable,
         libraries: Mapping[str, str],
     ):
-        self.terms, self.role, self.rank = terms, role, rank
+        self.terms, self.role, self.rank, self._job = terms, role, rank, job
         self._address, self._secret, self._table = address, secret, table
         self._private = self._private_of(rank)
         self._libraries = dict(libraries)
@@ -74,7 +79,8 @@ class Attempt:
 
     @property
     def members(self) -> int:
-        return len(self.terms.then)
+        """Whose votes count."""
+        return len(self.terms.then or self.terms.now)
 
     @property
     def agreement(self) -> Agreement:
@@ -111,7 +117,7 @@ class Attempt:
                 self._gives = any(copy.source == ("rank", self.rank) for copy in self._planned())
             if self.role is Role.LEAVING:
                 self._across = self._client(store, "twin", self.rank)
-            else:
+            elif self.role is not Role.SUSPENDING:
                 for group in groups:
                     prefixed = dist.PrefixStore(f"inner/{group.key}", store)
                     self._inners[group.key] = NetInner(prefixed, group.rank(), group.size(), self._libraries)
@@ -156,6 +162,9 @@ class Attempt:
         if terms.fill == "shadow":
             return []
         boxes = boxes_of(self._table)
+        if terms.kept:
+            vaults = {number: Holding(node=node, device=-1, boxes=boxes) for number, node in enumerate(nodes_of(terms.kept))}
+            return plan(vaults, {r: Holding(node=s.node, device=s.device, boxes=boxes) for r, s in enumerate(terms.then)})
         old = {r: Holding(node=s.node, device=s.device, boxes=boxes) for r, s in enumerate(terms.now)}
         new = {r: Holding(node=terms.then[r].node, device=terms.then[r].device, boxes=boxes) for r in terms.moved}
         return plan(old, new)
@@ -163,9 +172,19 @@ class Attempt:
     def _find_sources(self, store: dist.Store) -> None:
         """Connect ahead of time to those who will give."""
         self._copies = [copy for copy in self._planned() if copy.target == self.rank]
-        for source in dict.fromkeys([("rank", self.rank), *(copy.source for copy in self._copies)]):
+        own = self._own_source()
+        for source in dict.fromkeys([own, *(self._source_of(copy) for copy in self._copies)]):
             self._clients[source] = self._client(store, *source)
-        self._across = self._clients["rank", self.rank]
+        self._across = None if self.terms.kept else self._clients[own]
+
+    def _own_source(self) -> tuple[str, int]:
+        """Arriving: who has our private state."""
+        kept = self.terms.kept
+        return ("vault", nodes_of(kept).index(kept[self.rank].node)) if kept else ("rank", self.rank)
+
+    def _source_of(self, copy: Copy) -> tuple[str, int]:
+        kind, number = copy.source
+        return ("vault", number) if kind == "rank" and self.terms.kept else (kind, number)
 
     def _client(self, store: dist.Store, kind: str, rank: int) -> FillClient:
         store.wait([f"source/{kind}/{rank}"], CONNECT_TIMEOUT)
@@ -198,6 +217,9 @@ class Attempt:
         with self._obeying(groups, report):
             if self.role is Role.ARRIVING:
                 self._install(report, clock)
+            elif self.role is Role.SUSPENDING:
+                report.kept_bytes = self._keep(step, capture())
+                clock.mark("vault")
             else:
                 assert self._server
                 private = self._private.hand_over(self.agreement.store, capture()) if self.role is Role.LEAVING else b""
@@ -235,8 +257,10 @@ class Attempt:
             self._obey(self.agreement.roll_back(f"rank {self.rank}: {_one_line(error)}"), report, groups)
 
     def _swap_and_prove(self, groups: Sequence[SwitchGroup]) -> None:
-        """New members only: swap, prove the ring, and vote."""
-        if self.role is not Role.LEAVING:
+        """New members only: swap, prove the ring, and vote. Who is suspended has no ring to prove."""
+        if self.role is Role.SUSPENDING:
+            self.agreement.vote()
+        elif self.role is not Role.LEAVING:
             self._replaced = {group.key: group.swap(self._inners[group.key]) for group in groups}
             self._prove(groups)
             self.agreement.vote()
@@ -307,6 +331,26 @@ class Attempt:
             self._obey(verdict, report, groups)
         return report
 
+    # ------------------------------------------------------------ the vault
+
+    def _keep(self, step: int, private: bytes) -> int:
+        """Suspending: write what this rank alone holds and, on the lowest rank of a node, what all hold alike; returns the bytes.
+        Raises OSError when there is no room."""
+        terms, folder = self.terms, Path(self.terms.vault)
+        about: dict[str, Any] = {"job": self._job, "generation": terms.generation, "step": step}
+        written = vault.write_blob(folder, vault.of_rank(self.rank), private, **about)
+        if self.rank == min(rank for rank, slot in enumerate(terms.now) if slot.node == terms.now[self.rank].node):
+            written += vault.write_tensors(folder, vault.REPLICA, self._table.tensors(), **about)
+        return written
+
+    def _private_from_vault(self, patience_s: float) -> bytes:
+        """Arriving: what this rank alone held when it was suspended."""
+        client = self._clients[self._own_source()]
+        sizes = json.loads(client.fetch_private(patience_s))
+        blob = torch.empty(sizes[vault.of_rank(self.rank)], dtype=torch.uint8)
+        client.fill({vault.of_rank(self.rank): blob}, patience_s)
+        return blob.numpy().tobytes()
+
     # ------------------------------------------------------------ private state
 
     def _receive_private(self, patience_s: float) -> bytes:
@@ -324,9 +368,9 @@ class Attempt:
     def _install(self, report: Report, clock: _Clock) -> None:
         """Arriving: private state from the leaver, boxes by plan, shadow's last steps."""
         patience_s = self._patience_s()
-        private = self._receive_private(patience_s)
+        private = self._private_from_vault(patience_s) if self.terms.kept else self._receive_private(patience_s)
         clock.restart()  # before this it only waited for the gang to come to the switch step
-        if self._is_elsewhere(("rank", self.rank)):
+        if self._is_elsewhere(self._own_source()):
             report.wire_bytes += len(private)
         if self.shadow:  # first: it still writes gradients and learning rates of the steps that it repeats
             self.shadow.finish(self._table.read_extra(private)["optimizer_steps"], patience_s)
@@ -338,8 +382,8 @@ class Attempt:
         crossing = [copy for copy in self._copies if copy.source[0] == "rank"]
         inside = [copy for copy in self._copies if copy.source[0] == "twin"]
         for copies in (crossing, inside):
-            for source in dict.fromkeys(copy.source for copy in copies):
-                wanted = {copy.box.name: tensors[copy.box.name] for copy in copies if copy.source == source}
+            for source in dict.fromkeys(self._source_of(copy) for copy in copies):
+                wanted = {copy.box.name: tensors[copy.box.name] for copy in copies if self._source_of(copy) == source}
                 received = self._clients[source].fill(wanted, patience_s)
                 if self._is_elsewhere(source):
                     report.wire_bytes += received
@@ -348,9 +392,11 @@ class Attempt:
         clock.mark("fill")
 
     def _is_elsewhere(self, source: tuple[str, int]) -> bool:
-        kind, rank = source
+        kind, number = source
+        if kind == "vault":
+            return nodes_of(self.terms.kept)[number] != self.terms.then[self.rank].node
         placement = self.terms.now if kind == "rank" else self.terms.then
-        return placement[rank].node != self.terms.then[self.rank].node
+        return placement[number].node != self.terms.then[self.rank].node
 
     def _prove(self, groups: Sequence[SwitchGroup]) -> None:
         """One all-reduce of one number on each new communicator: everybody is there, in the same generation."""

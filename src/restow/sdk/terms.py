@@ -14,6 +14,7 @@ class Role(Enum):
     STAYING = "staying"
     LEAVING = "leaving"
     ARRIVING = "arriving"
+    SUSPENDING = "suspending"  # the whole job leaves its devices, its state goes into the vault
 
 
 class Outcome(Enum):
@@ -40,6 +41,9 @@ class Terms:
     then: Placement
     store: tuple[str, int]
     fill: str
+    vault: str = ""  # suspending: the folder of this node's vault for this state
+    kept: Placement = ()  # coming back: where each rank was when its state was kept
+    kept_step: int = -1  # ... and how many steps were finished
 
     @property
     def moved(self) -> tuple[int, ...]:
@@ -53,6 +57,9 @@ def read_terms(message: Mapping[str, Any]) -> Terms:
         then=tuple(Slot(*slot) for slot in message["then"]),
         store=(message["store"][0], int(message["store"][1])),
         fill=message["fill"],
+        vault=message.get("vault", ""),
+        kept=tuple(Slot(*slot) for slot in kept["placement"]) if (kept := message.get("kept")) else (),
+        kept_step=int(kept["step"]) if kept else -1,
     )
 
 
@@ -67,4 +74,5 @@ class Report:
     extra: dict[str, Any] = field(default_factory=dict)  # arriving: what the leaver handed over besides tensors
     is_muted: bool = False  # arriving: the lost leaver has printed the first step's lines already
     is_takeover: bool = False
+    kept_bytes: int = 0  # suspending: what this rank wrote into the vault
     paused_s: float = 0.0  # staying: how long the training thread was held

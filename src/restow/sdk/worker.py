@@ -6,13 +6,14 @@ threads or at a switch step. Knows nothing of the user's loop (session.py) and n
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from restow.errors import ScriptError
 from restow.page import Page, open_page
 from restow.sdk import group as groups_module
+from restow.sdk import vault
 from restow.sdk.attempt import Attempt
 from restow.sdk.boxes import StateTable
 from restow.sdk.channel import Channel
@@ -199,6 +201,8 @@ class Worker:
     def _role_in(self, terms: Terms) -> Role:
         if self.is_twin:
             return Role.ARRIVING
+        if not terms.then:
+            return Role.SUSPENDING
         return Role.LEAVING if self.environment.rank in terms.moved else Role.STAYING
 
     def _begin_guard(self, terms: Terms) -> None:
@@ -243,6 +247,7 @@ class Worker:
                 attempt = Attempt(
                     terms,
                     role=self._role_in(terms),
+                    job=env.job,
                     rank=env.rank,
                     address=env.address,
                     secret=env.secret,
@@ -252,6 +257,8 @@ class Worker:
                 self._attempt = attempt
             if present:
                 present.close()
+            if attempt.role is Role.SUSPENDING:
+                return attempt  # nobody reads from us, and no step will have to be done again
             attempt.open()
             if attempt.role is not Role.ARRIVING:
                 guard = self._make_guard(attempt)
@@ -369,6 +376,8 @@ class Worker:
         if report.outcome is Outcome.TROUBLE:  # and no guard that could save it
             report.reason = attempt.agreement.roll_back("a leaver was lost").removeprefix("rollback ")
         self._forget_attempt(attempt)
+        if report.outcome is Outcome.DONE and attempt.role is Role.SUSPENDING:
+            self._suspended(attempt, step, report)
         if report.outcome is Outcome.DONE:
             if attempt.role is not Role.LEAVING:
                 if self._guard:
@@ -383,6 +392,14 @@ class Worker:
         self._begin_turns(attempt, step)
         self.channel.tell(type="rolled_back", generation=generation, step=step, reason=report.reason)
         self._close_later(attempt)
+
+    def _suspended(self, attempt: Attempt, step: int, report: Report) -> NoReturn:
+        """Everybody's state is in the vault: this process is not needed any more."""
+        said = {"generation": attempt.terms.generation, "step": step, "bytes": report.kept_bytes, "pause_s": report.paused_s}
+        path = Path(attempt.terms.vault) / f"{vault.of_rank(self.environment.rank)}.left"
+        path.write_text(json.dumps(said))  # in case that no agent hears us
+        self.channel.tell(type="kept", **said)
+        _leave()
 
     def _forget_attempt(self, attempt: Attempt) -> None:
         with self._attempt_changed:
@@ -434,8 +451,9 @@ class Worker:
             while not (self._attempt and self._attempt.is_connected):
                 self._attempt_changed.wait()
             attempt = self._attempt
-        guard = self._make_guard(attempt)
-        upcoming = attempt.agreement.await_announcement()
+        comes_back = bool(attempt.terms.kept)
+        guard = None if comes_back else self._make_guard(attempt)  # from the vault nobody can go back to an old generation
+        upcoming = attempt.terms.kept_step if comes_back else attempt.agreement.await_announcement()
         if upcoming < 0:
             _leave()
         on_upcoming(upcoming)
@@ -446,6 +464,8 @@ class Worker:
             _leave()
         step = int(report.extra["step"])
         pause_s = max(0.0, time.time() - float(report.extra["left_at_s"]))
+        if comes_back:
+            pause_s = sum(seconds for _, seconds in report.phases)  # what came before is no pause
         self.optimizer_steps = int(report.extra["optimizer_steps"])
         self._step_word[0] = step
         self.is_twin = False
@@ -454,9 +474,10 @@ class Worker:
         self._is_muted = report.is_muted
         if not self._is_muted:
             _speak(self.environment.log)
-        self._guard = guard
-        guard.switched(step)
-        guard.arm(step)
+        if guard:
+            self._guard = guard
+            guard.switched(step)
+            guard.arm(step)
         self._become(attempt, step, pause_s, report)
         self.times.forget()
         return report.extra
@@ -482,7 +503,7 @@ class Worker:
         threading.Thread(target=attempt.close, name="restow-close", daemon=True).start()
 
 
-def _leave() -> None:
+def _leave() -> NoReturn:
     """End this process now: its rank lives elsewhere, or the twin is not needed. The script's own clean-up must not run:
     it would save, log or destroy what now belongs to another process."""
     sys.stdout.flush()

@@ -1,0 +1,89 @@
+"""The process that gives out what a node's vault holds of one job, forked by the nursery when the job comes back.
+
+It maps the files, checks them, serves them as a rank would (sdk/transport.py), says in the store of the new generation where it is,
+and ends when it is told to, or when nobody has asked for long. A rank's own state is a tensor of bytes by the name of its file; how
+many bytes each has is the answer to the question for private state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from restow.errors import RestowError
+from restow.placement import Placement, Slot, nodes_of
+
+LIFE_S = 900  # its twins have come and gone by then, or the attempt is over
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orders:
+    """What to serve, to whom."""
+
+    folder: str
+    node: str
+    address: str
+    secret: str
+    store: tuple[str, int]
+    kept: Placement
+
+    def to_wire(self) -> dict[str, Any]:
+        return {
+            "folder": self.folder, "node": self.node, "address": self.address, "secret": self.secret,
+            "store": list(self.store), "kept": [list(slot) for slot in self.kept],
+        }  # fmt: skip
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Orders:
+        return cls(
+            folder=wire["folder"], node=wire["node"], address=wire["address"], secret=wire["secret"],
+            store=(wire["store"][0], int(wire["store"][1])), kept=tuple(Slot(*slot) for slot in wire["kept"]),
+        )  # fmt: skip
+
+
+def keep(orders: Orders, report: int) -> int:
+    """Serve until ended. Says {} or {"error"} to `report` once the files are checked."""
+    os.setsid()
+    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        serve(orders)
+    except (RestowError, OSError, RuntimeError) as error:
+        os.write(report, json.dumps({"error": str(error).splitlines()[0]}).encode())
+        os._exit(1)
+    os.close(report)
+    signal.alarm(LIFE_S)
+    while True:
+        signal.pause()
+
+
+def serve(orders: Orders) -> Any:
+    """Check the files, publish them and say where; returns the server. Raises RestowError when they are damaged."""
+    import torch.distributed as dist
+
+    from restow.sdk import vault
+    from restow.sdk.transport import FillServer
+
+    folder, kept = Path(orders.folder), orders.kept
+    manifest, flat = vault.map_state(folder, vault.REPLICA)
+    published, sizes = vault.tensors_of(manifest, flat), {}
+    for rank, slot in enumerate(kept):
+        if slot.node == orders.node:
+            own, blob = vault.map_state(folder, vault.of_rank(rank))
+            if own.step != manifest.step:
+                raise RestowError(f"the state of rank {rank} is of step {own.step}, the others' of step {manifest.step}")
+            published[vault.of_rank(rank)], sizes[vault.of_rank(rank)] = blob, blob.numel()
+    server = FillServer(orders.address, bytes.fromhex(orders.secret))
+    server.publish(published, json.dumps(sizes).encode())
+    host, port = orders.store
+    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
+    store.set(f"source/vault/{nodes_of(kept).index(orders.node)}", f"{orders.address}:{server.port}")
+    print(f"vault: serving {folder} at port {server.port}", file=sys.stderr, flush=True)
+    return server

@@ -1,0 +1,173 @@
+"""What this node keeps of suspended jobs: folders in shared memory and on disk, and the processes that give them out.
+
+The ranks write them (sdk/vault.py). As soon as they are gone, what they left is copied to disk, so that it outlives a reboot, and
+memory that is short is freed of what is on disk. Knows nothing of what is in a state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from restow.agent.client import NurseryClient, NurseryRefused
+from restow.agent.events import EventLog
+from restow.agent.folders import Folders
+from restow.agent.tasks import Tasks
+from restow.agent.vault_keeper import Orders
+from restow.agent.workers import now_s
+from restow.errors import RestowError
+from restow.messages import Discard, OpenVault, SwitchFailed
+
+log = logging.getLogger(__name__)
+
+FREE_PART_MIN = 0.2  # of shared memory; below it states that are on disk, too, leave it
+STEADY_COPY_BYTES = 16 << 20  # copied to disk at once
+
+
+class Vaults:
+    """Of one node."""
+
+    def __init__(self, node: str, address: str, folders: Folders, events: EventLog, tasks: Tasks):
+        self._node, self._address, self._folders, self._events, self._tasks = node, address, folders, events, tasks
+        self._opened: dict[tuple[str, int], int] = {}  # job, generation that is served → pid of the keeper
+        self._copying: dict[Path, asyncio.Task[None]] = {}
+
+    # ------------------------------------------------------------ going
+
+    def left(self, job: str, generation: int, rank: int) -> dict[str, Any] | None:
+        """What this rank said when it left with its state kept; None: it did not."""
+        path = self._folders.vault(job, generation) / f"rank{rank}.left"
+        try:
+            return dict(json.loads(path.read_text()))
+        except (OSError, ValueError):
+            return None
+
+    def left_in_any(self, job: str, after: int, rank: int) -> dict[str, Any] | None:
+        """The same for the newest generation above `after`."""
+        folder = self._folders.vaults / job
+        generations = [int(path.name[1:]) for path in folder.glob("g*") if path.name[1:].isdigit()] if folder.is_dir() else []
+        for generation in sorted(generations, reverse=True):
+            said = self.left(job, generation, rank) if generation > after else None
+            if said:
+                return said
+        return None
+
+    def copy_later(self, job: str, generation: int) -> None:
+        """Its ranks here are gone: what they left goes to disk, beside whatever else happens."""
+        source = self._folders.vault(job, generation)
+        if source not in self._copying and source.is_dir():
+            self._copying[source] = self._tasks.spawn(self._copy(job, generation))
+
+    async def _copy(self, job: str, generation: int) -> None:
+        source, target = self._folders.vault(job, generation), self._folders.vault_on_disk(job, generation)
+        try:
+            await asyncio.to_thread(copy_whole, source, target)
+            if _free_part(source) < FREE_PART_MIN:
+                await asyncio.to_thread(shutil.rmtree, source, True)
+        except OSError as error:
+            log.warning("the state of %s stays in memory only: %s: %s", job, target, error.strerror)
+        finally:
+            self._copying.pop(source, None)
+
+    async def close(self) -> None:
+        """Before shared memory is removed: everything is on disk, or it is said that it is not."""
+        for path in sorted(self._folders.vaults.glob("*/g*")):
+            job, generation = path.parent.name, int(path.name[1:])
+            if path in self._copying:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._copying[path]
+            elif not self._folders.vault_on_disk(job, generation).is_dir():
+                await self._copy(job, generation)
+
+    # ------------------------------------------------------------ coming back
+
+    async def open(self, command: OpenVault, nursery: NurseryClient) -> None:
+        """Serve what is kept to the twins of this generation; SwitchFailed when it is not there or damaged."""
+        job, kept = command.job, command.kept
+        if (job, command.generation) in self._opened:
+            return
+        self._opened[job, command.generation] = 0
+        refusals = []
+        for folder in (self._folders.vault(job, kept.generation), self._folders.vault_on_disk(job, kept.generation)):
+            if not folder.is_dir():
+                continue
+            orders = Orders(
+                folder=str(folder), node=self._node, address=self._address, secret=command.secret, store=command.store,
+                kept=kept.placement,
+            )  # fmt: skip
+            try:
+                label = {"kind": "vault", "job": job, "generation": command.generation}
+                opened = await nursery.open_vault(orders.to_wire(), label)
+                self._opened[job, command.generation] = opened["pid"]
+                return
+            except (NurseryRefused, RestowError) as error:
+                refusals.append(str(error))
+        reason = "; ".join(refusals) or f"its state of generation {kept.generation} is not in the vault of {self._node} any more"
+        del self._opened[job, command.generation]
+        self._events.put(SwitchFailed(
+            time_s=now_s(), job=job, generation=command.generation, node=self._node, rank=-1, reason=reason
+        ))  # fmt: skip
+
+    def gone(self, pid: int) -> None:
+        self._opened = {key: keeper for key, keeper in self._opened.items() if keeper != pid}
+
+    def adopt(self, pid: int, label: dict[str, Any]) -> None:
+        """One that an earlier agent opened."""
+        self._opened[label["job"], label["generation"]] = pid
+
+    async def discard(self, command: Discard, nursery: NurseryClient) -> None:
+        await self._end(command.job, nursery)
+        for parent in (self._folders.vaults / command.job, self._folders.vaults_on_disk / command.job):
+            for path in parent.glob("g*"):
+                if path.name[1:].isdigit() and int(path.name[1:]) <= command.generation:
+                    await asyncio.to_thread(shutil.rmtree, path, True)
+
+    def undo(self, job: str, generation: int) -> None:
+        """This suspension did not happen."""
+        shutil.rmtree(self._folders.vault(job, generation), ignore_errors=True)
+
+    async def forget(self, job: str, nursery: NurseryClient) -> None:
+        await self._end(job, nursery)
+        for parent in (self._folders.vaults / job, self._folders.vaults_on_disk / job):
+            await asyncio.to_thread(shutil.rmtree, parent, True)
+
+    async def _end(self, job: str, nursery: NurseryClient) -> None:
+        for (name, _), pid in list(self._opened.items()):
+            if name == job and pid:
+                await nursery.end(pid, 0.0)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """A copy that is there as a whole, on disk for good, or not at all. Raises OSError."""
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(mode=0o700, parents=True)
+    for path in sorted(source.iterdir()):
+        if path.suffix in (".state", ".json"):
+            with path.open("rb") as reader, (unfinished / path.name).open("wb") as writer:
+                shutil.copyfileobj(reader, writer, STEADY_COPY_BYTES)
+                writer.flush()
+                os.fsync(writer.fileno())
+    _sync_folder(unfinished)
+    shutil.rmtree(target, ignore_errors=True)
+    unfinished.rename(target)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _free_part(path: Path) -> float:
+    usage = shutil.disk_usage(path)
+    return usage.free / usage.total if usage.total else 1.0
