@@ -63,6 +63,10 @@ class Home:
     def logs(self) -> Path:
         return self.path / "logs"
 
+    def vaults(self, node: str) -> Path:
+        """The states of suspended jobs that this machine keeps on disk as node `node`."""
+        return self.path / "vaults" / node
+
     def make(self) -> None:
         """Create the folders, mode 0700. Raises SetupError."""
         if len(os.fsencode(self.socket)) > SOCKET_PATH_MAX:

@@ -231,6 +231,11 @@ class Job:
         return self.state is JobState.PENDING and not self.paused
 
     @property
+    def is_suspended(self) -> bool:
+        """Is all that there is of it a kept state?"""
+        return self.state is JobState.PENDING and self.kept is not None
+
+    @property
     def share(self) -> ShareSpec:
         """How it may share its devices, as asked last."""
         return self.share_asked or self.spec.share

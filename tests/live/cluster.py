@@ -144,6 +144,13 @@ class Cluster:
         self._controller.wait()
         self.start_controller()
 
+    def restart(self) -> None:
+        """Everything is taken down as by `restow down`, and started again."""
+        assert self._controller
+        self.client.stop(end_agents=True)
+        self._controller.wait(PATIENCE_S)
+        self.start_controller()
+
     def agent_pid(self, node: str) -> int:
         return int(json.loads((self.folder / node / "node.json").read_text())["pid"])
 
@@ -156,7 +163,7 @@ class Cluster:
 
     # ------------------------------------------------------------ jobs
 
-    def submit(self, placement: str, fill: str = "replica", width: int = 64, at_hold: bool = True) -> LiveJob:
+    def submit(self, placement: str, fill: str = "replica", width: int = 64, at_hold: bool = True, back: str = "") -> LiveJob:
         """A job that runs where the test wants it; returns when every rank stands at its first hold and the controller knows it."""
         folder = Path(tempfile.mkdtemp(prefix="job-", dir=self.folder))
         workers = len(placement.split())
@@ -165,7 +172,7 @@ class Cluster:
         view = self.client.submit(
             {
                 "command": command, "name": "net", "workers": workers, "cwd": str(folder), "migrate": False, "fill": fill,
-                "env": [["PLACEMENT", placement]], "stop_grace_s": 1.0,
+                "env": [["PLACEMENT", placement], ["BACK", back]], "stop_grace_s": 1.0,
             }
         )  # fmt: skip
         job = LiveJob(view["id"], folder, workers)

@@ -40,7 +40,7 @@ QUICK = CoreConfig(propose_ahead_s=0.001, progress_age_s_max=0.0)
 
 
 class Placed(Consolidate):
-    """Jobs start where the test wants them (PLACEMENT in their environment); wishes are granted as ever."""
+    """Jobs start where the test wants them (PLACEMENT in their environment; BACK: where they come back to); wishes are granted as ever."""
 
     def _place_pending(self, snapshot: Snapshot, schedule: Schedule, board: Board) -> None:
         for job in snapshot.jobs:
@@ -48,7 +48,8 @@ class Placed(Consolidate):
             if why_not:
                 schedule.explain(job.id, why_not)
             elif job.waits and not schedule.placement(job.id):
-                placement = parse_placement(dict(job.spec.env)["PLACEMENT"])
+                wanted = dict(job.spec.env)
+                placement = parse_placement(wanted["BACK" if job.kept and wanted.get("BACK") else "PLACEMENT"])
                 if any(slot[:2] in board.taken for slot in placement) or not set(placement) <= set(snapshot.slots):
                     schedule.explain(job.id, "waits for its slots")
                     continue

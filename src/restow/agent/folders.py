@@ -21,6 +21,7 @@ class Folders:
 
     node: Path
     shm: Path
+    disk: Path | None = None  # where states outlive a reboot; None: in `node`
 
     @property
     def agent_socket(self) -> Path:
@@ -69,7 +70,7 @@ class Folders:
     @property
     def vaults_on_disk(self) -> Path:
         """The same on disk."""
-        return self.node / "vaults"
+        return self.disk or self.node / "vaults"
 
     def vault(self, job: str, generation: int) -> Path:
         return self.vaults / job / f"g{generation}"

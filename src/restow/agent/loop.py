@@ -65,7 +65,8 @@ class AgentConfig:
     address: str  # where other nodes reach this one
     cluster_id: str
     node_dir: Path  # sockets, logs
-    shm_dir: Path  # pages
+    shm_dir: Path  # pages, states in memory
+    vault_dir: Path | None = None  # states on disk; None: in node_dir
     devices_file: Path | None = None  # None: GPUs if there are some, else CPU cores
     warm: bool = True  # the nursery imports torch; without it every rank starts as a new interpreter
     python: str = sys.executable
@@ -77,7 +78,8 @@ class Agent:
 
     def __init__(self, config: AgentConfig):
         self.config = config
-        self.folders = Folders(node=config.node_dir.absolute(), shm=config.shm_dir.absolute())
+        disk = config.vault_dir.absolute() if config.vault_dir else None
+        self.folders = Folders(node=config.node_dir.absolute(), shm=config.shm_dir.absolute(), disk=disk)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # one job's commands in order
         self._lock_descriptor = -1
 

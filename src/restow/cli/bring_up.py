@@ -126,21 +126,23 @@ def down(home: config.Home, *, say: Say, purge: bool = False) -> bool:
                 file.unlink(missing_ok=True)
         shutil.rmtree(home.nodes, ignore_errors=True)
         shutil.rmtree(home.logs, ignore_errors=True)
+        shutil.rmtree(home.path / "vaults", ignore_errors=True)
     return found
 
 
-def unfinished_jobs(home: config.Home) -> list[str]:
-    """Ids of jobs that `down` would end. Where no controller answers (this machine has joined, or it was killed), those that
-    have a worker here."""
+def unfinished_jobs(home: config.Home) -> tuple[list[str], list[str]]:
+    """Ids of jobs that `down` would end, and of suspended ones. Where no controller answers (this machine has joined, or it was
+    killed), those that have a worker here."""
     try:
-        return list(Client(home).ping()["unfinished"])
+        about = Client(home).ping()
+        return list(about["unfinished"]), list(about["suspended"])
     except Unreachable:
         notes = [
             note
             for node in ray_node.recorded(home)
             for note in (config.run_folder(node.cluster_id) / node.name / "run").glob("*.json")
         ]
-        return sorted({job for note in notes if (job := _job_of(note))})
+        return sorted({job for note in notes if (job := _job_of(note))}), []
 
 
 # ---------------------------------------------------------------- within

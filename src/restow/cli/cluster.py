@@ -81,20 +81,23 @@ def up(
 
 @click.command()
 @click.option("-y", "--yes", is_flag=True, help="End running jobs without asking.")
-@click.option("--purge", is_flag=True, help="Remove logs, the journal and the token, too.")
+@click.option("--purge", is_flag=True, help="Remove logs, the journal, suspended jobs and the token, too.")
 @json_option
 def down(yes: bool, purge: bool, json_: bool) -> None:
     """End everything that `restow up` started from this home: jobs, agents, Ray, the controller.
 
     On the first machine this ends the whole cluster, on a joined one only that node. No process, socket or shared memory
-    is left; logs and the journal stay, unless --purge.
+    is left; logs, the journal and the state of suspended jobs stay, unless --purge.
 
     \b
       restow down
       restow down --yes --purge
     """
     home = config.home()
-    unfinished = bring_up.unfinished_jobs(home)
+    unfinished, suspended = bring_up.unfinished_jobs(home)
+    if suspended and not purge:
+        click.echo(f"{', '.join(suspended)}: suspended, there again after restow up", err=True)
+    unfinished += suspended if purge else []
     if unfinished and not yes:
         what = f"{len(unfinished)} job{'s are' if len(unfinished) > 1 else ' is'} not finished ({', '.join(unfinished[:5])})"
         if json_ or not sys.stdin.isatty():

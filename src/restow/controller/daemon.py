@@ -104,7 +104,7 @@ async def serve(
 
 
 async def end_jobs(controller: Controller) -> None:
-    """Cancel every job and wait until each has ended, for the longest grace and a while."""
+    """Cancel every job and wait until each has ended, for the longest grace and a while. Suspended ones stay, their state kept."""
     unfinished = _unfinished(controller)
     await controller.take([CancelAsked(time_s=controller.now(), job=job.id) for job in unfinished])
     limit_s = END_JOBS_S_MAX + max((job.spec.stop_grace_s for job in unfinished), default=0.0)
@@ -120,7 +120,7 @@ async def end_jobs(controller: Controller) -> None:
 
 
 def _unfinished(controller: Controller) -> list[Job]:
-    return [job for job in controller.state.jobs.values() if not job.state.is_final]
+    return [job for job in controller.state.jobs.values() if not (job.state.is_final or job.is_suspended)]
 
 
 def main() -> int:

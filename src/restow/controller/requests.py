@@ -35,8 +35,10 @@ class Requests:
     async def ping(self) -> dict[str, Any]:
         nodes = self._snapshot().nodes
         alive = [node.name for node in nodes if node.is_alive]
-        running = [job.id for job in self._jobs() if not job.state.is_final]
-        return {**self._about, "nodes": alive, "joined": list(self._controller.agents.joined), "unfinished": running}
+        unfinished = [job.id for job in self._jobs() if not (job.state.is_final or job.is_suspended)]
+        suspended = [job.id for job in self._jobs() if job.is_suspended]
+        joined = list(self._controller.agents.joined)
+        return {**self._about, "nodes": alive, "joined": joined, "unfinished": unfinished, "suspended": suspended}
 
     async def ps(self, every: bool = True) -> list[dict[str, Any]]:
         return [self._view(job) for job in self._jobs() if every or not job.state.is_final]

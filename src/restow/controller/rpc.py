@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 LINE_BYTES_MAX = 1 << 20
 VERBS = (
-    "ping", "ps", "show", "nodes", "events", "logs", "wait", "submit", "cancel", "migrate", "defrag", "share", "explain", "stop",
+    "ping", "ps", "show", "nodes", "events", "logs", "wait", "submit", "cancel", "migrate", "defrag", "share",
+    "pause", "resume", "explain", "stop",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from restow.cluster import Node
-from restow.job import Job, JobState
+from restow.job import Job
 from restow.messages import MoveMeasured, Progressed, to_json
 from restow.perf import RESTART_PAUSE_S
 from restow.placement import Placement, nodes_of
@@ -22,7 +22,7 @@ def job_view(
     return {
         "id": job.id,
         "name": job.spec.name,
-        "state": "suspended" if job.state is JobState.PENDING and job.paused and job.kept else job.state.value,
+        "state": "suspended" if job.is_suspended and job.paused else job.state.value,
         "workers": job.workers,
         "generation": job.generation,
         "placement": _slots(job.placement),

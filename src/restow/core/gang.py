@@ -131,6 +131,7 @@ def rank_exited(record: Record, event: RankExited, config: CoreConfig) -> None:
     if suspending.leaver_exited(record, event):
         return
     if suspending.is_resuming(record, key[0]):
+        record.change(alive=job.alive - {event.rank})
         suspending.fail(record, f"rank {event.rank} on {event.node} {ending_words(event)}", event.time_s, config)
         return
     if switch and record.is_committed and not switch.placement:

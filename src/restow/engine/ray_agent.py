@@ -81,6 +81,7 @@ def make_agent(cluster_id: str) -> Any:
             cluster_id=cluster_id,
             node_dir=config.run_folder(cluster_id) / node.name,
             shm_dir=config.shm_folder(cluster_id, node.name),
+            vault_dir=config.home().vaults(node.name),
             devices_file=config.devices_file(),
         )
     )

@@ -1,0 +1,180 @@
+"""Paused and resumed for real: every line that every rank prints is compared with the run that nobody disturbed; killed on both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.live.cluster import HOLDS, SHM_BYTES, Cluster, LiveJob
+
+WHERE = "a:0 a:1 b:0"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster({"a": 3, "b": 2}) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster) -> list[list[str]]:
+    job = cluster.submit(WHERE, at_hold=False)
+    assert cluster.await_end(job)["state"] == "done"
+    return cluster.output(job)
+
+
+@pytest.fixture
+def submit(cluster: Cluster) -> Iterator[Callable[..., LiveJob]]:
+    jobs: list[LiveJob] = []
+
+    def submit(**about: object) -> LiveJob:
+        jobs.append(cluster.submit(WHERE, **about))
+        return jobs[-1]
+
+    yield submit
+    for job in jobs:
+        if cluster.client.show(job.id)["ended_s"] is None:
+            cluster.client.cancel(job.id)
+            cluster.await_end(job)
+
+
+def pause(cluster: Cluster, job: LiveJob) -> None:
+    """It stands at a hold: the wish is under way when it goes on."""
+    cluster.client.pause(job.id)
+    cluster.await_event(job, "StepAccepted")
+    cluster.release(job)
+    cluster.await_true(lambda: cluster.client.show(job.id)["state"] == "suspended", "never suspended", job)
+
+
+def test_a_paused_job_holds_nothing_and_goes_on_as_if_nothing_had_been(cluster, submit, undisturbed):
+    job = submit()
+    pause(cluster, job)
+    cluster.await_true(lambda: not cluster.processes(job), "processes are left", job)
+    view = cluster.client.show(job.id)
+    assert HOLDS[0] < view["kept"]["step"] < HOLDS[1]
+    assert view["placement"] == []
+    assert all(not device["jobs"] for node in cluster.client.nodes() for device in node["devices"])
+    cluster.client.resume(job.id)
+    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.output(job) == undisturbed
+    assert not list(cluster.shm.glob(f"*/vaults/{job.id}/*"))
+    assert not list(cluster.folder.glob(f"*/vaults/{job.id}/*"))
+
+
+def suspended(cluster: Cluster, submit: Callable[..., LiveJob], **about: object) -> LiveJob:
+    job = submit(**about)
+    pause(cluster, job)
+    return job
+
+
+def goes_on(cluster: Cluster, job: LiveJob, undisturbed: list[list[str]]) -> None:
+    cluster.client.resume(job.id)
+    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.output(job) == undisturbed
+
+
+@pytest.mark.parametrize("back", ["a:0 a:1 a:2", "b:1 a:2 b:0"])
+def test_it_comes_back_on_other_devices_of_other_nodes(cluster, submit, undisturbed, back):
+    job = suspended(cluster, submit, back=back)
+    cluster.client.resume(job.id)
+    cluster.await_event(job, "RankSwitched", 3)
+    assert cluster.client.show(job.id)["placement"] == back.split()
+    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.output(job) == undisturbed
+
+
+@pytest.mark.parametrize("who", ["controller", "agents", "nurseries"])
+def test_it_outlives_whoever_is_killed_meanwhile(cluster, submit, undisturbed, who):
+    job = suspended(cluster, submit)
+    if who == "controller":
+        cluster.kill_controller()
+    for node in cluster.nodes if who != "controller" else ():
+        cluster.kill(cluster.agent_pid(node) if who == "agents" else cluster.nursery_pid(node))
+    goes_on(cluster, job, undisturbed)
+
+
+def test_a_state_that_nobody_heard_of_is_found(cluster, submit, undisturbed):
+    """The agents are killed before the ranks leave: what they said is in the vault."""
+    job = submit()
+    with cluster.held("Decide"):
+        cluster.client.pause(job.id)
+        cluster.await_event(job, "StepAccepted", 2)
+        cluster.release(job)
+        cluster.await_switch_step(job)
+    for node in cluster.nodes:
+        cluster.kill(cluster.agent_pid(node))
+    cluster.await_true(lambda: cluster.client.show(job.id)["state"] in ("suspended", "running"), "neither", job)
+    if cluster.client.show(job.id)["state"] == "running":  # the ranks had waited too long for the decision, and went on
+        cluster.await_true(lambda: cluster.client.show(job.id)["state"] == "suspended", "never suspended", job)
+    goes_on(cluster, job, undisturbed)
+
+
+def test_a_damaged_state_is_refused_and_the_whole_copy_on_disk_is_taken(cluster, submit, undisturbed):
+    job = suspended(cluster, submit)
+    cluster.await_true(lambda: len(list(cluster.folder.glob(f"*/vaults/{job.id}/g2"))) == 2, "never on disk", job)
+    for path in cluster.shm.glob(f"*/vaults/{job.id}/g2/replica.state"):
+        with path.open("r+b") as file:
+            file.seek(100)
+            file.write(b"other")
+    goes_on(cluster, job, undisturbed)
+
+
+def test_a_state_that_is_damaged_everywhere_is_named_and_left_alone(cluster, submit):
+    job = suspended(cluster, submit)
+    cluster.await_true(lambda: len(list(cluster.folder.glob(f"*/vaults/{job.id}/g2"))) == 2, "never on disk", job)
+    for path in (*cluster.shm.glob(f"a/vaults/{job.id}/g2/rank1.state"), *cluster.folder.glob(f"a/vaults/{job.id}/g2/rank1.state")):
+        path.write_bytes(path.read_bytes()[:-1])
+    cluster.client.resume(job.id)
+    cluster.await_event(job, "SwitchFailed", node="a")
+    cluster.await_true(lambda: "it is damaged" in cluster.client.show(job.id)["reason"], "not said", job)
+    view = cluster.client.show(job.id)
+    assert view["state"] in ("pending", "stopping")
+    assert view["kept"]
+
+
+def test_without_room_in_the_vault_the_job_trains_on(cluster, submit, undisturbed):
+    if not cluster.is_bounded:
+        pytest.skip("shared memory cannot be bounded here: mount is not allowed")
+    job = submit()
+    filler = cluster.shm / "b" / "filler"
+    with filler.open("wb") as file:
+        try:
+            file.write(bytes(SHM_BYTES))
+        except OSError:
+            pass  # it is full now, as wanted
+    try:
+        cluster.client.pause(job.id)
+        cluster.await_event(job, "StepAccepted", 2)
+        cluster.release(job)
+        cluster.await_event(job, "RankRolledBack", 3)
+        assert "No space left" in cluster.client.show(job.id)["reason"]
+    finally:
+        filler.unlink()
+    cluster.client.resume(job.id)
+    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.output(job) == undisturbed
+
+
+def test_a_rank_that_is_killed_on_the_way_back_leaves_the_state_as_it_is(cluster, submit):
+    job = suspended(cluster, submit)
+    kept = cluster.client.show(job.id)["kept"]
+    with cluster.held("Connect"):
+        cluster.client.resume(job.id)
+        cluster.await_event(job, "TwinParked", 3)
+        cluster.kill(cluster.pid(job, 1, 3))
+        cluster.await_event(job, "RankExited", generation=3)
+    cluster.await_true(lambda: cluster.client.show(job.id)["state"] == "pending", "never pending again", job)
+    view = cluster.client.show(job.id)
+    assert view["kept"] == kept
+    assert "could not go on from step" in view["reason"]
+
+
+def test_it_outlives_a_restart_of_everything(undisturbed):
+    with Cluster({"a": 3, "b": 2}) as cluster:
+        job = cluster.submit(WHERE)
+        pause(cluster, job)
+        cluster.restart()
+        assert cluster.client.show(job.id)["state"] == "suspended"
+        assert not list(cluster.shm.glob("*/vaults/*"))  # memory is gone, as after a reboot
+        goes_on(cluster, job, undisturbed)
