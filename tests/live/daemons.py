@@ -40,7 +40,7 @@ QUICK = CoreConfig(propose_ahead_s=0.001, progress_age_s_max=0.0)
 
 
 class Placed(Consolidate):
-    """Jobs start where the test wants them (PLACEMENT in their environment; BACK: where they come back to); wishes are granted as ever."""
+    """Jobs start where the test wants them (PLACEMENT in their environment, BACK when they come back); wishes are granted."""
 
     def _place_pending(self, snapshot: Snapshot, schedule: Schedule, board: Board) -> None:
         for job in snapshot.jobs:

@@ -1,4 +1,4 @@
-"""Paused and resumed for real: every line that every rank prints is compared with the run that nobody disturbed; killed on both ways."""
+"""Paused and resumed for real: every line that every rank prints is compared with an undisturbed run; killed on both ways."""
 
 from __future__ import annotations
 
