@@ -92,6 +92,7 @@ class JobSpec:
     fill: str = "auto"  # one of FILLS
     max_pause_s: float = 60.0  # the longest pause of training that one move may cost
     stop_grace_s: float = 10.0  # between SIGTERM and SIGKILL
+    recover: bool = True  # does the job go on when workers are killed or machines lost?
     share: ShareSpec = field(default_factory=ShareSpec)
 
     def __post_init__(self) -> None:
@@ -161,7 +162,9 @@ class Kept:
 
     generation: int  # its name there
     step: int  # finished steps
-    placement: Placement  # where each rank was: its own state is on that node, what all hold alike is on each of these nodes
+    placement: Placement  # where each rank was: its own state is on that node
+    replicas: tuple[str, ...]  # nodes where what all hold alike is
+    muted: tuple[int, ...] = ()  # ranks that have made the next step already: what they printed in it is not printed again
     signatures: tuple[str, ...] = ()  # rank → what its script had built; it must build the same again
 
 

@@ -89,6 +89,25 @@ class Discard(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Halt(Command):
+    """Ranks of this generation were lost: those that are left on this node stop before they change their state again, and say where
+    they are (RankHalted); so does this node for those of the lost that were here."""
+
+    lost: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keep(Command):
+    """Put the state of `step` into this node's vault as generation `vault`: halted ranks write their own, those in `replicas` also
+    what all hold alike, then they leave; this node writes for the lost. Answered by RankKept for each."""
+
+    vault: int
+    step: int
+    replicas: tuple[int, ...]
+    lost: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Propose(Command):
     """Write switch step `step` where this node's old ranks look; answered by StepAccepted or StepRefused."""
 
@@ -373,6 +392,16 @@ class RankSwitched(GangEvent):
     pause_s: float  # end of the last old step → start of the first new one
     wire_bytes: int  # received for this rank over the link during the pause, counted by the receiver
     phases: tuple[tuple[str, float], ...] = ()  # seconds by part: decide, private, fill, prove, ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankHalted(GangEvent):
+    """Where a rank stands after others of its gang were lost; or, of a lost one, what is left of it on its node."""
+
+    rank: int
+    step: int  # finished steps
+    holds: tuple[int, ...]  # steps as of which what all hold alike is there
+    privates: tuple[int, ...]  # steps whose private state is there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

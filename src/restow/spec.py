@@ -18,6 +18,7 @@ share:                           # may other jobs use its devices too, in its id
 fill: auto                       # auto, replica, copy or shadow
 max_pause_s: 60                  # the longest pause that one move may cost
 stop_grace_s: 10                 # between SIGTERM and SIGKILL
+recover: true                    # go on when workers are killed or machines lost? false: the job fails then
 """
 
 from __future__ import annotations
@@ -241,5 +242,6 @@ _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "fill": ("fill", _text),
     "max_pause_s": ("max_pause_s", _seconds),
     "stop_grace_s": ("stop_grace_s", _seconds),
+    "recover": ("recover", _choice),
     "share": ("share", _share),
 }

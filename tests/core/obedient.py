@@ -24,7 +24,9 @@ from restow.messages import (
     Event,
     Forget,
     Guard,
+    Halt,
     JobSubmitted,
+    Keep,
     Launch,
     LinkMeasured,
     MigrateAsked,
@@ -38,6 +40,7 @@ from restow.messages import (
     Propose,
     RankConnected,
     RankExited,
+    RankHalted,
     RankKept,
     RankReady,
     RankRolledBack,
@@ -99,6 +102,7 @@ class Agents:
     dead_nodes: set[str] = field(default_factory=set)
     sharing: dict[tuple[str, str], Sharing] = field(default_factory=dict)  # (node, job) → what the agent was told last
     vaults: set[tuple[str, str, int]] = field(default_factory=set)  # (node, job, generation) of kept states
+    left: dict[tuple[str, int], str] = field(default_factory=dict)  # job, rank that was killed → node with what is left of it
     come: dict[tuple[str, int], int] = field(default_factory=dict)  # nodes that were told to connect a gang that comes back
     wrong_twins: bool = False  # they build another model
     now_s: float = 0.0
@@ -173,6 +177,32 @@ class Agents:
             self.say(RankSwitched, command, node, rank=rank, step=kept.step, pause_s=0.1, wire_bytes=0)
             self.say(RankReady, command, node, rank=rank, signature=f"s{rank}", movable=True, private_bytes=0,
                      state_bytes=self.programs[command.job].state_bytes)  # fmt: skip
+
+    def halt(self, node: str, command: Halt) -> None:
+        """Who is left says where it stands, and the node what is left of the lost."""
+        step = self.programs[command.job].step
+        for key, worker in self.here(node, command.job):
+            if worker.role == "rank" and worker.generation == command.generation:
+                self.say(RankHalted, command, node, rank=key[2], step=step, holds=(step,), privates=(step - 1, step))
+        for rank in command.lost:
+            if self.left.get((command.job, rank)) == node:
+                self.say(RankHalted, command, node, rank=rank, step=step, holds=(), privates=(step - 1, step))
+
+    def keep(self, node: str, command: Keep) -> None:
+        for key, worker in self.here(node, command.job):
+            if worker.role == "rank" and worker.generation == command.generation:
+                self.kept(node, command, key[2])
+                worker.role = "leaver"
+                self.exit(key, 0)
+        for rank in command.lost:
+            if self.left.get((command.job, rank)) == node:
+                self.kept(node, command, rank)
+
+    def kept(self, node: str, command: Keep, rank: int) -> None:
+        self.vaults.add((node, command.job, command.vault))
+        self.reports.append(RankKept(
+            time_s=self.now_s, job=command.job, generation=command.vault, node=node, rank=rank, step=command.step, bytes=1000
+        ))  # fmt: skip
 
     def openvault(self, node: str, command: OpenVault) -> None:
         if (node, command.job, command.kept.generation) not in self.vaults:
@@ -255,6 +285,8 @@ class Agents:
     def exit(self, key: tuple[str, int, int], code: int, reason: str = "") -> None:
         """A process ends, whoever wanted it."""
         worker = self.workers.pop(key)
+        if code < 0 and worker.role == "rank":
+            self.left[key[0], key[2]] = worker.node
         self.reports.append(RankExited(
             time_s=self.now_s, job=key[0], generation=key[1], node=worker.node, rank=key[2], role=worker.role, code=code,
             reason=reason))  # fmt: skip

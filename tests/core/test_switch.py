@@ -26,7 +26,7 @@ NEVER = 99.0
 def gang_of_three(**program: object) -> Cluster:
     """`a` on m1:0 m1:1 m2:0; m1:2 is free, and somebody wants rank 2 there."""
     cluster = Cluster("m1:2 m2:1", 25e6)
-    cluster.submit("a", workers=3, program=Program(**program))
+    cluster.submit("a", workers=3, program=Program(**program), recover=False)  # tests of that: test_recovery.py
     cluster.run()
     cluster.join("m1", 3)
     cluster.migrate("a", "m1:0 m1:1 m1:2")

@@ -163,7 +163,8 @@ class Cluster:
 
     # ------------------------------------------------------------ jobs
 
-    def submit(self, placement: str, fill: str = "replica", width: int = 64, at_hold: bool = True, back: str = "") -> LiveJob:
+    def submit(self, placement: str, fill: str = "replica", width: int = 64, at_hold: bool = True, back: str = "",
+               recover: bool = False) -> LiveJob:  # fmt: skip
         """A job that runs where the test wants it; returns when every rank stands at its first hold and the controller knows it."""
         folder = Path(tempfile.mkdtemp(prefix="job-", dir=self.folder))
         workers = len(placement.split())
@@ -172,7 +173,7 @@ class Cluster:
         view = self.client.submit(
             {
                 "command": command, "name": "net", "workers": workers, "cwd": str(folder), "migrate": False, "fill": fill,
-                "env": [["PLACEMENT", placement], ["BACK", back]], "stop_grace_s": 1.0,
+                "env": [["PLACEMENT", placement], ["BACK", back]], "stop_grace_s": 1.0, "recover": recover,
             }
         )  # fmt: skip
         job = LiveJob(view["id"], folder, workers)

@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 
+from restow import vault
 from restow.errors import Refused
-from restow.sdk import vault
+from restow.sdk.vault import map_state, tensors_of, write_tensors
 
 ABOUT = {"job": "a-1", "generation": 3, "step": 7}
 
@@ -31,9 +32,9 @@ def state() -> dict[str, torch.Tensor]:
 
 
 def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path):
-    written = vault.write_tensors(tmp_path / "v", "replica", state(), **ABOUT)
-    manifest, flat = vault.map_state(tmp_path / "v", "replica")
-    found = vault.tensors_of(manifest, flat)
+    written = write_tensors(tmp_path / "v", "replica", state(), **ABOUT)
+    manifest, flat = map_state(tmp_path / "v", "replica")
+    found = tensors_of(manifest, flat)
     assert (manifest.job, manifest.generation, manifest.step, manifest.bytes) == ("a-1", 3, 7, written)
     assert list(found) == list(state())
     for name, tensor in state().items():
@@ -45,7 +46,7 @@ def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path):
 @pytest.mark.parametrize("blob", [b"", b"x", bytes(range(256)) * 1000])
 def test_bytes_come_back(tmp_path, blob):
     vault.write_blob(tmp_path, vault.of_rank(2), blob, **ABOUT)
-    _, flat = vault.map_state(tmp_path, vault.of_rank(2))
+    _, flat = map_state(tmp_path, vault.of_rank(2))
     assert flat.numpy().tobytes() == blob
 
 
@@ -69,10 +70,10 @@ def flip(path):
     ],
 )
 def test_a_damaged_state_is_refused_with_its_name(tmp_path, damage, line):
-    vault.write_tensors(tmp_path, "replica", state(), **ABOUT)
+    write_tensors(tmp_path, "replica", state(), **ABOUT)
     damage(tmp_path)
     with pytest.raises(Refused, match="replica") as caught:
-        vault.map_state(tmp_path, "replica")
+        map_state(tmp_path, "replica")
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -83,5 +84,5 @@ def test_a_state_that_could_not_be_written_is_none(tmp_path, monkeypatch):
 
     monkeypatch.setattr(vault.os, "write", full)
     with pytest.raises(OSError, match="No space"):
-        vault.write_tensors(tmp_path, "replica", state(), **ABOUT)
+        write_tensors(tmp_path, "replica", state(), **ABOUT)
     assert list(tmp_path.iterdir()) == []

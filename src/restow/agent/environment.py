@@ -42,6 +42,7 @@ def rank_environment(
         "RESTOW_ROLE": "twin" if isinstance(command, Prepare) else "rank",
         "RESTOW_PAGE": str(folders.page(job, rank, generation)),
         "RESTOW_PRIVATE": str(folders.private(job, rank, generation)),
+        "RESTOW_SLOTS": str(folders.slots(job, rank, generation)) if command.spec.recover and len(placement) > 1 else "",
         "RESTOW_LOG": str(folders.log(job, rank, generation)),
         "RESTOW_AGENT": str(folders.agent_socket),
         "RESTOW_SECRET": command.secret,

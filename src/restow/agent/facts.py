@@ -16,7 +16,7 @@ _ABOUT_THE_SWITCH = {  # they name the generation of the switch; the others are 
     "kept": "RankKept",
     "rolled_back": "RankRolledBack",
 }
-_ABOUT_ITSELF = {"ready": "RankReady", "parked": "TwinParked"}
+_ABOUT_ITSELF = {"ready": "RankReady", "parked": "TwinParked", "halted": "RankHalted"}
 
 
 def event_of(

@@ -62,6 +62,10 @@ class Folders:
     def private(self, job: str, rank: int, generation: int) -> Path:
         return self.shm / f"{job}.g{generation}.r{rank}.private"
 
+    def slots(self, job: str, rank: int, generation: int) -> Path:
+        """What this rank alone holds, as of its last save points; named as at its birth."""
+        return self.shm / f"{job}.g{generation}.r{rank}.slots"
+
     @property
     def vaults(self) -> Path:
         """The states of suspended jobs, in memory; `vaults/JOB/g<generation>`."""
@@ -105,6 +109,11 @@ class Folders:
         shutil.rmtree(self.run, ignore_errors=True)
         for path in (self.agent_socket, self.nursery_socket, self.nursery_pid, self.node / "node.json"):
             path.unlink(missing_ok=True)
+
+    def remove_slots(self, job: str) -> None:
+        for path, owner, _, _ in list(self.shared()):
+            if owner == job and path.suffix == ".slots":
+                path.unlink(missing_ok=True)
 
     def shared(self) -> Iterator[tuple[Path, str, int, int]]:
         """What is in shared memory: (path, job, generation at birth, rank)."""

@@ -28,9 +28,10 @@ from restow.agent.link import LinkGate
 from restow.agent.network import interface_of
 from restow.agent.proposals import progress_of
 from restow.agent.ranks import Ranks
+from restow.agent.rescues import Rescues
 from restow.agent.switches import Switches
 from restow.agent.tasks import Tasks
-from restow.agent.workers import now_s
+from restow.agent.workers import Worker, now_s
 from restow.cluster import Link
 from restow.errors import NotFound, SetupError, SpecError
 from restow.messages import (
@@ -42,6 +43,8 @@ from restow.messages import (
     Discard,
     Forget,
     Guard,
+    Halt,
+    Keep,
     Launch,
     LinkMeasured,
     OpenStore,
@@ -97,6 +100,7 @@ class Agent:
         self._ranks = Ranks(config, self.folders, self._events, self._tasks, self._switches.is_under_way)
         self._ranks.devices, self._ranks.interface = devices, interface
         self._switches.ranks = self._ranks
+        self._rescues = Rescues(config.node, self.folders, self._events, self._ranks)
         self._gates = Gates(
             self.folders.gates, devices, drains=any(local.is_gpu for local in devices.values()), on_fenced=self._fenced
         )
@@ -104,7 +108,7 @@ class Agent:
         self._channel = ChannelServer(
             self.folders.agent_socket,
             find=self._ranks.workers.by_pid.get, settled=self._ranks.settled.wait,
-            on_hello=self._switches.hello, on_message=self._switches.said,
+            on_hello=self._hello, on_message=self._switches.said,
         )  # fmt: skip
         try:
             self._gates.open()
@@ -201,9 +205,14 @@ class Agent:
                 await self._switches.abandon(command)
             case Stop():
                 await self._stop_ranks(command)
+            case Halt():
+                self._rescues.halt(command)
+            case Keep():
+                self._rescues.keep(command)
             case OpenVault():
                 await self._ranks.vaults.open(command, self._ranks.nursery)
             case Discard():
+                self._rescues.forget(command.job)
                 await self._ranks.vaults.discard(command, self._ranks.nursery)
             case Share():
                 self._gates.share(command.job, command.sharing, self._ranks.workers)
@@ -212,7 +221,12 @@ class Agent:
                 self._gates.forget(command.job)
                 self._link.forget(command.job)
                 self._switches.forget(command.job)
+                self._rescues.forget(command.job)
                 await self._ranks.forget(command.job)
+
+    def _hello(self, worker: Worker, hello: dict[str, Any]) -> None:
+        self._switches.hello(worker, hello)
+        self._rescues.hello(worker)
 
     def _fenced(self, job: str, rank: int, device: int, held_s: float, reason: str) -> None:
         worker = next((w for w in self._ranks.workers.of(job) if w.rank == rank and w.device == device), None)
@@ -227,6 +241,8 @@ class Agent:
         for worker in self._ranks.workers.of(command.job):
             is_meant = worker.generation == command.generation if worker.role == "twin" else worker.generation <= command.generation
             if is_meant:
+                if worker.channel:
+                    worker.channel.send({"type": "let_go"})  # a collective that failed may be waiting for a word of ours
                 await self._ranks.end(worker, command.grace_s)
 
     async def events(self, after: int, wait_s: float) -> dict[str, Any]:

@@ -182,6 +182,8 @@ class Ranks:
                 role=worker.role, code=child["code"], reason=_why(worker, child),
             )  # fmt: skip
             self._untaken[self._events.put(event)] = pid
+        if child["code"] == 0 or worker.role != "rank":
+            self._folders.slots(worker.job, worker.rank, worker.born).unlink(missing_ok=True)
         self.sweep(worker.job)
         self._gone.set()
 
@@ -214,6 +216,7 @@ class Ranks:
         keep = self.workers.keys() | self._bearing
         for path, owner, generation, rank in self._folders.shared():
             is_wanted = (owner, generation, rank) in keep or (path.suffix == ".private" and self._is_wanted(owner))
+            is_wanted |= path.suffix == ".slots"  # until its rank ends by itself, or its job is forgotten
             if job in (None, owner) and not is_wanted:
                 path.unlink(missing_ok=True)
 
@@ -258,6 +261,7 @@ class Ranks:
             await self.end(worker)
         await self.stores.end(job, self.nursery)
         await self.vaults.forget(job, self.nursery)
+        self._folders.remove_slots(job)
         self.sweep(job)
         self.workers.forget(job)
 

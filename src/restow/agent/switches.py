@@ -101,7 +101,7 @@ class Switches:
             return  # late
         message = _terms("connect", command)
         if command.kept:
-            message["kept"] = {"placement": to_json(command.kept.placement), "step": command.kept.step}
+            message["kept"] = {name: to_json(getattr(command.kept, name)) for name in ("placement", "replicas", "muted", "step")}
         if not command.then:
             message["vault"] = str(self._folders.vault(command.job, command.generation))
         self._connects[command.job] = message

@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from restow import vault
 from restow.errors import RestowError
 from restow.placement import Placement, Slot, nodes_of
 
@@ -32,11 +33,14 @@ class Orders:
     secret: str
     store: tuple[str, int]
     kept: Placement
+    replicas: tuple[str, ...]
+    step: int
 
     def to_wire(self) -> dict[str, Any]:
         return {
             "folder": self.folder, "node": self.node, "address": self.address, "secret": self.secret,
             "store": list(self.store), "kept": [list(slot) for slot in self.kept],
+            "replicas": list(self.replicas), "step": self.step,
         }  # fmt: skip
 
     @classmethod
@@ -44,6 +48,7 @@ class Orders:
         return cls(
             folder=wire["folder"], node=wire["node"], address=wire["address"], secret=wire["secret"],
             store=(wire["store"][0], int(wire["store"][1])), kept=tuple(Slot(*slot) for slot in wire["kept"]),
+            replicas=tuple(wire["replicas"]), step=int(wire["step"]),
         )  # fmt: skip
 
 
@@ -64,21 +69,29 @@ def keep(orders: Orders, report: int) -> int:
         signal.pause()
 
 
+def check_step(manifest: vault.Manifest, orders: Orders) -> None:
+    if manifest.step != orders.step:
+        raise RestowError(f"a state in {orders.folder} is of step {manifest.step}, not of step {orders.step}")
+
+
 def serve(orders: Orders) -> Any:
     """Check the files, publish them and say where; returns the server. Raises RestowError when they are damaged."""
     import torch.distributed as dist
 
-    from restow.sdk import vault
     from restow.sdk.transport import FillServer
+    from restow.sdk.vault import map_state, tensors_of
 
     folder, kept = Path(orders.folder), orders.kept
-    manifest, flat = vault.map_state(folder, vault.REPLICA)
-    published, sizes = vault.tensors_of(manifest, flat), {}
+    published: dict[str, Any] = {}
+    sizes: dict[str, int] = {}
+    if orders.node in orders.replicas:
+        manifest, flat = map_state(folder, vault.REPLICA)
+        check_step(manifest, orders)
+        published = {**tensors_of(manifest, flat)}
     for rank, slot in enumerate(kept):
         if slot.node == orders.node:
-            own, blob = vault.map_state(folder, vault.of_rank(rank))
-            if own.step != manifest.step:
-                raise RestowError(f"the state of rank {rank} is of step {own.step}, the others' of step {manifest.step}")
+            own, blob = map_state(folder, vault.of_rank(rank))
+            check_step(own, orders)
             published[vault.of_rank(rank)], sizes[vault.of_rank(rank)] = blob, blob.numel()
     server = FillServer(orders.address, bytes.fromhex(orders.secret))
     server.publish(published, json.dumps(sizes).encode())

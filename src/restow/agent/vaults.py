@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from restow import vault
 from restow.agent.client import NurseryClient, NurseryRefused
 from restow.agent.events import EventLog
 from restow.agent.folders import Folders
@@ -58,6 +59,12 @@ class Vaults:
                 return said
         return None
 
+    def write_for_lost(self, job: str, generation: int, rank: int, step: int, blob: bytes) -> None:
+        """What a lost rank left in shared memory goes into the vault. Raises OSError."""
+        vault.write_blob(
+            self._folders.vault(job, generation), vault.of_rank(rank), blob, job=job, generation=generation, step=step
+        )
+
     def copy_later(self, job: str, generation: int) -> None:
         """Its ranks here are gone: what they left goes to disk, beside whatever else happens."""
         source = self._folders.vault(job, generation)
@@ -99,7 +106,7 @@ class Vaults:
                 continue
             orders = Orders(
                 folder=str(folder), node=self._node, address=self._address, secret=command.secret, store=command.store,
-                kept=kept.placement,
+                kept=kept.placement, replicas=kept.replicas, step=kept.step,
             )  # fmt: skip
             try:
                 label = {"kind": "vault", "job": job, "generation": command.generation}

@@ -93,6 +93,10 @@ def _rank(event: Wire) -> str:
     return {"twin": "twin of ", "leaver": "moved "}.get(role, "") + f"rank {event['rank']} on {event['node']}"
 
 
+def _steps(steps: list[int]) -> str:
+    return f"step {' and '.join(map(str, steps))}" if steps else "nothing"
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
@@ -129,6 +133,9 @@ _SENTENCES: dict[str, Callable[[Wire], str]] = {
     "StepRefused": lambda e: f"{e['node']}: no, step {e['at']} is begun already",
     "RankSwitched": lambda e: (
         f"{_rank(e)} goes on after step {e['step']}, paused {out.seconds(e['pause_s'])}, received {out.size(e['wire_bytes'])}"
+    ),
+    "RankHalted": lambda e: (
+        f"{_rank(e)} stands at step {e['step']}; there is: of its own {_steps(e['privates'])}, of all {_steps(e['holds'])}"
     ),
     "RankKept": lambda e: (
         f"{_rank(e)} stopped after step {e['step']}, wrote {out.size(e['bytes'])} into the vault in {out.seconds(e['pause_s'])}"

@@ -18,6 +18,7 @@ class CoreConfig:
     propose_ahead_steps: int = 3  # for long steps: never the step that is being made
     progress_age_s_max: float = 1.0  # reports come twice a second; older ones say nothing about now
     proposals_max: int = 8  # each doubles the lead: 0.3 s becomes 38 s; then something else is wrong
+    keep_s: float = 60.0  # survivors put their state into the vault: a step to its end, and 10 GB at 200 MB/s to a slow memory
     rescue_s: float = 180.0  # the ranks themselves wait 120 s for a word of everybody; then their verdict is there
     linger_s: float = 60.0  # a twin that was abandoned and never heard of again is taken for gone
     unready_s: float = 30.0  # a script that said nothing through the SDK for that long does not use it

@@ -57,7 +57,13 @@ class Watch:
                 time_s=now_s, job=job.id, generation=job.generation, node="", rank=0, signature="", state_bytes=0,
                 private_bytes=0, movable=False, why_not="its script does not use restow's SDK")))  # fmt: skip
         doomed = [(k, p) for k, p in record.residue() if self._is_twin(record, k)]
-        if job.state is JobState.STOPPING:
+        if record.rescue:
+            what, done = ("no word", set(record.rescue.halted)) if record.rescue.step is None else ("no state", record.rescue.kept)
+            missing = [str(rank) for rank in range(job.workers) if rank not in done]
+            waits.append(((*key, "rescue", record.rescue.step), config.keep_s, SwitchFailed(
+                time_s=now_s, job=job.id, generation=record.rescue.vault, node="", rank=-1,
+                reason=f"{what} of rank {', '.join(missing)} within {config.keep_s:g} s")))  # fmt: skip
+        elif job.state is JobState.STOPPING:
             doomed += [(k, p) for k, p in sorted(record.processes.items()) if not p.is_started and (k, p) not in doomed]
         for (generation, rank), process in doomed:
             wait_s = config.linger_s + job.spec.stop_grace_s

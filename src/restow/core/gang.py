@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from restow.core import suspending, switching
+from restow.core import recovery, suspending, switching
 from restow.core.config import CoreConfig
 from restow.core.lifecycle import GONE, Cause, step
 from restow.core.record import Process, Record
@@ -179,6 +179,10 @@ def gang_exited(record: Record, event: RankExited) -> None:
     """A rank of the present generation is gone."""
     record.change(alive=record.job.alive - {event.rank})
     if record.job.state is JobState.STOPPING:
+        if record.rescue:
+            recovery.lose(record, event)
+        return
+    if recovery.begin(record, event):
         return
     if event.code != 0:
         is_node_lost = event.reason.startswith("node ")
@@ -213,15 +217,20 @@ def end(record: Record, ending: JobState, reason: str, time_s: float) -> None:
     if job.state is JobState.STOPPING and record.ending is not JobState.PENDING:
         return
     if job.state is not JobState.STOPPING:
-        if job.switch and record.is_committed:
-            record.torn = job.switch.generation
-        switching.give_up(record, reason, time_s)
+        leave_switch(record, reason, time_s)
         record.job = step(record.job, Cause.STOP)
         record.change(switch=None)
-    record.ending = ending
+    record.ending, record.rescue = ending, None
     record.change(reason=reason)
     if ending is not JobState.PENDING:
         record.change(intended=())
+
+
+def leave_switch(record: Record, reason: str, time_s: float) -> None:
+    """The gang ends: a switch under way does, too."""
+    if record.job.switch and record.is_committed:
+        record.torn = record.job.switch.generation
+    switching.give_up(record, reason, time_s)
 
 
 def gone(record: Record, time_s: float) -> None:

@@ -23,6 +23,8 @@ from restow.messages import (
     Discard,
     Forget,
     Guard,
+    Halt,
+    Keep,
     Launch,
     OpenStore,
     OpenVault,
@@ -51,7 +53,7 @@ def settle(records: Iterable[Record], time_s: float) -> None:
 
 def _finish_leaving(record: Record, time_s: float) -> None:
     job = record.job
-    if job.state is JobState.STOPPING and not record.processes:
+    if job.state is JobState.STOPPING and not record.processes and not record.rescue:
         gang.gone(record, time_s)
     elif job.switch and record.phase is Phase.ABORT:
         if not any(generation == job.switch.generation for generation, _ in record.processes):
@@ -203,7 +205,16 @@ def _resuming(record: Record, kept: Kept, store: tuple[str, int], cluster_secret
 
 
 def _stopping(record: Record) -> list[tuple[str, Command]]:
-    job = record.job
+    job, rescue = record.job, record.rescue
+    if rescue and rescue.step is None:
+        halt = Halt(job=job.id, generation=job.generation, lost=tuple(sorted(rescue.lost)))
+        return [(node, halt) for node in nodes_of(job.placement)]
+    if rescue and rescue.step is not None:
+        keep = Keep(
+            job=job.id, generation=job.generation, vault=rescue.vault, step=rescue.step, replicas=rescue.replicas,
+            lost=tuple(sorted(rescue.lost)),
+        )  # fmt: skip
+        return [(node, keep) for node in nodes_of(job.placement)]
     asked = {(process.slot.node, generation) for (generation, _), process in record.processes.items()}
     if record.torn:  # ranks that stay may already be called by the new number
         asked |= {(process.slot.node, record.torn) for process in record.processes.values()}

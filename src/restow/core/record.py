@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from restow.job import Job, JobState, Phase
-from restow.messages import Progressed, RankExited
+from restow.messages import Progressed, RankExited, RankHalted
 from restow.placement import Placement, Slot
 
 
@@ -38,6 +38,19 @@ class Before:
     store: tuple[str, int] | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescue:
+    """The state of a gang that has lost ranks is being put into the vaults, see recovery.py."""
+
+    vault: int  # the generation that it is kept as
+    lost: frozenset[int]
+    reason: str
+    halted: dict[int, RankHalted] = field(default_factory=dict)  # rank → where it stands, or what is left of it
+    step: int | None = None  # chosen, once all have answered
+    replicas: tuple[int, ...] = ()  # ranks that write what all hold alike
+    kept: frozenset[int] = frozenset()
+
+
 @dataclass(slots=True)
 class Record:
     """One job with the core's own notes. Mutable; only core/ sees it."""
@@ -57,6 +70,8 @@ class Record:
     back: frozenset[int] = frozenset()  # old ranks that said, after the verdict `done`, that they went back
     exits: dict[tuple[int, int], RankExited] = field(default_factory=dict)  # held back until the switch is decided
     abandoned: dict[int, Abandoned] = field(default_factory=dict)  # generation →
+    rescue: Rescue | None = None  # while STOPPING, when the job is to go on
+    rescue_signatures: tuple[str, ...] = ()  # of the gang that is being rescued
     parked: frozenset[int] = frozenset()  # ranks that are ready to take their kept state, while the gang comes back
     came_back: frozenset[int] = frozenset()  # those that have it and train
     discards: dict[int, tuple[str, ...]] = field(default_factory=dict)  # kept states that are not needed any more: where they are

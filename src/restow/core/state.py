@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from restow.cluster import Link, Node, Snapshot
-from restow.core import gang, reconcile, suspending, switching
+from restow.core import gang, reconcile, recovery, suspending, switching
 from restow.core.config import CoreConfig
 from restow.core.deadlines import Watch
 from restow.core.record import Record
@@ -40,6 +40,7 @@ from restow.messages import (
     Progressed,
     RankConnected,
     RankExited,
+    RankHalted,
     RankKept,
     RankReady,
     RankRolledBack,
@@ -301,7 +302,9 @@ class ClusterState:
             raise IllegalTransition(f"the schedule lets {', '.join(circle)} wait for each other's slots")
 
     def _switch_failed(self, record: Record, event: SwitchFailed) -> None:
-        if record.before and record.job.generation == event.generation:  # nobody went back: its leavers count as gone
+        if record.rescue and record.rescue.vault == event.generation:
+            recovery.give_up(record, event.reason, event.time_s)
+        elif record.before and record.job.generation == event.generation:  # nobody went back: its leavers count as gone
             record.before = None
         elif suspending.is_resuming(record, event.generation):
             who = f"rank {event.rank} on {event.node}: " if event.rank >= 0 else f"{event.node}: " if event.node else ""
@@ -325,6 +328,10 @@ class ClusterState:
             suspending.rank_connected(record, event)
         else:
             switching.rank_connected(record, event)
+
+    def _rank_kept(self, record: Record, event: RankKept) -> None:
+        suspending.rank_kept(record, event)
+        recovery.rank_kept(record, event)
 
     def _rank_switched(self, record: Record, event: RankSwitched) -> None:
         if suspending.is_resuming(record, event.generation):
@@ -356,7 +363,8 @@ class ClusterState:
         StepAccepted: lambda self, record, event: switching.step_accepted(record, event),
         StepRefused: lambda self, record, event: switching.step_refused(record, event),
         RankSwitched: _rank_switched,
-        RankKept: lambda self, record, event: suspending.rank_kept(record, event),
+        RankKept: _rank_kept,
+        RankHalted: lambda self, record, event: recovery.rank_halted(record, event),
         RankRolledBack: lambda self, record, event: switching.rank_rolled_back(record, event, self.config),
         SwitchFailed: _switch_failed,
         DeviceFenced: lambda self, record, event: None,  # for people; the gate has dealt with it

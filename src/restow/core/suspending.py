@@ -18,6 +18,7 @@ from restow.core.lifecycle import Cause, Turn, step, turn
 from restow.core.record import Record
 from restow.job import JobState, Kept, Phase
 from restow.messages import Event, RankConnected, RankExited, RankKept, RankSwitched, TwinParked
+from restow.placement import nodes_of
 
 # ---------------------------------------------------------------- going
 
@@ -56,7 +57,8 @@ def _decide(record: Record, event: Event) -> None:
         return
     assert switch.step is not None
     signatures = tuple(record.signatures.get(rank, "") for rank in range(job.workers))
-    kept = Kept(generation=switch.generation, step=switch.step, placement=job.placement, signatures=signatures)
+    kept = Kept(generation=switch.generation, step=switch.step, placement=job.placement, signatures=signatures,
+                replicas=nodes_of(job.placement))
     record.change(switch=turn(switch, Turn.ALL_SWITCHED, event.time_s))
     record.job = step(record.job, Cause.SUSPENDED)
     record.store, record.progress, record.abandoned, record.before = None, {}, {}, None

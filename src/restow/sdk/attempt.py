@@ -21,9 +21,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from restow import vault
 from restow.placement import is_scattered, nodes_of
 from restow.plan import Box, Copy, Holding, plan
-from restow.sdk import vault
 from restow.sdk.agreement import POLL_S, Agreement
 from restow.sdk.boxes import StateTable
 from restow.sdk.group import Inner, NetInner, SwitchGroup
@@ -31,6 +31,7 @@ from restow.sdk.private import PrivateStore
 from restow.sdk.takeover import Takeover
 from restow.sdk.terms import AttemptFailed, Outcome, Report, Role, Terms, Trouble
 from restow.sdk.transport import FillClient, FillServer
+from restow.sdk.vault import write_tensors
 
 CONNECT_TIMEOUT = timedelta(seconds=60)
 FILL_BYTES_PER_S_MIN = 5e6  # a transfer slower than this (40 Mbit/s) is given up
@@ -163,7 +164,8 @@ class Attempt:
             return []
         boxes = boxes_of(self._table)
         if terms.kept:
-            vaults = {number: Holding(node=node, device=-1, boxes=boxes) for number, node in enumerate(nodes_of(terms.kept))}
+            numbered = enumerate(nodes_of(terms.kept))
+            vaults = {n: Holding(node=node, device=-1, boxes=boxes) for n, node in numbered if node in terms.kept_replicas}
             return plan(vaults, {r: Holding(node=s.node, device=s.device, boxes=boxes) for r, s in enumerate(terms.then)})
         old = {r: Holding(node=s.node, device=s.device, boxes=boxes) for r, s in enumerate(terms.now)}
         new = {r: Holding(node=terms.then[r].node, device=terms.then[r].device, boxes=boxes) for r in terms.moved}
@@ -340,7 +342,7 @@ class Attempt:
         about: dict[str, Any] = {"job": self._job, "generation": terms.generation, "step": step}
         written = vault.write_blob(folder, vault.of_rank(self.rank), private, **about)
         if self.rank == min(rank for rank, slot in enumerate(terms.now) if slot.node == terms.now[self.rank].node):
-            written += vault.write_tensors(folder, vault.REPLICA, self._table.tensors(), **about)
+            written += write_tensors(folder, vault.REPLICA, self._table.tensors(), **about)
         return written
 
     def _private_from_vault(self, patience_s: float) -> bytes:
@@ -369,6 +371,7 @@ class Attempt:
         """Arriving: private state from the leaver, boxes by plan, shadow's last steps."""
         patience_s = self._patience_s()
         private = self._private_from_vault(patience_s) if self.terms.kept else self._receive_private(patience_s)
+        report.is_muted = self.rank in self.terms.kept_muted
         clock.restart()  # before this it only waited for the gang to come to the switch step
         if self._is_elsewhere(self._own_source()):
             report.wire_bytes += len(private)

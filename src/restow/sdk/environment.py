@@ -26,6 +26,7 @@ class Environment:
     gate: tuple[str, int]  # folder of the gates of this node, index of our device; ("", -1): none
     keeps_priority: bool  # must this process's scheduling class stay as it is? See priority.py
     memory_bytes: int  # the most that this worker may take of its device; 0: no limit
+    slots: str  # where private state is put at each save point, so that it outlives this process; empty: nowhere
     private: str  # where private state is kept while a switch is being prepared, so that it outlives this process
 
 
@@ -52,6 +53,7 @@ def read_environment() -> Environment | None:
         gate=_gate(read("RESTOW_GATE", "")),
         keeps_priority=read("RESTOW_KEEP_PRIORITY", "0") == "1",
         memory_bytes=int(read("RESTOW_MEMORY_BYTES", "0")),
+        slots=read("RESTOW_SLOTS", ""),
         private=read("RESTOW_PRIVATE", ""),
     )
 

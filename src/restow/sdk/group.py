@@ -207,7 +207,14 @@ class SwitchGroup(dist.ProcessGroup):
         def start() -> dist.Work:
             if self.guard is not None:
                 return self.guard.run(self, operation, arguments)
-            return getattr(self.inner.backend(device_type), operation)(*arguments)
+            backend = self.inner.backend(device_type)
+            if sentinel is None:
+                return getattr(backend, operation)(*arguments)
+            try:
+                return sentinel.carry(getattr(backend, operation)(*arguments))
+            except RuntimeError as error:  # a peer is gone already
+                sentinel.failed(error)
+                raise
 
         work = start() if link is None else link.launch(start, at_once=self.guard is not None)
         return work if passage is None else passage.carry(work)
@@ -277,6 +284,9 @@ passage: Any = None
 
 link: Any = None
 """This process's way through the gate of the link, see link.py; None: nothing waits for it. Set by the worker."""
+
+sentinel: Any = None
+"""This process's watch over its collectives, see sentinel.py; None: a lost rank ends the job. Set by the worker."""
 
 groups: list[SwitchGroup] = []
 """Every SwitchGroup of this process, in the order in which they were made: the same order on every rank."""

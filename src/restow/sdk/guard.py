@@ -28,11 +28,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from restow.sdk import group as group_module
 from restow.sdk.agreement import TROUBLE_PATIENCE_S
 from restow.sdk.attempt import Attempt
 from restow.sdk.boxes import StateTable
@@ -331,6 +333,9 @@ class Guard:
                     return
 
     def _break(self, waiting: Sequence[Entry], error: Exception) -> None:
+        if group_module.sentinel is not None:
+            with suppress(RuntimeError):
+                group_module.sentinel.failed(error)  # does not return if the whole gang is to come back from the vault
         with self._changed:
             self._is_broken = True
             left = {id(e): e for e in [*waiting, *self._ledger.since(-1), *self._queue] if not e.is_done}

@@ -163,6 +163,8 @@ class Job:
                 yield batch
                 step += 1
                 self.step = step
+                if worker.sentinel and step >= ready_at >= 0:
+                    worker.sentinel.at_save_point(step, capture)
                 if step <= ready_at:
                     self._introduce(worker, feed, step - ready_at)
                 is_near = worker.after_step(step) and self._loops == 1

@@ -43,6 +43,8 @@ class Terms:
     fill: str
     vault: str = ""  # suspending: the folder of this node's vault for this state
     kept: Placement = ()  # coming back: where each rank was when its state was kept
+    kept_replicas: tuple[str, ...] = ()  # nodes where what all hold alike is
+    kept_muted: tuple[int, ...] = ()  # ranks that have printed what they print in their first step
     kept_step: int = -1  # ... and how many steps were finished
 
     @property
@@ -59,6 +61,8 @@ def read_terms(message: Mapping[str, Any]) -> Terms:
         fill=message["fill"],
         vault=message.get("vault", ""),
         kept=tuple(Slot(*slot) for slot in kept["placement"]) if (kept := message.get("kept")) else (),
+        kept_replicas=tuple(kept["replicas"]) if kept else (),
+        kept_muted=tuple(kept["muted"]) if kept else (),
         kept_step=int(kept["step"]) if kept else -1,
     )
 

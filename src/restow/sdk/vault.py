@@ -1,82 +1,33 @@
-"""The state of a suspended job in files, which outlive its processes: written by its ranks, read by whoever gives it back.
+"""Tensors in the files of a vault (restow/vault.py): written by a rank that is suspended, mapped by whoever gives them back.
 
-A vault is a folder per job and generation, in shared memory or on disk. In it: `replica.state`, what all ranks of a data-parallel
-job hold alike, once per node; `rank<r>.state`, what rank r alone holds; beside each a `.json` with the step, the checksum and where
-each tensor lies. The `.json` comes last and at once, so a state without one is unfinished and none.
-
-Knows no process, no socket and no agreement. What `rank<r>.state` holds is unpickled by its reader: it may come from a file of this
-folder only, which nobody else can write (mode 0700).
+Knows no process, no socket and no agreement.
 """
 
 from __future__ import annotations
 
-import json
-import mmap
-import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import xxhash
 
-from restow.errors import Refused
-from restow.sdk.spans import Shape, Span, describe, spans_of
+from restow import vault
+from restow.sdk.spans import Span, describe, spans_of
 
-REPLICA = "replica"
-FORMAT = 1
 ALIGN = 64  # tensors start at multiples of it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One tensor in a state: `shape` as in spans.describe, `strides` in items."""
-
-    name: str
-    shape: Shape
-    strides: list[int]
-    at: int
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """What a `.json` says of its state."""
-
-    job: str
-    generation: int
-    step: int
-    bytes: int
-    checksum: str  # XXH3, 64 bit, hex, over all bytes
-    tensors: list[Entry]
-    format: int = FORMAT
-
-
-def of_rank(rank: int) -> str:
-    """The name of the state that this rank alone holds."""
-    return f"rank{rank}"
-
-
-# ---------------------------------------------------------------- writing
-
 def write_tensors(folder: Path, name: str, tensors: Mapping[str, torch.Tensor], *, job: str, generation: int, step: int) -> int:
     """Write these tensors as the state `name`; returns its bytes. Raises OSError when there is no room: then there is no state."""
-    entries: list[Entry] = []
+    entries: list[vault.Entry] = []
     pieces: list[Span] = []
     at = 0
     for tensor_name, tensor in tensors.items():
         span = Span(tensor_name, tensor)
         strides = list(tensor.stride()) if span.is_plain else list(tensor.contiguous().stride())
-        entries.append(Entry(name=tensor_name, shape=describe(tensor), strides=strides, at=at, bytes=span.nbytes))
+        entries.append(vault.Entry(name=tensor_name, shape=describe(tensor), strides=strides, at=at, bytes=span.nbytes))
         pieces.append(span)
         at += span.nbytes + -span.nbytes % ALIGN
-    return _write(folder, name, _padded(pieces), entries, job=job, generation=generation, step=step)
-
-
-def write_blob(folder: Path, name: str, blob: bytes, *, job: str, generation: int, step: int) -> int:
-    """Write these bytes as the state `name`; returns their number. Raises OSError when there is no room."""
-    return _write(folder, name, [memoryview(blob)], [], job=job, generation=generation, step=step)
+    return vault.write(folder, name, _padded(pieces), entries, job=job, generation=generation, step=step)
 
 
 def _padded(pieces: Iterable[Span]) -> Iterable[memoryview]:
@@ -88,74 +39,17 @@ def _padded(pieces: Iterable[Span]) -> Iterable[memoryview]:
             yield memoryview(bytes(-span.nbytes % ALIGN))
 
 
-def _write(
-    folder: Path, name: str, views: Iterable[memoryview], entries: list[Entry], *, job: str, generation: int, step: int
-) -> int:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    target, hasher, written = folder / f"{name}.state", xxhash.xxh3_64(), 0
-    try:
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            for view in views:
-                hasher.update(view)
-                while view:
-                    count = os.write(descriptor, view)
-                    view, written = view[count:], written + count
-        finally:
-            os.close(descriptor)
-        manifest = Manifest(
-            job=job, generation=generation, step=step, bytes=written, checksum=hasher.hexdigest(), tensors=entries
-        )
-        unfinished = folder / f"{name}.json.unfinished"
-        unfinished.write_text(json.dumps(asdict(manifest)))
-        unfinished.replace(folder / f"{name}.json")
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
-    return written
-
-
-# ---------------------------------------------------------------- reading
-
-def read_manifest(folder: Path, name: str) -> Manifest:
-    """What is said of this state. Raises Refused when there is none, or it is not one of ours."""
-    path = folder / f"{name}.json"
-    try:
-        said: dict[str, Any] = json.loads(path.read_text())
-        if said.pop("format") != FORMAT:
-            raise Refused(f"{path} was written by another version of restow")
-        return Manifest(**{**said, "tensors": [Entry(**entry) for entry in said["tensors"]]})
-    except FileNotFoundError:
-        raise Refused(f"there is no state {name} in {folder}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refused(f"{path} cannot be read: {error}") from None
-
-
-def map_state(folder: Path, name: str) -> tuple[Manifest, torch.Tensor]:
+def map_state(folder: Path, name: str) -> tuple[vault.Manifest, torch.Tensor]:
     """The manifest, and all bytes of this state as they lie in memory (uint8), checked. Raises Refused when they are damaged."""
-    manifest = read_manifest(folder, name)
-    path = folder / f"{name}.state"
-    try:
-        with path.open("rb") as file:
-            length = os.fstat(file.fileno()).st_size
-            mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY) if length else bytearray()
-    except OSError as error:
-        raise Refused(f"{path} cannot be read: {error.strerror}") from None
-    if length != manifest.bytes:
-        raise Refused(f"{path} has {length} bytes, not {manifest.bytes}: it is damaged")
-    if xxhash.xxh3_64_hexdigest(memoryview(mapped)) != manifest.checksum:
-        raise Refused(f"{path} is damaged: its checksum is not {manifest.checksum}")
-    flat = torch.frombuffer(mapped, dtype=torch.uint8) if length else torch.empty(0, dtype=torch.uint8)
-    return manifest, flat
+    manifest, mapped = vault.map_bytes(folder, name)
+    return manifest, torch.frombuffer(mapped, dtype=torch.uint8) if mapped else torch.empty(0, dtype=torch.uint8)
 
 
-def tensors_of(manifest: Manifest, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+def tensors_of(manifest: vault.Manifest, flat: torch.Tensor) -> dict[str, torch.Tensor]:
     """Views of the tensors that `write_tensors` wrote."""
     found = {}
     for entry in manifest.tensors:
         dtype = getattr(torch, str(entry.shape[0]).removeprefix("torch."))
-        sizes = entry.shape[1]
-        assert isinstance(sizes, list)
         piece = flat[entry.at : entry.at + entry.bytes].view(dtype)
-        found[entry.name] = piece.as_strided(sizes, entry.strides)
+        found[entry.name] = piece.as_strided(entry.shape[1], entry.strides)
     return found

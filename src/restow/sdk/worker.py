@@ -18,10 +18,10 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from restow import vault
 from restow.errors import ScriptError
 from restow.page import Page, open_page
 from restow.sdk import group as groups_module
-from restow.sdk import vault
 from restow.sdk.attempt import Attempt
 from restow.sdk.boxes import StateTable
 from restow.sdk.channel import Channel
@@ -31,6 +31,7 @@ from restow.sdk.group import NetInner, SoloInner, collective_libraries, groups
 from restow.sdk.guard import Guard, room_for
 from restow.sdk.memory import KEPT_BYTES, keep_touched_memory, touch_ahead
 from restow.sdk.passage import Passage
+from restow.sdk.sentinel import Sentinel
 from restow.sdk.shadow import Leader, Shadow, followers_of
 from restow.sdk.shared_device import SharedDevice
 from restow.sdk.terms import AttemptFailed, Outcome, Report, Role, Terms, read_terms
@@ -50,6 +51,7 @@ class Worker:
         self.page: Page = open_page(Path(environment.page))
         self.table: StateTable | None = None
         self.values: dict[str, float] = {}
+        self.sentinel: Sentinel | None = None  # from `register` on, where lost ranks are replaced
         self.optimizer_steps = 0
         self._attempt: Attempt | None = None
         self._attempt_changed = threading.Condition()
@@ -109,6 +111,10 @@ class Worker:
             optimizer.register_step_pre_hook(self._before_update)
             optimizer.register_step_post_hook(self._after_update)
         self.open_passage(table.device())
+        env = self.environment
+        if env.slots and self._libraries == {"cpu": "gloo"}:
+            self.sentinel = Sentinel(job=env.job, rank=env.rank, slots=env.slots, table=table, channel=self.channel, leave=_leave)
+            groups_module.sentinel = self.sentinel
 
     @property
     def passage(self) -> Passage | None:
@@ -130,6 +136,8 @@ class Worker:
             guard.before_update()
         if leader:
             leader.before(optimizer)
+        if self.sentinel and not self.is_twin:
+            self.sentinel.before_update(self.times.last_step_s)
         self.times.before_update()
 
     def _after_update(self, *_: Any) -> None:
@@ -171,12 +179,15 @@ class Worker:
         """The save point after `step` finished steps. True if a switch is near: then call `at_switch`."""
         self._step_word[0] = step  # before the load below: the agent relies on this order (page.py)
         self.times.after_step(self.device.passage, self.values)
+        self._unmute()
         return self._guard is not None or self._switch_word[0] >= step
 
     def end_loop(self) -> None:
         """No save point comes any more: a switch that was just made is final for us, one that is near will not be made."""
         if self.passage:
             self.passage.lend()
+        if self.sentinel:
+            self.sentinel.end_loop()
         guard = self._guard
         if guard:
             guard.settle()
@@ -195,8 +206,18 @@ class Worker:
         if message["type"] in ("guard", "connect"):
             begin = self._begin_guard if message["type"] == "guard" else self._begin_attempt
             threading.Thread(target=begin, args=(read_terms(message),), name="restow-connect", daemon=True).start()
+        elif message["type"] in ("halt", "keep", "let_go"):
+            self._on_loss(message)
         elif message["type"] == "abandon":
             self._abandon(int(message["generation"]))
+
+    def _on_loss(self, message: dict[str, Any]) -> None:
+        """Another rank of the gang was lost, or (let_go) the job ends."""
+        sentinel = self.sentinel
+        if sentinel is None or self.is_twin:
+            return
+        does = {"halt": sentinel.halt, "let_go": sentinel.let_go, "keep": lambda: sentinel.keep(message)}[message["type"]]
+        threading.Thread(target=does, name="restow-loss", daemon=True).start()
 
     def _role_in(self, terms: Terms) -> Role:
         if self.is_twin:
@@ -412,7 +433,6 @@ class Worker:
         if guard is None:
             return
         guard.at_save_point(step, capture)
-        self._unmute()
         if guard.is_over():
             self._drop_guard()
             self._close_later(guard.attempt)

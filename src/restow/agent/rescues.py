@@ -1,0 +1,76 @@
+"""This node's part when a gang has lost ranks: those that are left are halted and told what to keep; for the lost, what they left
+in shared memory is found and kept. Decides nothing; see core/recovery.py."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from restow import slots
+from restow.agent.events import EventLog
+from restow.agent.folders import Folders
+from restow.agent.ranks import Ranks
+from restow.agent.workers import Worker, now_s
+from restow.messages import Halt, Keep, RankHalted, RankKept, SwitchFailed
+
+log = logging.getLogger(__name__)
+
+
+class Rescues:
+    def __init__(self, node: str, folders: Folders, events: EventLog, ranks: Ranks):
+        self._node, self._folders, self._events, self._ranks = node, folders, events, ranks
+        self._halts: dict[str, Halt] = {}  # job → for ranks that come back to us after an agent was killed
+        self._keeps: dict[str, Keep] = {}
+
+    def halt(self, command: Halt) -> None:
+        self._halts[command.job] = command
+        for worker in self._ranks.workers.of(command.job):
+            if worker.role == "rank" and worker.channel and worker.generation == command.generation:
+                worker.channel.send({"type": "halt", "generation": command.generation})
+        for rank in command.lost:
+            left = self._left(command.job, rank)
+            if left is not None:
+                self._events.put(RankHalted(
+                    time_s=now_s(), job=command.job, generation=command.generation, node=self._node, rank=rank,
+                    step=max(left, default=-1), holds=(), privates=tuple(sorted(left)),
+                ))  # fmt: skip
+
+    def keep(self, command: Keep) -> None:
+        self._keeps[command.job] = command
+        for worker in self._ranks.workers.of(command.job):
+            if worker.role == "rank" and worker.channel and worker.generation == command.generation:
+                folder = str(self._folders.vault(command.job, command.vault))
+                about = {"type": "keep", "generation": command.vault, "step": command.step, "vault": folder}
+                worker.channel.send({**about, "replica": worker.rank in command.replicas})
+        for rank in command.lost:
+            left = self._left(command.job, rank)
+            if left is not None:
+                self._keep_lost(command, rank, left.get(command.step, b""))
+
+    def _keep_lost(self, command: Keep, rank: int, blob: bytes) -> None:
+        about: dict[str, Any] = {"time_s": now_s(), "node": self._node, "rank": rank}
+        about |= {"job": command.job, "generation": command.vault}
+        try:
+            self._ranks.vaults.write_for_lost(command.job, command.vault, rank, command.step, blob)
+        except OSError as error:
+            self._events.put(SwitchFailed(**about, reason=f"its state could not be kept: {error.strerror}"))
+        else:
+            self._events.put(RankKept(**about, step=command.step, bytes=len(blob)))
+
+    def hello(self, worker: Worker) -> None:
+        """A rank (again) listens: it may have missed what was said."""
+        halt, keep = self._halts.get(worker.job), self._keeps.get(worker.job)
+        if halt and worker.generation == halt.generation:
+            self.halt(halt)
+        if keep and worker.generation == keep.generation:
+            self.keep(keep)
+
+    def forget(self, job: str) -> None:
+        self._halts.pop(job, None)
+        self._keeps.pop(job, None)
+
+    def _left(self, job: str, rank: int) -> dict[int, bytes] | None:
+        """What is left of this rank here; None: it was not here."""
+        shared = self._folders.shared()
+        found = [path for path, owner, _, number in shared if (owner, number, path.suffix) == (job, rank, ".slots")]
+        return slots.read(max(found, key=lambda path: path.stat().st_mtime_ns)) if found else None

@@ -1,0 +1,111 @@
+"""A gang that has lost ranks: its state is put into the vaults from what is left of it, and the job comes back from there.
+
+A lost rank makes the others' collectives fail, of which their scripts never hear: they are halted where they are, before they
+change their state again. All say which steps they hold; of the lost, their node says which private state is left in shared memory.
+The step is the latest that somebody holds as a whole and for which every rank's private state is there. It is kept, the survivors
+leave, and the job is pending with its state kept, as if it had been suspended (suspending.py).
+
+A rank that ended by its own error is not lost: that would happen again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from restow.core import gang
+from restow.core.lifecycle import Cause, step
+from restow.core.record import Record, Rescue
+from restow.job import JobState, Kept
+from restow.messages import RankExited, RankHalted, RankKept
+from restow.placement import nodes_of
+
+
+def begin(record: Record, event: RankExited) -> bool:
+    """A rank of a running gang is gone. True if the job is to go on without it."""
+    job = record.job
+    is_lost = event.code < 0 and job.state is JobState.RUNNING and job.workers > 1
+    if not (is_lost and job.movable and job.spec.recover) or job.exited or job.cancel_asked or record.is_committed:
+        return False
+    if event.reason.startswith("node "):
+        return False  # its private state is gone with it
+    gang.leave_switch(record, "a rank was lost", event.time_s)
+    record.torn = job.generations + 1  # those that leave are of an older generation than this
+    rescue = Rescue(vault=job.generations + 1, lost=frozenset({event.rank}), reason=_what(event))
+    signatures = tuple(record.signatures.get(rank, "") for rank in range(job.workers))
+    record.rescue, record.ending, record.rescue_signatures = rescue, JobState.PENDING, signatures
+    record.job = step(record.job, Cause.STOP)
+    record.change(switch=None, generations=rescue.vault, reason=f"{rescue.reason}; its state is being saved")
+    return True
+
+
+def lose(record: Record, event: RankExited) -> None:
+    """Another one is gone meanwhile. One that had left its state in the vault is not needed any more."""
+    rescue = record.rescue
+    assert rescue is not None
+    if event.rank in rescue.kept or event.rank in rescue.lost:
+        return
+    halted = {rank: word for rank, word in rescue.halted.items() if rank != event.rank}
+    lost = rescue.lost | {event.rank}
+    record.rescue = replace(rescue, lost=lost, halted=halted, reason=f"{rescue.reason} and {_what(event)}")
+    if len(lost) == record.job.workers:
+        give_up(record, "no rank is left", event.time_s)
+    elif rescue.step is not None:  # the others may be gone already, with the state of that step
+        give_up(record, f"{_what(event)} while the state was being saved", event.time_s)
+
+
+def rank_halted(record: Record, event: RankHalted) -> None:
+    rescue = record.rescue
+    if rescue is None or rescue.step is not None or event.generation != record.job.generation:
+        return
+    if event.rank in rescue.lost and event.holds:
+        return  # it said so before it was lost
+    record.rescue = rescue = replace(rescue, halted={**rescue.halted, event.rank: event})
+    if len(rescue.halted) == record.job.workers:
+        _choose(record, rescue, event.time_s)
+
+
+def _choose(record: Record, rescue: Rescue, time_s: float) -> None:
+    placement = record.job.placement
+    held = {held for word in rescue.halted.values() for held in word.holds}
+    whole = [s for s in held if all(s in word.privates for word in rescue.halted.values())]
+    if not whole:
+        without = [rank for rank, word in sorted(rescue.halted.items()) if not set(word.privates) & held]
+        why = f"nothing is left of rank {without[0]} for a step that others hold" if without else "no rank holds a whole step"
+        give_up(record, why, time_s)
+        return
+    chosen = max(whole)
+    holders = [rank for rank, word in sorted(rescue.halted.items()) if chosen in word.holds]
+    lowest = {placement[rank].node: rank for rank in reversed(holders)}  # of each node
+    record.rescue = replace(rescue, step=chosen, replicas=tuple(sorted(lowest.values())))
+
+
+def rank_kept(record: Record, event: RankKept) -> None:
+    rescue = record.rescue
+    if rescue is None or rescue.vault != event.generation or rescue.step is None:
+        return
+    record.rescue = rescue = replace(rescue, kept=rescue.kept | {event.rank})
+    if len(rescue.kept) < record.job.workers:
+        return
+    placement = record.job.placement
+    assert rescue.step is not None
+    kept = Kept(
+        generation=rescue.vault, step=rescue.step, placement=placement, signatures=record.rescue_signatures,
+        replicas=nodes_of(placement[rank] for rank in rescue.replicas),
+        muted=tuple(rank for rank, word in sorted(rescue.halted.items()) if max(word.privates, default=-1) > rescue.step),
+    )  # fmt: skip
+    record.change(kept=kept, steps_done=rescue.step, reason=f"{rescue.reason}; goes on from step {rescue.step}", movable=False)
+    record.rescue = None
+
+
+def give_up(record: Record, why: str, time_s: float) -> None:
+    """The job fails, as it would have without all this."""
+    rescue = record.rescue
+    assert rescue is not None
+    record.rescue, record.ending = None, JobState.FAILED
+    record.change(intended=(), reason=f"{rescue.reason}, and could not go on: {why}")
+
+
+def _what(event: RankExited) -> str:
+    if event.reason.startswith("node "):
+        return f"{event.reason}, and rank {event.rank} with it"
+    return f"rank {event.rank} on {event.node} {gang.ending_words(event)}"

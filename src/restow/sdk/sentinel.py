@@ -1,0 +1,180 @@
+"""What makes a job outlive its ranks: each keeps what it alone holds where that outlives it, and stands still when another is lost.
+
+At every save point a rank's private state goes into shared memory (slots.py), and two ranks copy what all hold alike before each
+update, where that costs little: a rank that is lost in its update leaves private state of the step before it. When a collective
+fails, the script does not hear of it at once: the failure waits for the word of the controller. If a rank was lost, that word is
+`halt`: this process finishes an update that has begun, changes its state no more, and says which steps it holds. Then comes `keep`:
+it writes the state of the step that was chosen into the vault and leaves; the job comes back from there. Without a word in time
+the script gets its error, as without us.
+
+Only where collectives fail by themselves when a peer dies: gloo on the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+
+from restow import vault
+from restow.sdk.boxes import StateTable
+from restow.sdk.channel import Channel
+from restow.sdk.vault import write_tensors
+from restow.slots import Slots
+
+log = logging.getLogger(__name__)
+
+WORD_S_MAX = 60.0  # a controller that was killed is back by then
+COPY_BYTES_PER_S = 2e9  # of memory to memory, on one core
+COPY_PART_MAX = 0.01  # of a step; a larger state is not copied before each update
+COPIERS = (0, 1)  # one of two ranks is still there when one is lost
+UPDATE_S_MAX = 20.0  # of an update that has begun, to the save point after it
+
+
+class Sentinel:
+    """Of one rank. `job` and `rank` name it in the vault."""
+
+    def __init__(self, *, job: str, rank: int, slots: str, table: StateTable, channel: Channel, leave: Callable[[], NoReturn]):
+        self._job, self._rank, self._table, self._channel, self._leave = job, rank, table, channel, leave
+        self._slots: Slots | None = Slots(Path(slots))
+        self._changed = threading.Condition()
+        self._step = -1  # finished steps, as of the last save point
+        self._privates: dict[int, bytes] = {}  # of the last two save points
+        self._before: dict[str, torch.Tensor] = {}  # what all hold alike, as of ...
+        self._before_step = -1
+        self._is_updating = False  # from the first update of a step to its save point
+        self._is_halted = self._is_over = self._is_let_go = False
+
+    # ------------------------------------------------------------ the training thread
+
+    def at_save_point(self, step: int, capture: Callable[[], bytes]) -> None:
+        blob = capture()
+        if self._slots:
+            try:
+                self._slots.write(step, blob)
+            except OSError as error:
+                self._slots = None
+                print(f"restow: rank {self._rank} cannot be replaced if it is lost: {error.strerror}", file=sys.stderr, flush=True)
+        with self._changed:
+            self._privates = {step: blob} | {old: self._privates[old] for old in self._privates if old == step - 1}
+            self._step, self._is_updating = step, False
+            self._changed.notify_all()
+            self._stand_still()
+
+    def before_update(self, step_s: float) -> None:
+        """An optimizer is about to run: from here to the save point, what is held is of no step."""
+        with self._changed:
+            self._stand_still()
+            if self._is_updating:
+                return
+            self._is_updating = True
+        if self._rank in COPIERS and self._step >= 0:
+            self._copy(step_s)
+
+    def _copy(self, step_s: float) -> None:
+        self._before_step = -1
+        tensors = self._table.tensors()
+        if sum(tensor.nbytes for tensor in tensors.values()) / COPY_BYTES_PER_S > COPY_PART_MAX * step_s:
+            return
+        if self._before.keys() != tensors.keys():
+            self._before = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            self._before[name].copy_(tensor)
+        self._before_step = self._step
+
+    def end_loop(self) -> None:
+        """No save point comes any more."""
+        with self._changed:
+            self._is_over = True
+
+    def _stand_still(self) -> None:
+        while self._is_halted:
+            self._changed.wait()
+
+    # ------------------------------------------------------------ collectives
+
+    def carry(self, work: dist.Work) -> dist.Work:
+        """The Work that the script is to get."""
+        return WatchedWork(self, work)
+
+    def failed(self, error: Exception) -> NoReturn:
+        """A collective failed. Raises `error` unless there is a word that a rank was lost; then it does not return."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_halted or self._is_let_go, None if self._is_over else WORD_S_MAX)
+            self._stand_still()
+        raise error
+
+    # ------------------------------------------------------------ the agent's words, each on a thread of its own
+
+    def halt(self) -> None:
+        with self._changed:
+            self._is_halted = True
+            self._changed.wait_for(lambda: not self._is_updating, UPDATE_S_MAX)
+            live = (self._step,) if not self._is_updating and not self._is_over else ()
+            holds = sorted({*live, self._before_step} - {-1})
+            word = {"step": self._step, "holds": holds, "privates": sorted(self._privates)}
+        self._channel.tell(type="halted", **word)
+
+    def keep(self, message: dict[str, Any]) -> None:
+        """Write what is asked for and leave. What cannot be written is told, and the job ends."""
+        folder, step = Path(message["vault"]), int(message["step"])
+        about: dict[str, Any] = {"job": self._job, "generation": int(message["generation"]), "step": step}
+        try:
+            written = vault.write_blob(folder, vault.of_rank(self._rank), self._privates[step], **about)
+            if message["replica"]:
+                tensors = self._table.tensors() if step == self._step and not self._is_updating else self._before
+                written += write_tensors(folder, vault.REPLICA, tensors, **about)
+            said = {"generation": about["generation"], "step": step, "bytes": written, "pause_s": 0.0}
+            (folder / f"{vault.of_rank(self._rank)}.left").write_text(json.dumps(said))
+        except (OSError, KeyError) as error:
+            reason = f"its state could not be kept: {getattr(error, 'strerror', None) or error}"
+            self._channel.tell(type="failed", generation=about["generation"], reason=reason)
+            return
+        self._channel.tell(type="kept", **said)
+        self._leave()
+
+    def let_go(self) -> None:
+        """The job ends: whoever waits for a word hears its error."""
+        with self._changed:
+            self._is_let_go = True
+            self._changed.notify_all()
+
+
+class WatchedWork(dist.Work):
+    """A collective whose failure is first told to the sentinel."""
+
+    def __init__(self, sentinel: Sentinel, work: dist.Work):
+        super().__init__()
+        self._sentinel, self._inner = sentinel, work
+        self._future: torch.futures.Future[Any] | None = None
+
+    def wait(self, timeout: timedelta | None = None) -> bool:
+        try:
+            return self._inner.wait(timeout) if timeout is not None else self._inner.wait()
+        except RuntimeError as error:  # what gloo raises; time-outs are subclasses of it
+            self._sentinel.failed(error)
+
+    def is_completed(self) -> bool:
+        return self._inner.is_completed()
+
+    def is_success(self) -> bool:
+        return self._inner.is_success()
+
+    def get_future(self) -> torch.futures.Future[Any]:
+        if self._future is None:
+            self._future = self._inner.get_future().then(self._passed)
+        return self._future
+
+    def _passed(self, future: torch.futures.Future[Any]) -> Any:
+        try:
+            return future.value()
+        except RuntimeError as error:
+            self._sentinel.failed(error)

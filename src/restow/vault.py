@@ -1,0 +1,116 @@
+"""States in files, which outlive the processes that wrote them: the files of a vault, without torch.
+
+A vault is a folder per job and generation, in shared memory or on disk. In it: `replica.state`, what all ranks of a data-parallel
+job hold alike; `rank<r>.state`, what rank r alone holds; beside each a `.json` with the step, the checksum and where each tensor
+lies. The `.json` comes last and at once, so a state without one is unfinished and none.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from restow.errors import Refused
+
+REPLICA = "replica"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One tensor in a state: `shape` as in sdk/spans.describe, `strides` in items."""
+
+    name: str
+    shape: list[Any]
+    strides: list[int]
+    at: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a `.json` says of its state."""
+
+    job: str
+    generation: int
+    step: int
+    bytes: int
+    checksum: str  # XXH3, 64 bit, hex, over all bytes
+    tensors: list[Entry]
+    format: int = FORMAT
+
+
+def of_rank(rank: int) -> str:
+    """The name of the state that this rank alone holds."""
+    return f"rank{rank}"
+
+
+def write(
+    folder: Path, name: str, views: Iterable[memoryview], entries: list[Entry], *, job: str, generation: int, step: int
+) -> int:
+    """Write these bytes as the state `name`; returns their number. Raises OSError when there is no room: then there is no state."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    target, hasher, written = folder / f"{name}.state", xxhash.xxh3_64(), 0
+    try:
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            for view in views:
+                hasher.update(view)
+                while view:
+                    count = os.write(descriptor, view)
+                    view, written = view[count:], written + count
+        finally:
+            os.close(descriptor)
+        manifest = Manifest(
+            job=job, generation=generation, step=step, bytes=written, checksum=hasher.hexdigest(), tensors=entries
+        )
+        unfinished = folder / f"{name}.json.unfinished"
+        unfinished.write_text(json.dumps(asdict(manifest)))
+        unfinished.replace(folder / f"{name}.json")
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    return written
+
+
+def write_blob(folder: Path, name: str, blob: bytes, *, job: str, generation: int, step: int) -> int:
+    """The same for bytes that hold no tensor to be found again."""
+    return write(folder, name, [memoryview(blob)], [], job=job, generation=generation, step=step)
+
+
+def read_manifest(folder: Path, name: str) -> Manifest:
+    """What is said of this state. Raises Refused when there is none, or it is not one of ours."""
+    path = folder / f"{name}.json"
+    try:
+        said: dict[str, Any] = json.loads(path.read_text())
+        if said.pop("format") != FORMAT:
+            raise Refused(f"{path} was written by another version of restow")
+        return Manifest(**{**said, "tensors": [Entry(**entry) for entry in said["tensors"]]})
+    except FileNotFoundError:
+        raise Refused(f"there is no state {name} in {folder}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refused(f"{path} cannot be read: {error}") from None
+
+
+def map_bytes(folder: Path, name: str) -> tuple[Manifest, mmap.mmap | bytearray]:
+    """The manifest, and all bytes of this state as they lie in memory, checked. Raises Refused when they are damaged."""
+    manifest = read_manifest(folder, name)
+    path = folder / f"{name}.state"
+    try:
+        with path.open("rb") as file:
+            length = os.fstat(file.fileno()).st_size
+            mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY) if length else bytearray()
+    except OSError as error:
+        raise Refused(f"{path} cannot be read: {error.strerror}") from None
+    if length != manifest.bytes:
+        raise Refused(f"{path} has {length} bytes, not {manifest.bytes}: it is damaged")
+    if xxhash.xxh3_64_hexdigest(memoryview(mapped)) != manifest.checksum:
+        raise Refused(f"{path} is damaged: its checksum is not {manifest.checksum}")
+    return manifest, mapped

@@ -1,0 +1,138 @@
+"""Gangs that lose ranks go on from what is left of them, or fail with the reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from restow.job import JobState
+from restow.messages import Halt, Keep, RankHalted, RankKept, Stop
+from tests.core.obedient import Cluster
+from tests.core.test_suspending import running
+
+
+def halted(cluster: Cluster, rank: int, node: str, step: int, holds: tuple[int, ...], privates: tuple[int, ...]) -> None:
+    cluster.observe(RankHalted(
+        time_s=1, job="a", generation=1, node=node, rank=rank, step=step, holds=holds, privates=privates
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_gang_that_loses_a_rank_goes_on_from_its_step(rank):
+    cluster = running()
+    step = cluster.agents.programs["a"].step
+    cluster.kill("a", rank)
+    cluster.run()
+    job = cluster.job("a")
+    assert (job.state, job.kept, job.generation) == (JobState.RUNNING, None, 3)
+    assert cluster.agents.programs["a"].step == step
+    assert not cluster.commands_of(Stop)
+    assert not cluster.agents.vaults
+    assert len(cluster.agents.training("a")) == 3
+
+
+def test_two_that_are_lost_at_once_are_replaced_as_well():
+    cluster = running()
+    cluster.kill("a", 0)
+    cluster.kill("a", 2)
+    cluster.run()
+    assert cluster.job("a").state is JobState.RUNNING
+
+
+def test_the_controller_may_be_killed_at_every_stage_of_it():
+    for stage in (Halt, Keep):
+        cluster = running()
+        cluster.agents.deaf = {stage}
+        cluster.kill("a", 1)
+        cluster.run()
+        assert cluster.job("a").state is JobState.STOPPING
+        cluster.agents.deaf = set()
+        cluster.restart()
+        cluster.run()
+        assert cluster.job("a").state is JobState.RUNNING, stage
+
+
+def test_the_step_is_the_latest_that_is_there_as_a_whole():
+    cluster = running()
+    cluster.agents.deaf = {Halt, Keep}
+    cluster.kill("a", 2)
+    cluster.run()
+    halted(cluster, 2, "m2", 10, (), (9, 10))
+    halted(cluster, 0, "m1", 11, (10, 11), (10, 11))
+    halted(cluster, 1, "m1", 11, (11,), (10, 11))
+    cluster.send()
+    keeps = cluster.commands_of(Keep)
+    assert {(node, keep.step, keep.replicas, keep.lost) for node, keep in keeps} == {
+        ("m1", 10, (0,), (2,)), ("m2", 10, (0,), (2,))
+    }  # fmt: skip
+    for rank, node in ((0, "m1"), (1, "m1"), (2, "m2")):
+        cluster.observe(RankKept(time_s=2, job="a", generation=2, node=node, rank=rank, step=10, bytes=1))
+    kept = cluster.job("a").kept
+    assert (kept.step, kept.replicas, kept.muted) == (10, ("m1",), (0, 1))  # these have printed the lines of step 10 already
+
+
+@pytest.mark.parametrize(
+    ("lost", "others", "reason"),
+    [
+        ((), (11,), "nothing is left of rank 2 for a step that others hold"),
+        ((9, 10), (11,), "nothing is left of rank 2 for a step that others hold"),
+        ((9, 10), (), "nothing is left of rank 0 for a step that others hold"),
+    ],
+)
+def test_what_cannot_be_put_together_fails_the_job_with_the_reason(lost, others, reason):
+    cluster = running()
+    cluster.agents.deaf = {Halt}
+    cluster.kill("a", 2)
+    cluster.run()
+    halted(cluster, 2, "m2", 10, (), lost)
+    halted(cluster, 0, "m1", 11, others, (10, 11))
+    halted(cluster, 1, "m1", 11, others, (10, 11))
+    cluster.run()
+    job = cluster.job("a")
+    assert job.state is JobState.FAILED
+    assert job.reason == f"rank 2 on m2 was ended by signal 9, and could not go on: {reason}"
+    assert not cluster.agents.workers
+
+
+def test_one_that_is_lost_while_the_others_write_fails_the_job():
+    cluster = running()
+    cluster.agents.deaf = {Keep}
+    cluster.kill("a", 2)
+    cluster.run()
+    cluster.kill("a", 0)
+    cluster.run()
+    assert cluster.job("a").state is JobState.FAILED
+    assert "while the state was being saved" in cluster.job("a").reason
+
+
+def test_a_word_that_never_comes_ends_it():
+    cluster = running()
+    cluster.agents.deaf = {Halt}
+    cluster.kill("a", 2)
+    cluster.run()
+    cluster.clock(61)
+    cluster.run()
+    assert cluster.job("a").state is JobState.FAILED
+    assert "no word of rank 0, 1, 2 within 60 s" in cluster.job("a").reason
+
+
+@pytest.mark.parametrize("why", ["its own error", "recover: false", "not under the SDK", "a single worker"])
+def test_what_is_not_recovered_fails_as_ever(why):
+    cluster = Cluster("m1:2 m2:2")
+    program = cluster.agents.programs["a"]
+    program.uses_sdk = why != "not under the SDK"
+    cluster.submit("a", 1 if why == "a single worker" else 3, recover=why != "recover: false")
+    cluster.run()
+    cluster.kill("a", 0, code=1 if why == "its own error" else -9)
+    cluster.run()
+    assert cluster.job("a").state is JobState.FAILED
+    assert not cluster.commands_of(Halt)
+
+
+def test_a_job_that_is_cancelled_meanwhile_ends():
+    cluster = running()
+    cluster.agents.deaf = {Halt}
+    cluster.kill("a", 2)
+    cluster.run()
+    cluster.cancel("a")
+    cluster.run()
+    assert (cluster.job("a").state, cluster.agents.workers) == (JobState.CANCELLED, {})
