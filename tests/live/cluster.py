@@ -164,12 +164,12 @@ class Cluster:
     # ------------------------------------------------------------ jobs
 
     def submit(self, placement: str, fill: str = "replica", width: int = 64, at_hold: bool = True, back: str = "",
-               recover: bool = False) -> LiveJob:  # fmt: skip
+               recover: bool = False, stops: str = "") -> LiveJob:  # fmt: skip
         """A job that runs where the test wants it; returns when every rank stands at its first hold and the controller knows it."""
         folder = Path(tempfile.mkdtemp(prefix="job-", dir=self.folder))
         workers = len(placement.split())
         holds = f"{folder}:{','.join(map(str, HOLDS))}"
-        command = ["python", str(SCRIPT), "--steps", str(STEPS), "--width", str(width), "--holds", holds]
+        command = ["python", str(SCRIPT), "--steps", str(STEPS), "--width", str(width), "--holds", holds, "--stops", stops]
         view = self.client.submit(
             {
                 "command": command, "name": "net", "workers": workers, "cwd": str(folder), "migrate": False, "fill": fill,

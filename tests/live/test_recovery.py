@@ -50,3 +50,53 @@ def test_a_killed_rank_costs_nothing(cluster, submit, undisturbed, rank):
     again = printed[rank].pop(printed[rank].index(undisturbed[rank][20]))  # the killed process had printed this one
     assert again == undisturbed[rank][20]
     assert printed == undisturbed
+
+
+@pytest.mark.parametrize("place", ["forward", "backward", "update", "end"])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_wherever_in_a_step_it_is_killed(cluster, submit, undisturbed, rank, place):
+    """In `update` the others have made the step already: they go back to what two of them copied before."""
+    job = submit(stops=f"{rank}:25:{place}")
+    cluster.release(job)
+    cluster.await_true((job.folder / f"stop-{rank}-25-{place}").exists, "it never came there", job)
+    cluster.kill(cluster.pid(job, rank, 1))
+    assert cluster.await_end(job)["state"] == "done"
+    printed = cluster.output(job)
+    if place == "end":
+        printed[rank].remove(undisturbed[rank][25])  # the killed process had printed this one
+    assert printed == undisturbed
+
+
+def test_two_that_are_killed_at_once(cluster, submit, undisturbed):
+    job = submit()
+    for rank in (0, 2):
+        cluster.kill(cluster.pid(job, rank, 1))
+    cluster.release(job)
+    assert cluster.await_end(job)["state"] == "done"
+    assert [lines[-1] for lines in cluster.output(job)] == [lines[-1] for lines in undisturbed]  # parameters, losses
+
+
+def test_again_and_again(cluster, submit, undisturbed):
+    job = submit(stops="1:25:forward,2:30:backward,0:35:forward")
+    cluster.release_all(job)
+    for rank, step, place in ((1, 25, "forward"), (2, 30, "backward"), (0, 35, "forward")):
+        cluster.await_true((job.folder / f"stop-{rank}-{step}-{place}").exists, "it never came there", job)
+        [process] = [p for p in cluster.processes(job) if p["rank"] == rank]
+        cluster.kill(process["pid"])
+    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.output(job) == undisturbed
+
+
+@pytest.mark.parametrize("who", ["controller", "agents"])
+def test_the_controller_or_the_agents_may_be_killed_with_it(cluster, submit, undisturbed, who):
+    job = submit(stops="1:25:forward")
+    cluster.release(job)
+    cluster.await_true((job.folder / "stop-1-25-forward").exists, "it never came there", job)
+    pid = cluster.pid(job, 1, 1)
+    for node in cluster.nodes if who == "agents" else ():
+        cluster.kill(cluster.agent_pid(node))
+    cluster.kill(pid)
+    if who == "controller":
+        cluster.kill_controller()
+    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.output(job) == undisturbed

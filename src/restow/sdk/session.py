@@ -163,7 +163,7 @@ class Job:
                 yield batch
                 step += 1
                 self.step = step
-                if worker.sentinel and step >= ready_at >= 0:
+                if worker.sentinel and step >= ready_at:
                     worker.sentinel.at_save_point(step, capture)
                 if step <= ready_at:
                     self._introduce(worker, feed, step - ready_at)
