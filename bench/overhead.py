@@ -100,7 +100,8 @@ def compared(options: argparse.Namespace, cluster: Cluster, place: Here, folder:
     """The paired windows; medians over the ranks' steps, then over the pairs."""
     turn, windows = Turn(folder / "turn"), options.windows + 1  # the first of each warms up
     script_options = [f"--state-mb={options.state_mb:g}", f"--steps={windows * options.steps}"]
-    watched = submit(cluster, "paced", options.ranks, script_options, pace(turn, "restow", options.steps, work))
+    watched = submit(cluster, "paced", options.ranks, script_options, pace(turn, "restow", options.steps, work),
+                     options.recover)
     with Run(folder / "torchrun") as run:
         torchrun(run, place, options.ranks, script_options, pace(turn, "torchrun", options.steps, work))
         for window in range(windows):
@@ -144,7 +145,8 @@ def started(options: argparse.Namespace, cluster: Cluster, place: Here, folder: 
     mine, theirs = [], []
     for number in range(options.starts):
         begin_s = time.monotonic()
-        watched = submit(cluster, f"start{number}", options.ranks, script_options, pace(turn, f"mine{number}", options.steps, 1))
+        watched = submit(cluster, f"start{number}", options.ranks, script_options, pace(turn, f"mine{number}", options.steps, 1),
+                         options.recover)
         mine.append(_first_step_s(turn, f"mine{number}", options.ranks) - begin_s)
         watched.wait_until("its end", lambda view: view["state"] == "done")
         with Run(folder / f"start{number}") as run:
@@ -164,11 +166,12 @@ def _first_step_s(turn: Turn, name: str, ranks: int) -> float:
     return max(float(word["time_s"]) for word in turn.wait_for(name, "first", 0, ranks))
 
 
-def submit(cluster: Cluster, name: str, ranks: int, script_options: list[str], env: dict[str, str]) -> Watched:
+def submit(cluster: Cluster, name: str, ranks: int, script_options: list[str], env: dict[str, str], recover: bool) -> Watched:
     """By the command line, as a user would."""
     source = os.pathsep.join((str(ROOT / "src"), str(ROOT)))
     settings = [word for key, value in {**env, "PYTHONPATH": source}.items() for word in ("--env", f"{key}={value}")]
-    words = ("submit", "--json", "-n", str(ranks), "--name", name, "--no-migrate", *settings, "--")
+    ways = ("--no-migrate",) if recover else ("--no-migrate", "--no-recover")
+    words = ("submit", "--json", "-n", str(ranks), "--name", name, *ways, *settings, "--")
     printed = cluster.command("m1", *words, sys.executable, str(SCRIPT), *script_options)
     return Watched(cluster, json.loads(printed)["id"])
 
@@ -193,6 +196,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=40, help="steps per window")
     parser.add_argument("--step-ms", type=float, default=20.0, help="fixed computing per step")
     parser.add_argument("--state-mb", type=float, default=1.0)
+    parser.add_argument("--recover", action="store_true", help="with what it costs to outlive a lost worker")
     parser.add_argument("--starts", type=int, default=3, help="starts of each that are timed")
     return parser.parse_args()
 

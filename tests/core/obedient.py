@@ -102,6 +102,7 @@ class Agents:
     dead_nodes: set[str] = field(default_factory=set)
     sharing: dict[tuple[str, str], Sharing] = field(default_factory=dict)  # (node, job) → what the agent was told last
     vaults: set[tuple[str, str, int]] = field(default_factory=set)  # (node, job, generation) of kept states
+    buddies: dict[tuple[str, int], str] = field(default_factory=dict)  # job, rank → node with a replica of what it alone holds
     left: dict[tuple[str, int], str] = field(default_factory=dict)  # job, rank that was killed → node with what is left of it
     come: dict[tuple[str, int], int] = field(default_factory=dict)  # nodes that were told to connect a gang that comes back
     wrong_twins: bool = False  # they build another model
@@ -185,8 +186,8 @@ class Agents:
             if worker.role == "rank" and worker.generation == command.generation:
                 self.say(RankHalted, command, node, rank=key[2], step=step, holds=(step,), privates=(step - 1, step))
         for rank in command.lost:
-            if self.left.get((command.job, rank)) == node:
-                self.say(RankHalted, command, node, rank=rank, step=step, holds=(), privates=(step - 1, step))
+            has = node in (self.left.get((command.job, rank)), self.buddies.get((command.job, rank)))
+            self.say(RankHalted, command, node, rank=rank, step=step, holds=(), privates=(step - 1, step) if has else ())
 
     def keep(self, node: str, command: Keep) -> None:
         for key, worker in self.here(node, command.job):
@@ -195,8 +196,7 @@ class Agents:
                 worker.role = "leaver"
                 self.exit(key, 0)
         for rank in command.lost:
-            if self.left.get((command.job, rank)) == node:
-                self.kept(node, command, rank)
+            self.kept(node, command, rank)
 
     def kept(self, node: str, command: Keep, rank: int) -> None:
         self.vaults.add((node, command.job, command.vault))

@@ -62,7 +62,7 @@ def test_the_step_is_the_latest_that_is_there_as_a_whole():
     cluster.send()
     keeps = cluster.commands_of(Keep)
     assert {(node, keep.step, keep.replicas, keep.lost) for node, keep in keeps} == {
-        ("m1", 10, (0,), (2,)), ("m2", 10, (0,), (2,))
+        ("m1", 10, (0,), ()), ("m2", 10, (0,), (2,))
     }  # fmt: skip
     for rank, node in ((0, "m1"), (1, "m1"), (2, "m2")):
         cluster.observe(RankKept(time_s=2, job="a", generation=2, node=node, rank=rank, step=10, bytes=1))
@@ -136,3 +136,22 @@ def test_a_job_that_is_cancelled_meanwhile_ends():
     cluster.cancel("a")
     cluster.run()
     assert (cluster.job("a").state, cluster.agents.workers) == (JobState.CANCELLED, {})
+
+
+def test_a_lost_node_is_survived_where_another_has_a_replica():
+    cluster = running(nodes="m1:2 m2:2 m3:1")
+    lost = [rank for rank, slot in enumerate(cluster.job("a").placement) if slot.node == "m2"]
+    cluster.agents.buddies = {("a", rank): "m1" for rank in lost}
+    cluster.lose("m2")
+    cluster.run()
+    job = cluster.job("a")
+    assert (job.state, len(cluster.agents.training("a"))) == (JobState.RUNNING, 3)
+    assert "m2" not in cluster.where("a")
+
+
+def test_a_lost_node_without_a_replica_fails_the_job():
+    cluster = running()
+    cluster.lose("m2")
+    cluster.run()
+    assert cluster.job("a").state is JobState.FAILED
+    assert cluster.job("a").reason.startswith("node m2 was lost (no answer for 3 s), and rank 2 with it, and could not go on")

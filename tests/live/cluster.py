@@ -151,6 +151,18 @@ class Cluster:
         self._controller.wait(PATIENCE_S)
         self.start_controller()
 
+    def lose(self, node: str) -> None:
+        """The machine is gone: everything on it is killed, and nothing there answers or is started again."""
+        (self.folder / "lost").mkdir(exist_ok=True)
+        (self.folder / "lost" / node).touch()
+        pids = {self.agent_pid(node), self.nursery_pid(node)}
+        for path in (self.folder / node / "run").glob("*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                pids.add(int(json.loads(path.read_text())["pid"]))
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def agent_pid(self, node: str) -> int:
         return int(json.loads((self.folder / node / "node.json").read_text())["pid"])
 

@@ -79,6 +79,8 @@ class ProcessHandle:
         return await self._call("ask", what, arguments)
 
     async def _call(self, do: str, *arguments: Any) -> Any:
+        if (self._folder / "lost" / self.node).exists():
+            raise Unreachable(f"node {self.node} does not answer: it is lost")
         try:
             reader, writer = await asyncio.open_unix_connection(
                 str(self._folder / self.node / "engine.sock"), limit=LINE_BYTES_MAX
@@ -110,8 +112,11 @@ class ProcessEngine:
         await self.agents()
 
     async def agents(self) -> dict[str, AgentHandle]:
-        await asyncio.gather(*map(self._raise, self._nodes))
+        await asyncio.gather(*map(self._raise, filter(self._is_there, self._nodes)))
         return {node: ProcessHandle(node, self._folder) for node in self._nodes}
+
+    def _is_there(self, node: str) -> bool:
+        return not (self._folder / "lost" / node).exists()
 
     async def _raise(self, node: str) -> None:
         """Start the node's agent if none answers; returns when it does."""
@@ -130,7 +135,7 @@ class ProcessEngine:
                     await asyncio.sleep(0.05)
 
     async def stop(self, *, end_agents: bool = False) -> None:
-        for node in self._nodes if end_agents else ():
+        for node in filter(self._is_there, self._nodes) if end_agents else ():
             await ProcessHandle(node, self._folder)._call("stop")
             if node in self._started:
                 await asyncio.to_thread(self._started[node].wait, START_S)

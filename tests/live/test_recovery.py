@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.live.cluster import Cluster, LiveJob
+from tests.live.cluster import HOLDS, Cluster, LiveJob
 
 WHERE = "a:0 a:1 b:0"
 
@@ -100,3 +100,17 @@ def test_the_controller_or_the_agents_may_be_killed_with_it(cluster, submit, und
         cluster.kill_controller()
     assert cluster.await_end(job)["state"] == "done"
     assert cluster.output(job) == undisturbed
+
+
+def test_a_machine_that_is_gone(undisturbed):
+    """Rank 2 was alone there; what it alone held is also on the other node, and its devices are."""
+    with Cluster({"a": 3, "b": 2}) as cluster:
+        job = cluster.submit(WHERE, recover=True, back="a:0 a:1 a:2")
+        cluster.release(job)
+        cluster.await_true(lambda: cluster.client.show(job.id)["step"] == HOLDS[1], "never at its second hold", job)
+        cluster.lose("b")
+        cluster.await_event(job, "RankSwitched", 3)
+        cluster.release_all(job)
+        cluster.await_true(lambda: cluster.client.show(job.id)["state"] == "done", "the job never ended", job)
+        assert cluster.client.show(job.id)["placement"] == []
+        assert [lines[-1] for lines in cluster.output(job)] == [lines[-1] for lines in undisturbed]  # parameters, losses

@@ -312,3 +312,28 @@ def test_closing_takes_the_hooks_off():
     table.close()
     assert "zero_grad" not in optimizer.__dict__
     assert not optimizer._optimizer_step_post_hooks
+
+
+@pytest.mark.parametrize("draws", [0, 1, 2, 3, 700])
+def test_numpys_generator_is_captured_after_any_draw(draws):
+    """Every second normal number leaves its memory as it was."""
+    numpy.random.seed(3)
+    randomness.capture()
+    numpy.random.randn()
+    randomness.capture()
+    for _ in range(draws):
+        numpy.random.randn()
+    kept = randomness.capture()
+    expected = [numpy.random.randn(), numpy.random.rand(), numpy.random.randn()]
+    numpy.random.seed(9)
+    randomness.restore(kept)
+    assert [numpy.random.randn(), numpy.random.rand(), numpy.random.randn()] == expected
+
+
+def test_pythons_generator_is_captured_after_any_draw():
+    kept = []
+    for _ in range(3):
+        kept.append((randomness.capture(), random.gauss(0, 1)))
+    for state, number in kept:
+        randomness.restore(state)
+        assert random.gauss(0, 1) == number

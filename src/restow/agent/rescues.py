@@ -29,11 +29,10 @@ class Rescues:
                 worker.channel.send({"type": "halt", "generation": command.generation})
         for rank in command.lost:
             left = self._left(command.job, rank)
-            if left is not None:
-                self._events.put(RankHalted(
-                    time_s=now_s(), job=command.job, generation=command.generation, node=self._node, rank=rank,
-                    step=max(left, default=-1), holds=(), privates=tuple(sorted(left)),
-                ))  # fmt: skip
+            self._events.put(RankHalted(
+                time_s=now_s(), job=command.job, generation=command.generation, node=self._node, rank=rank,
+                step=max(left, default=-1), holds=(), privates=tuple(sorted(left)),
+            ))  # fmt: skip
 
     def keep(self, command: Keep) -> None:
         self._keeps[command.job] = command
@@ -43,9 +42,7 @@ class Rescues:
                 about = {"type": "keep", "generation": command.vault, "step": command.step, "vault": folder}
                 worker.channel.send({**about, "replica": worker.rank in command.replicas})
         for rank in command.lost:
-            left = self._left(command.job, rank)
-            if left is not None:
-                self._keep_lost(command, rank, left.get(command.step, b""))
+            self._keep_lost(command, rank, self._left(command.job, rank).get(command.step, b""))
 
     def _keep_lost(self, command: Keep, rank: int, blob: bytes) -> None:
         about: dict[str, Any] = {"time_s": now_s(), "node": self._node, "rank": rank}
@@ -69,8 +66,8 @@ class Rescues:
         self._halts.pop(job, None)
         self._keeps.pop(job, None)
 
-    def _left(self, job: str, rank: int) -> dict[int, bytes] | None:
-        """What is left of this rank here; None: it was not here."""
+    def _left(self, job: str, rank: int) -> dict[int, bytes]:
+        """Step → what is left here of what this rank alone held then: its own slots, or a replica of another node's."""
         shared = self._folders.shared()
         found = [path for path, owner, _, number in shared if (owner, number, path.suffix) == (job, rank, ".slots")]
-        return slots.read(max(found, key=lambda path: path.stat().st_mtime_ns)) if found else None
+        return slots.read(max(found, key=lambda path: path.stat().st_mtime_ns)) if found else {}

@@ -25,6 +25,7 @@ from restow.errors import SpecError
 @click.option("--memory", metavar="SIZE", help="Peak device memory of one worker, for example 8GB; default: as measured.")
 @click.option("--fill", help="How moved workers get their state: auto (default), replica, copy or shadow.")
 @click.option("--no-migrate", is_flag=True, help="restow must not move it by itself.")
+@click.option("--no-recover", is_flag=True, help="The job fails when a worker is killed or its machine lost.")
 @click.option("--max-pause-s", type=float, help="The longest pause that one move may cost (default 60).")
 @click.option("--share", metavar="MODE", help="auto (default), exclusive, interleave, time-slice, best-effort or free.")
 @click.option("--protect", is_flag=True, help="Jobs that share its devices run in its idle time only.")
@@ -34,7 +35,7 @@ from restow.errors import SpecError
 @json_option
 def submit(
     words: tuple[str, ...], workers: int | None, name: str | None, env: tuple[str, ...], cwd: str | None, memory: str | None,
-    fill: str | None, no_migrate: bool, max_pause_s: float | None, share: str | None, protect: bool, queue: bool,
+    fill: str | None, no_migrate: bool, no_recover: bool, max_pause_s: float | None, share: str | None, protect: bool, queue: bool,
     follow: bool, wait_: bool, json_: bool,
 ) -> int:  # fmt: skip
     """Hand in a job, as a YAML spec or as a command.
@@ -46,7 +47,7 @@ def submit(
 
     \b
     The keys of a spec: name, command (needed), workers, cwd, env, memory, migrate, fill, max_pause_s, stop_grace_s,
-    share (true, false, a mode, or these under it: allow, mode, protect, max_slowdown, memory, quantum, link).
+    recover, share (true, false, a mode, or these under it: allow, mode, protect, max_slowdown, memory, quantum, link).
     Options given beside a spec win, those of share one by one. The command is started once per worker, with
     torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR ...). With -f or -w the exit code is 0 if the job ended with
     success, else 1. Ctrl-C stops the following, never the job.
@@ -54,6 +55,7 @@ def submit(
     written: dict[str, Any] = {
         "workers": workers, "name": name, "env": pairs(env), "cwd": cwd, "memory": memory, "fill": fill,
         "max_pause_s": max_pause_s, "migrate": False if no_migrate else None,
+        "recover": False if no_recover else None,
         "share": {**({"mode": share} if share else {}), **({"protect": True} if protect else {})} or None,
     }  # fmt: skip
     written = {key: value for key, value in written.items() if value is not None}

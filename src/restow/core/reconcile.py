@@ -210,11 +210,12 @@ def _stopping(record: Record) -> list[tuple[str, Command]]:
         halt = Halt(job=job.id, generation=job.generation, lost=tuple(sorted(rescue.lost)))
         return [(node, halt) for node in nodes_of(job.placement)]
     if rescue and rescue.step is not None:
-        keep = Keep(
-            job=job.id, generation=job.generation, vault=rescue.vault, step=rescue.step, replicas=rescue.replicas,
-            lost=tuple(sorted(rescue.lost)),
-        )  # fmt: skip
-        return [(node, keep) for node in nodes_of(job.placement)]
+        return [
+            (node, Keep(
+                job=job.id, generation=job.generation, vault=rescue.vault, step=rescue.step, replicas=rescue.replicas,
+                lost=tuple(rank for rank in sorted(rescue.lost) if rescue.halted[rank].node == node)))
+            for node in nodes_of(job.placement)
+        ]  # fmt: skip
     asked = {(process.slot.node, generation) for (generation, _), process in record.processes.items()}
     if record.torn:  # ranks that stay may already be called by the new number
         asked |= {(process.slot.node, record.torn) for process in record.processes.values()}

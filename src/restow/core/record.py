@@ -45,7 +45,9 @@ class Rescue:
     vault: int  # the generation that it is kept as
     lost: frozenset[int]
     reason: str
+    gone: frozenset[str] = frozenset()  # nodes that were lost
     halted: dict[int, RankHalted] = field(default_factory=dict)  # rank → where it stands, or what is left of it
+    searched: frozenset[tuple[int, str]] = frozenset()  # lost ranks, and nodes that have looked for what is left of them
     step: int | None = None  # chosen, once all have answered
     replicas: tuple[int, ...] = ()  # ranks that write what all hold alike
     kept: frozenset[int] = frozenset()

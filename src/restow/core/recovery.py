@@ -1,9 +1,10 @@
 """A gang that has lost ranks: its state is put into the vaults from what is left of it, and the job comes back from there.
 
 A lost rank makes the others' collectives fail, of which their scripts never hear: they are halted where they are, before they
-change their state again. All say which steps they hold; of the lost, their node says which private state is left in shared memory.
-The step is the latest that somebody holds as a whole and for which every rank's private state is there. It is kept, the survivors
-leave, and the job is pending with its state kept, as if it had been suspended (suspending.py).
+change their state again. All say which steps they hold; of the lost, their node says which private state is left in shared memory,
+or, where that node is lost, another one that has a replica. The step is the latest that somebody holds as a whole and for which
+every rank's private state is there. It is kept, the survivors leave, and the job is pending with its state kept, as if it had been
+suspended (suspending.py).
 
 A rank that ended by its own error is not lost: that would happen again.
 """
@@ -26,11 +27,9 @@ def begin(record: Record, event: RankExited) -> bool:
     is_lost = event.code < 0 and job.state is JobState.RUNNING and job.workers > 1
     if not (is_lost and job.movable and job.spec.recover) or job.exited or job.cancel_asked or record.is_committed:
         return False
-    if event.reason.startswith("node "):
-        return False  # its private state is gone with it
     gang.leave_switch(record, "a rank was lost", event.time_s)
     record.torn = job.generations + 1  # those that leave are of an older generation than this
-    rescue = Rescue(vault=job.generations + 1, lost=frozenset({event.rank}), reason=_what(event))
+    rescue = Rescue(vault=job.generations + 1, lost=frozenset({event.rank}), reason=_what(event), gone=_gone(event))
     signatures = tuple(record.signatures.get(rank, "") for rank in range(job.workers))
     record.rescue, record.ending, record.rescue_signatures = rescue, JobState.PENDING, signatures
     record.job = step(record.job, Cause.STOP)
@@ -46,7 +45,8 @@ def lose(record: Record, event: RankExited) -> None:
         return
     halted = {rank: word for rank, word in rescue.halted.items() if rank != event.rank}
     lost = rescue.lost | {event.rank}
-    record.rescue = replace(rescue, lost=lost, halted=halted, reason=f"{rescue.reason} and {_what(event)}")
+    reason = rescue.reason if event.node in rescue.gone else f"{rescue.reason} and {_what(event)}"
+    record.rescue = replace(rescue, lost=lost, halted=halted, reason=reason, gone=rescue.gone | _gone(event))
     if len(lost) == record.job.workers:
         give_up(record, "no rank is left", event.time_s)
     elif rescue.step is not None:  # the others may be gone already, with the state of that step
@@ -59,13 +59,32 @@ def rank_halted(record: Record, event: RankHalted) -> None:
         return
     if event.rank in rescue.lost and event.holds:
         return  # it said so before it was lost
-    record.rescue = rescue = replace(rescue, halted={**rescue.halted, event.rank: event})
-    if len(rescue.halted) == record.job.workers:
+    searched, known = rescue.searched, rescue.halted.get(event.rank)
+    if event.rank in rescue.lost:
+        home = record.job.placement[event.rank].node
+        if event.node != home and home not in rescue.gone:
+            return  # a replica, which may be older: its own node will answer
+        searched |= {(event.rank, event.node)}
+        if known and known.privates >= event.privates:
+            event = known  # there is more of it elsewhere
+    record.rescue = rescue = replace(rescue, halted={**rescue.halted, event.rank: event}, searched=searched)
+    if _have_all_answered(record, rescue):
         _choose(record, rescue, event.time_s)
 
 
-def _choose(record: Record, rescue: Rescue, time_s: float) -> None:
+def _have_all_answered(record: Record, rescue: Rescue) -> bool:
     placement = record.job.placement
+    left = set(nodes_of(placement)) - rescue.gone
+    for rank, slot in enumerate(placement):
+        if rank not in rescue.lost:
+            if rank not in rescue.halted:
+                return False
+        elif not {(rank, node) for node in (left if slot.node in rescue.gone else {slot.node})} <= rescue.searched:
+            return False
+    return True
+
+
+def _choose(record: Record, rescue: Rescue, time_s: float) -> None:
     held = {held for word in rescue.halted.values() for held in word.holds}
     whole = [s for s in held if all(s in word.privates for word in rescue.halted.values())]
     if not whole:
@@ -75,7 +94,7 @@ def _choose(record: Record, rescue: Rescue, time_s: float) -> None:
         return
     chosen = max(whole)
     holders = [rank for rank, word in sorted(rescue.halted.items()) if chosen in word.holds]
-    lowest = {placement[rank].node: rank for rank in reversed(holders)}  # of each node
+    lowest = {rescue.halted[rank].node: rank for rank in reversed(holders)}  # of each node
     record.rescue = replace(rescue, step=chosen, replicas=tuple(sorted(lowest.values())))
 
 
@@ -86,8 +105,9 @@ def rank_kept(record: Record, event: RankKept) -> None:
     record.rescue = rescue = replace(rescue, kept=rescue.kept | {event.rank})
     if len(rescue.kept) < record.job.workers:
         return
-    placement = record.job.placement
     assert rescue.step is not None
+    there = {rank: word.node for rank, word in rescue.halted.items()}  # of the lost: where something is left of them
+    placement = tuple(slot._replace(node=there[rank]) for rank, slot in enumerate(record.job.placement))
     kept = Kept(
         generation=rescue.vault, step=rescue.step, placement=placement, signatures=record.rescue_signatures,
         replicas=nodes_of(placement[rank] for rank in rescue.replicas),
@@ -103,6 +123,10 @@ def give_up(record: Record, why: str, time_s: float) -> None:
     assert rescue is not None
     record.rescue, record.ending = None, JobState.FAILED
     record.change(intended=(), reason=f"{rescue.reason}, and could not go on: {why}")
+
+
+def _gone(event: RankExited) -> frozenset[str]:
+    return frozenset({event.node} if event.reason.startswith("node ") else ())
 
 
 def _what(event: RankExited) -> str:

@@ -97,7 +97,8 @@ def rank_switched(record: Record, event: RankSwitched) -> None:
     if len(record.came_back) < job.workers:
         return
     assert job.kept is not None
-    record.discards[job.kept.generation] = tuple(dict.fromkeys(slot.node for slot in job.kept.placement))
+    nodes = (*nodes_of(job.kept.placement), *job.kept.replicas, *sorted(record.nodes_used))
+    record.discards[job.kept.generation] = tuple(dict.fromkeys(nodes))
     record.job = step(job, Cause.GANG_STARTED)
     record.change(kept=None, alive=frozenset(range(job.workers)), failed_moves=0, not_before_s=0.0, moved_s=event.time_s)
 

@@ -6,7 +6,9 @@ generators that a script made itself; a `torch.Generator` can be carried by name
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import pickle
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,17 +25,17 @@ from restow.errors import ScriptError
 class RandomState:
     """Where all generators of one process stand. Picklable, about 10 KB."""
 
-    python: tuple[Any, ...]
-    numpy: dict[str, Any] | tuple[Any, ...]
+    python: bytes  # pickled, as NumPy's: most steps draw from neither, and then the pickle of the step before is good
+    numpy: bytes
     torch: bytes
     cuda: tuple[bytes, ...] = ()  # one per visible device; empty if this process never used CUDA
 
 
 def capture() -> RandomState:
-    """Where the generators stand now. About 45 microseconds, three quarters of them NumPy's."""
+    """Where the generators stand now. About 20 microseconds, 100 where Python's and NumPy's have been drawn from."""
     return RandomState(
-        random.getstate(),
-        numpy.random.get_state(legacy=False),
+        _python.capture(),
+        _numpy.capture(),
         torch.default_generator.get_state().numpy().tobytes(),
         tuple(g.get_state().numpy().tobytes() for g in _cuda_generators()),
     )
@@ -47,11 +49,54 @@ def restore(state: RandomState) -> None:
             f"the random state has {len(state.cuda)} CUDA devices, this process sees {devices}; "
             "give both ranks the same number of visible devices"
         )
-    random.setstate(state.python)
-    numpy.random.set_state(state.numpy)
+    random.setstate(pickle.loads(state.python))
+    numpy.random.set_state(pickle.loads(state.numpy))
     torch.default_generator.set_state(_tensor(state.torch))
     for device, raw in enumerate(state.cuda):
         torch.cuda.set_rng_state(_tensor(raw), device)  # waits for CUDA's own start where it has not begun
+
+
+class _Python:
+    """The pickled state of Python's own generator, pickled again only when it has changed."""
+
+    def __init__(self) -> None:
+        self._state: tuple[Any, ...] = ()
+        self._pickled = b""
+
+    def capture(self) -> bytes:
+        state = random.getstate()
+        if state != self._state:
+            self._state, self._pickled = state, pickle.dumps(state, 5)
+        return self._pickled
+
+
+class _NumPy:
+    """The pickled state of NumPy's global generator. To ask for it takes 40 microseconds; whether it has changed since, its memory
+    shows in one: 624 words and a position. That says nothing of a second normal number kept for the next call, so while there is
+    one the state is asked for."""
+
+    BYTES = 625 * 4
+
+    def __init__(self) -> None:
+        self._memory = b""
+        self._pickled = b""
+
+    def capture(self) -> bytes:
+        memory = self._read()
+        if not memory or memory != self._memory:
+            state: Any = numpy.random.get_state(legacy=False)
+            self._pickled = pickle.dumps(state, 5)
+            self._memory = b"" if state.get("has_gauss", 1) else memory
+        return self._pickled
+
+    def _read(self) -> bytes:
+        generator = numpy.random.get_bit_generator()  # type: ignore[attr-defined]
+        if type(generator) is not numpy.random.MT19937:
+            return b""  # somebody's own
+        return ctypes.string_at(generator.ctypes.state_address, self.BYTES)
+
+
+_python, _numpy = _Python(), _NumPy()
 
 
 def mix(*words: int) -> int:

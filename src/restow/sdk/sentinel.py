@@ -27,6 +27,7 @@ import torch.distributed as dist
 from restow import vault
 from restow.sdk.boxes import StateTable
 from restow.sdk.channel import Channel
+from restow.sdk.replicas import Replicas
 from restow.sdk.vault import write_tensors
 from restow.slots import Slots
 
@@ -42,8 +43,12 @@ UPDATE_S_MAX = 20.0  # of an update that has begun, to the save point after it
 class Sentinel:
     """Of one rank. `job` and `rank` name it in the vault."""
 
-    def __init__(self, *, job: str, rank: int, slots: str, table: StateTable, channel: Channel, leave: Callable[[], NoReturn]):
+    def __init__(
+        self, *, job: str, rank: int, slots: str, table: StateTable, channel: Channel, replicas: Replicas,
+        leave: Callable[[], NoReturn],
+    ):  # fmt: skip
         self._job, self._rank, self._table, self._channel, self._leave = job, rank, table, channel, leave
+        self._replicas = replicas
         self._slots: Slots | None = Slots(Path(slots))
         self._changed = threading.Condition()
         self._step = -1  # finished steps, as of the last save point
@@ -63,6 +68,7 @@ class Sentinel:
             except OSError as error:
                 self._slots = None
                 print(f"restow: rank {self._rank} cannot be replaced if it is lost: {error.strerror}", file=sys.stderr, flush=True)
+        self._replicas.put(step, blob)
         with self._changed:
             self._privates = {step: blob} | {old: self._privates[old] for old in self._privates if old == step - 1}
             self._step, self._is_updating = step, False

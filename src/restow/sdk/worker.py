@@ -31,6 +31,7 @@ from restow.sdk.group import NetInner, SoloInner, collective_libraries, groups
 from restow.sdk.guard import Guard, room_for
 from restow.sdk.memory import KEPT_BYTES, keep_touched_memory, touch_ahead
 from restow.sdk.passage import Passage
+from restow.sdk.replicas import Replicas
 from restow.sdk.sentinel import Sentinel
 from restow.sdk.shadow import Leader, Shadow, followers_of
 from restow.sdk.shared_device import SharedDevice
@@ -51,6 +52,7 @@ class Worker:
         self.page: Page = open_page(Path(environment.page))
         self.table: StateTable | None = None
         self.values: dict[str, float] = {}
+        self._replicas: Replicas | None = None  # as the sentinel
         self.sentinel: Sentinel | None = None  # from `register` on, where lost ranks are replaced
         self.optimizer_steps = 0
         self._attempt: Attempt | None = None
@@ -113,7 +115,11 @@ class Worker:
         self.open_passage(table.device())
         env = self.environment
         if env.slots and self._libraries == {"cpu": "gloo"}:
-            self.sentinel = Sentinel(job=env.job, rank=env.rank, slots=env.slots, table=table, channel=self.channel, leave=_leave)
+            self._replicas = Replicas(env)
+            self.sentinel = Sentinel(
+                job=env.job, rank=env.rank, slots=env.slots, table=table, channel=self.channel, replicas=self._replicas,
+                leave=_leave,
+            )  # fmt: skip
             groups_module.sentinel = self.sentinel
 
     @property
@@ -174,6 +180,8 @@ class Worker:
         self.page.set("steps_total", -1 if total is None else total)
         self._step_word[0] = step
         self.times.begin(step)
+        if self._replicas:
+            self._replicas.join(self.generation, self._store_at)
 
     def after_step(self, step: int) -> bool:
         """The save point after `step` finished steps. True if a switch is near: then call `at_switch`."""
@@ -507,6 +515,8 @@ class Worker:
         self._store_before, self._store_at = self._store_at, attempt.terms.store
         self._left_generation, self.generation = self.generation, generation
         self._begin_turns(attempt, step)
+        if self._replicas and attempt.role is not Role.ARRIVING:  # who arrives joins as it begins its loop
+            self._replicas.join(generation, self._store_at)
         self.page.set("generation", generation)
         self.channel.change_hello(generation=generation)
         self.channel.tell(
