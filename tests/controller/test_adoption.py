@@ -49,3 +49,15 @@ def test_a_rank_whose_start_was_never_told_is_found():
 def test_what_should_not_run_any_more_is_ended():
     _, commands = compare({}, status((1, 0, "rank")), now_s=5.0)
     assert commands == [Stop(job="a", generation=1, grace_s=10.0)]
+
+
+def test_a_rank_that_was_given_up_while_its_node_was_away_is_ended_and_a_leaver_of_a_new_move_is_not():
+    elsewhere = changed(JOB, generation=3, placement=parse_placement("m2:0 m2:1"))
+    _, commands = compare({"a": elsewhere}, status((1, 0, "rank"), (3, 1, "twin")), now_s=500.0)
+    assert commands == [Stop(job="a", generation=1, grace_s=1.0)]
+    for spared in (
+        changed(elsewhere, moved_s=490.0),
+        changed(elsewhere, placement=parse_placement("m1:0 m2:1")),
+        changed(elsewhere, generation=1),
+    ):
+        assert compare({"a": spared}, status((1, 0, "rank")), now_s=500.0)[1] == []

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from restow.job import Job
+from restow.job import Job, JobState
 from restow.messages import Command, Event, RankExited, RankStarted, Stop
 
+SETTLED_S = 60.0  # after the last move
 UNKNOWN_CODE = -9  # nobody saw the exit status; the reason says so
 
 
@@ -40,7 +41,7 @@ def compare(jobs: Mapping[str, Job], status: Mapping[str, Any], now_s: float) ->
                         code=UNKNOWN_CODE, reason=reason,
                     )
                 )  # fmt: skip
-    return events, list(_endings(jobs, status["processes"]))
+    return events, list(_endings(jobs, status["processes"], node, now_s))
 
 
 def _may_be_a_rank(process: Mapping[str, Any], job: Job | None) -> bool:
@@ -48,9 +49,23 @@ def _may_be_a_rank(process: Mapping[str, Any], job: Job | None) -> bool:
     return job is not None and (process["role"] == "rank" or process["generation"] == job.generation)
 
 
-def _endings(jobs: Mapping[str, Job], processes: Iterable[Mapping[str, Any]]) -> Iterable[Command]:
+def _endings(
+    jobs: Mapping[str, Job], processes: Iterable[Mapping[str, Any]], node: str, now_s: float
+) -> Iterable[Command]:
     """A node that was lost and came back may still run what was given up meanwhile."""
-    stale = {(p["job"], p["generation"]) for p in processes if p["job"] not in jobs or jobs[p["job"]].state.is_final}
+    stale = {
+        (p["job"], p["generation"]) for p in processes
+        if p["job"] not in jobs or jobs[p["job"]].state.is_final or _is_left_behind(p, jobs[p["job"]], node, now_s)
+    }  # fmt: skip
     for name, generation in sorted(stale):
         grace_s = jobs[name].spec.stop_grace_s if name in jobs else 10.0
         yield Stop(job=name, generation=generation, grace_s=grace_s)
+
+
+def _is_left_behind(process: Mapping[str, Any], job: Job, node: str, now_s: float) -> bool:
+    """A rank of an older generation, on a node where its job is no more: it was given up while the node did not answer. Right
+    after a move it may be a leaver whose words its agent has not heard."""
+    if process["role"] != "rank" or process["generation"] >= job.generation or job.switch or job.state is JobState.STOPPING:
+        return False
+    is_here = bool(job.placement) and job.placement[process["rank"]].node == node
+    return not is_here and now_s - (job.moved_s or 0.0) > SETTLED_S
