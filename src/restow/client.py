@@ -63,6 +63,14 @@ class Client:
     def resume(self, job: str) -> dict[str, Any]:
         return self._ask("resume", job=job)
 
+    def cordon(self, node: str, *, on: bool = True) -> dict[str, Any]:
+        """Start nothing new on this node (or start things there again)."""
+        return self._ask("cordon", node=node, on=on)
+
+    def drain(self, node: str, *, on: bool = True, deadline_s: float = 0.0, apply: bool = True) -> dict[str, Any]:
+        """Empty this node (or let it be used again); what happens to each job there."""
+        return self._ask("drain", node=node, on=on, deadline_s=deadline_s, apply=apply)
+
     def migrate(self, job: str, *, to: str | None = None, pack: bool = False) -> dict[str, Any]:
         """`to` names one slot per rank, "m1:0 m1:1"; `pack` lets restow choose the fewest nodes."""
         return self._ask("migrate", job=job, to=to, pack=pack)

@@ -23,6 +23,9 @@ class Node:
     address: str  # where its workers can be reached by other nodes
     devices: tuple[Device, ...]
     is_alive: bool = True
+    is_cordoned: bool = False  # nothing new is started here
+    is_draining: bool = False  # and what is here leaves
+    drain_by_s: float = 0.0  # until then a job that finds no room elsewhere stays; afterwards it is suspended
     local_bytes_per_s: float = 1.0e9  # what two ranks on this node exchange per second (gloo loopback measured 0.9-2.5e9)
 
 

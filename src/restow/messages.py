@@ -172,6 +172,23 @@ class NodeLost(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeCordoned(Event):
+    """A person wants that nothing new is started there (or, again, that it is)."""
+
+    node: str
+    is_cordoned: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeDrained(Event):
+    """A person wants the node empty (or, again, in use). Jobs that find no room elsewhere are suspended after `by_s`."""
+
+    node: str
+    is_draining: bool
+    by_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LinkMeasured(Event):
     """`a` equal to `b`: between two ranks on that node."""
 

@@ -138,6 +138,9 @@ def test_events_are_one_line_each_and_one_object_each_with_json(cluster, capsys)
         (["migrate", "gpt", "--pack"], 3, "restow: job 'gpt' does not exist"),
         (["up", "--token-file", "x"], 2, "restow: --token-file goes with --join"),
         (["up", "--join", "h:1"], 2, "restow: --join needs --token-file"),
+        (["drain", "m9"], 3, "restow: node 'm9' does not exist; there are m1, m2"),
+        (["drain", "m1", "--deadline", "-1"], 2, "restow: --deadline is -1; write seconds, 0 or more"),
+        (["resume", "gpt"], 3, "restow: job 'gpt' does not exist"),
         (["subit"], 2, "restow: there is no command 'subit'; did you mean 'submit'?"),
         (["ps", "--colour"], 2, "restow: No such option '--colour'"),
         (["defrag", "--plan", "--apply"], 2, "restow: give either --plan or --apply"),
@@ -208,6 +211,16 @@ def test_every_command_explains_itself(capsys):
             code, out, _ = restow(capsys, name, "--help")
             assert code == 0
             assert "--json" in out
+
+
+def test_a_node_is_cordoned_drained_and_used_again(cluster, capsys):
+    assert restow(capsys, "cordon", "m1") == (0, "nothing new is started on m1\n", "")
+    assert "cordoned" in restow(capsys, "nodes")[1]
+    assert restow(capsys, "uncordon", "m1") == (0, "m1 is in use again\n", "")
+    assert restow(capsys, "drain", "m2") == (0, "m2 is empty\n", "")
+    assert "drained" in restow(capsys, "nodes")[1]
+    assert restow(capsys, "undrain", "m2") == (0, "m2 is in use again\n", "")
+    assert "drained" not in restow(capsys, "nodes")[1]
 
 
 def test_explain_says_what_is_not_known_yet(cluster, capsys):

@@ -170,6 +170,26 @@ def test_a_rank_that_is_killed_on_the_way_back_leaves_the_state_as_it_is(cluster
     assert "could not go on from step" in view["reason"]
 
 
+def test_a_drained_node_is_emptied_by_moves_and_where_there_is_no_room_by_suspending(cluster, submit, undisturbed):
+    job = submit()
+    plan = cluster.client.drain("b", apply=False)
+    assert [move["then"] for move in plan["moves"]] == [["a:0", "a:1", "a:2"]]
+    cluster.client.drain("b")
+    cluster.await_event(job, "StepAccepted", 2)
+    cluster.release(job)
+    cluster.await_event(job, "RankSwitched", 3)
+    assert cluster.client.show(job.id)["placement"] == ["a:0", "a:1", "a:2"]
+    cluster.client.drain("a")
+    cluster.await_event(job, "StepAccepted", 1, generation=3)
+    (job.folder / str(HOLDS[1])).touch()
+    cluster.await_true(lambda: cluster.client.show(job.id)["kept"], "never suspended", job)
+    assert all(not device["jobs"] for node in cluster.client.nodes() for device in node["devices"])
+    for node in ("a", "b"):
+        cluster.client.drain(node, on=False)
+    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.output(job) == undisturbed
+
+
 def test_it_outlives_a_restart_of_everything(undisturbed):
     with Cluster({"a": 3, "b": 2}) as cluster:
         job = cluster.submit(WHERE)

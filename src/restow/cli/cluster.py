@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 
@@ -124,7 +125,7 @@ def nodes(json_: bool) -> None:
         return
     rows = [
         [
-            node["name"], node["address"], "up" if node["alive"] else "lost", str(device["index"]),
+            node["name"], node["address"], _condition(node), str(device["index"]),
             device["kind"] + ("" if device["share"] == 1.0 else f" x{device['share']:g}"),
             out.size(device["memory_bytes"]) if device["memory_bytes"] else "-", " ".join(device["jobs"]) or "-",
         ]
@@ -132,6 +133,12 @@ def nodes(json_: bool) -> None:
         for device in node["devices"]
     ]  # fmt: skip
     out.table(["NODE", "ADDRESS", "", "DEVICE", "KIND", "MEMORY", "JOBS"], rows)
+
+
+def _condition(node: dict[str, Any]) -> str:
+    if not node["alive"]:
+        return "lost"
+    return "drained" if node["draining"] else "cordoned" if node["cordoned"] else "up"
 
 
 @click.command()

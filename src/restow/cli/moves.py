@@ -98,7 +98,7 @@ def defrag(plan: bool, apply_: bool, json_: bool) -> None:
         out.as_json(answer)
         return
     for move in answer["moves"]:
-        click.echo(f"{'moving' if apply_ else 'would move'} {_sentence(move)}")
+        click.echo(f"{'moving' if apply_ else 'would move'} {sentence(move)}")
     moved = {move["job"] for move in answer["moves"]}
     for job, reason in sorted(answer["reasons"].items()):
         if job not in moved:
@@ -107,7 +107,8 @@ def defrag(plan: bool, apply_: bool, json_: bool) -> None:
         click.echo("nothing to move")
 
 
-def _sentence(move: dict[str, Any]) -> str:
+def sentence(move: dict[str, Any]) -> str:
+    """A move as predicted, in words."""
     return (
         f"{move['job']}: {out.places(move['now'])} → {out.places(move['then'])}; step {out.seconds(move['step_now_s'])} →"
         f" {out.seconds(move['step_then_s'])}, pause {out.seconds(move['downtime_s'])}, {out.size(move['wire_bytes'])} over"

@@ -52,6 +52,10 @@ def check(job: Job, placement: Placement, snapshot: Snapshot) -> None:
     for node, device in places:
         if (node, device) not in existing:
             raise NotFound(f"device {node}:{device} does not exist or its node is lost; see restow nodes")
+    for node in nodes_of(placement):
+        found = snapshot.node(node)
+        if found and found.is_cordoned and node not in nodes_of(job.placement):
+            raise Refused(f"node {node} is cordoned; restow uncordon {node} first")
     devices = sharing.devices_of(placement)
     hosts = next((hosts for hosts in sharing.groups(snapshot) if devices == sharing.devices_of(hosts[0].intended)), ())
     if hosts and job not in hosts:  # exactly the devices of others: it may join them

@@ -7,16 +7,28 @@ anything is journalled.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from restow.cluster import Node, Snapshot
 from restow.controller import destinations, views
 from restow.controller.loop import Controller
 from restow.errors import NotFound, Refused, SpecError
 from restow.job import Job, JobState
-from restow.messages import CancelAsked, JobSubmitted, MigrateAsked, PauseAsked, ResumeAsked, from_json, to_json
-from restow.placement import Move, parse_placement
+from restow.messages import (
+    CancelAsked,
+    JobSubmitted,
+    MigrateAsked,
+    NodeCordoned,
+    NodeDrained,
+    PauseAsked,
+    ResumeAsked,
+    from_json,
+    to_json,
+)
+from restow.placement import Move, nodes_of, parse_placement
 
 LOG_CHUNK_BYTES = 256 * 1024
 FOLLOW_S = 0.3  # between two looks at a log that is followed
@@ -145,6 +157,37 @@ class Requests:
         self._controller.decide(self._controller.now())
         return self._view(self._find(found.id))
 
+    async def cordon(self, node: str, on: bool = True) -> dict[str, Any]:
+        """Start nothing new there, or (`on` false) start things there again."""
+        found = self._node(node)
+        if found.is_draining and not on:
+            raise Refused(f"node {node} is drained; restow undrain {node} takes that back")
+        await self._controller.take([NodeCordoned(time_s=self._controller.now(), node=node, is_cordoned=on)])
+        return {"node": node, "cordoned": on}
+
+    async def drain(self, node: str, on: bool = True, deadline_s: float = 0.0, apply: bool = True) -> dict[str, Any]:
+        """Empty the node, or (`on` false) let it be used again. Says what happens to each job there; without `apply` only that."""
+        self._node(node)
+        now_s = self._controller.now()
+        by_s = now_s + deadline_s if deadline_s > 0 else 0.0
+        before = self._snapshot()
+        nodes = tuple(
+            dataclasses.replace(n, is_draining=on, is_cordoned=on, drain_by_s=by_s) if n.name == node else n for n in before.nodes
+        )
+        plan = getattr(self._controller.policy, "plan", self._controller.policy.decide)
+        schedule = plan(dataclasses.replace(before, nodes=nodes))
+        here = [job for job in before.jobs if node in nodes_of(job.intended or job.placement)]
+        answer = {
+            "node": node, "applied": apply,
+            "moves": [_move_view(schedule.moves[job.id]) for job in here if job.id in schedule.moves],
+            "others": {job.id: schedule.reasons.get(job.id, "") for job in here if job.id not in schedule.moves},
+            "kept_here": [job.id for job in before.jobs if job.kept and node in nodes_of(job.kept.placement)],
+        }  # fmt: skip
+        if apply:
+            await self._controller.take([NodeDrained(time_s=now_s, node=node, is_draining=on, by_s=by_s)])
+            self._controller.decide(self._controller.now())
+        return answer
+
     async def share(self, job: str, share: dict[str, Any]) -> dict[str, Any]:
         """Let this job share its devices in another way from now on; `share` holds fields of ShareSpec, the others stay."""
         found = self._find(job)
@@ -201,8 +244,15 @@ class Requests:
     def _jobs(self) -> list[Job]:
         return sorted(self._controller.state.jobs.values(), key=lambda job: (job.submitted_s, job.id))
 
-    def _snapshot(self) -> Any:
+    def _snapshot(self) -> Snapshot:
         return self._controller.state.snapshot(self._controller.now())
+
+    def _node(self, name: str) -> Node:
+        node = self._snapshot().node(name)
+        if node is None:
+            known = ", ".join(node.name for node in self._snapshot().nodes)
+            raise NotFound(f"node {name!r} does not exist; there are {known or 'none'}")
+        return node
 
     def _find(self, name: str) -> Job:
         """By id, or by a beginning that only one job has."""

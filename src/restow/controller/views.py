@@ -92,6 +92,8 @@ def node_view(node: Node, holders: dict[tuple[str, int], list[str]]) -> dict[str
         "name": node.name,
         "address": node.address,
         "alive": node.is_alive,
+        "cordoned": node.is_cordoned,
+        "draining": node.is_draining,
         "devices": [
             {**dataclasses.asdict(device), "jobs": holders.get((node.name, device.index), [])}
             for device in node.devices

@@ -34,6 +34,8 @@ from restow.messages import (
     LaunchFailed,
     LinkMeasured,
     MigrateAsked,
+    NodeCordoned,
+    NodeDrained,
     NodeJoined,
     NodeLost,
     PauseAsked,
@@ -174,6 +176,18 @@ class ClusterState:
         for record in self.records.values():
             gang.lose_node(record, event.node, event.reason, event.time_s, self.config)
         self.nodes[event.node] = replace(node, is_alive=False)
+
+    def _node_cordoned(self, event: NodeCordoned) -> None:
+        node = self.nodes.get(event.node)
+        if node:
+            self.nodes[event.node] = replace(node, is_cordoned=event.is_cordoned)
+
+    def _node_drained(self, event: NodeDrained) -> None:
+        node = self.nodes.get(event.node)
+        if node:
+            self.nodes[event.node] = replace(
+                node, is_draining=event.is_draining, is_cordoned=event.is_draining, drain_by_s=event.by_s
+            )
 
     def _link_measured(self, event: LinkMeasured) -> None:
         node = self.nodes.get(event.a)
@@ -343,6 +357,8 @@ class ClusterState:
         NodeJoined: _node_joined,
         NodeLost: _node_lost,
         LinkMeasured: _link_measured,
+        NodeCordoned: _node_cordoned,
+        NodeDrained: _node_drained,
         JobSubmitted: _job_submitted,
         CancelAsked: _cancel_asked,
         MigrateAsked: _migrate_asked,

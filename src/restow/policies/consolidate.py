@@ -1,9 +1,9 @@
 """The default policy: first come first served onto the fastest free slots, and scattered gangs are brought together.
 
-In order: running jobs stay; a person's wish (MigrateAsked) comes next; pending jobs are placed, later ones may fill what an
-earlier one cannot use; then moves. A move is made when the device seconds that it is expected to save over the job's remaining
-life exceed what it costs, with a margin. If the gang cannot come together as things are, one other job may be moved out of
-the way first, when the two moves together are worth it.
+In order: running jobs stay, unless their node is drained; a person's wish (MigrateAsked) comes next; pending jobs are placed, later
+ones may fill what an earlier one cannot use; then moves. A move is made when the device seconds that it is expected to save over
+the job's remaining life exceed what it costs, with a margin. If the gang cannot come together as things are, one other job may be
+moved out of the way first, when the two moves together are worth it.
 
 Not known here: how long jobs really last (steps_total or the time behind them is the guess), other traffic on a link, and
 plans of three and more jobs.
@@ -68,7 +68,7 @@ class Board:
         """Free slots big enough for one worker of `job`; slots of the jobs in `without` count as free."""
         fits = []
         for node in self.snapshot.nodes:
-            for device in node.devices if node.is_alive else ():
+            for device in node.devices if node.is_alive and not node.is_cordoned else ():
                 big_enough = not device.memory_bytes or job.spec.memory_bytes <= device.memory_bytes
                 if big_enough and self.taken.get((node.name, device.index), set()) <= without:
                     fits.append(Slot(node.name, device.index))
@@ -110,6 +110,7 @@ class Consolidate:
         """Keep, grant wishes, place, consolidate. O(jobs^2 x nodes^2) at worst, when many jobs are scattered."""
         schedule, board = Schedule(), Board.of(snapshot)
         self._keep(snapshot, schedule)
+        self._drain(snapshot, schedule, board)
         self._grant_wishes(snapshot, schedule, board)
         self._place_pending(snapshot, schedule, board)
         self._consolidate(snapshot, schedule, board)
@@ -122,10 +123,45 @@ class Consolidate:
             if job.paused and snapshot.now_s >= job.not_before_s:
                 schedule.explain(job.id, f"paused, as was asked; restow resume {job.id} lets it go on")
             elif job.state is JobState.RUNNING and not job.intended:
-                schedule.put(job.id, job.placement, "stays after all")  # it was about to be suspended
+                if not any(node.is_draining for node in snapshot.nodes if node.name in nodes_of(job.placement)):
+                    schedule.put(job.id, job.placement, "stays after all")  # it was about to be suspended
             elif job.intended:
                 where = " ".join(map(str, job.intended))
                 schedule.put(job.id, job.intended, f"stays on {where}" if job.state is not JobState.PENDING else "")
+
+    # ------------------------------------------------------------ nodes that are to be empty
+
+    def _drain(self, snapshot: Snapshot, schedule: Schedule, board: Board) -> None:
+        """What is on a draining node goes elsewhere; what finds no room there is suspended, after the deadline."""
+        draining = {node.name: node for node in snapshot.nodes if node.is_draining}
+        for job in snapshot.jobs if draining else ():
+            here = [draining[name] for name in nodes_of(job.intended) if name in draining]
+            if not here or job.paused or snapshot.now_s < job.not_before_s or job.state is JobState.STOPPING:
+                continue
+            if job.state is JobState.PENDING:
+                schedule.placements.pop(job.id, None)  # it finds another place below
+                continue
+            if job.switch and job.switch.phase in (Phase.COMMIT, Phase.RESCUE, Phase.ABORT):
+                continue
+            names = " and ".join(node.name for node in here)
+            staying = [slot for slot in job.intended if slot.node not in draining]
+            places = list(candidates(job.workers, [*staying, *board.usable(job)], job.placement))
+            if places:
+                then = min(places, key=lambda p: (self._step_s(job, p, snapshot), len(nodes_of(p)), p))
+                reason = f"leaves {names}, which is drained"
+                schedule.put(job.id, then, reason)
+                schedule.moves[job.id] = self.move(job, then, snapshot, reason)
+                board.take(job.id, then)
+            elif snapshot.now_s < max(node.drain_by_s for node in here):
+                left_s = max(node.drain_by_s for node in here) - snapshot.now_s
+                schedule.explain(job.id, f"{names} is drained; no other machine has room, suspended in {left_s:.0f} s if so")
+            else:
+                schedule.placements.pop(job.id, None)
+                schedule.explain(job.id, f"suspended: {names} is drained and no other machine has room")
+
+    @staticmethod
+    def _step_s(job: Job, then: Placement, snapshot: Snapshot) -> float:
+        return predict_step_s(job.profile, job.placement, then, snapshot)
 
     # ------------------------------------------------------------ wishes
 
@@ -133,8 +169,8 @@ class Consolidate:
         for job in snapshot.jobs:
             if not job.pinned or same_devices(job.pinned, job.intended) or job.state not in (JobState.PENDING, JobState.RUNNING):
                 continue
-            if job.paused:
-                continue
+            if job.paused or job.id in schedule.moves or (job.intended and job.id not in schedule.placements):
+                continue  # it is leaving a node
             if (job.switch and job.switch.phase in (Phase.COMMIT, Phase.RESCUE, Phase.ABORT)) or snapshot.now_s < job.not_before_s:
                 schedule.explain(job.id, job.reason)  # why the last attempt failed and when the next may be
                 continue
