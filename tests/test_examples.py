@@ -115,9 +115,9 @@ def test_under_torchrun_the_group_is_ended_before_the_interpreter_is(tmp_path):
     script = tmp_path / "leaves.py"
     script.write_text(
         "import atexit, torch.distributed as dist\n"
-        "atexit.register(lambda: print('left' if not dist.is_initialized() else 'still there', flush=True))\n"
+        "atexit.register(lambda: print('still there' if dist.is_initialized() else 'left', flush=True))\n"
         "import restow\n"
         "restow.init()\n"
         "assert dist.is_initialized()\n"
     )
-    assert run(tmp_path, script, ranks=3).split().count("left") == 3
+    assert run(tmp_path, script, ranks=3).count("left") == 3

@@ -10,20 +10,21 @@ from hypothesis import strategies as st
 
 from restow.cluster import Device, Link
 from restow.errors import SpecError
-from restow.job import JobSpec, ShareSpec, Sharing
+from restow.job import JobSpec, Kept, ShareSpec, Sharing
 from restow.messages import TYPES, Connect, Launch, NodeJoined, RankConnected, StoreOpened, from_json, to_json
 from restow.placement import Move, Slot, parse_placement
 
 SPEC = JobSpec(command=("python", "train.py"), workers=2, env=(("A", "1"),))
 PLACEMENT = parse_placement("m1:0 m2:1@0.5")
 SHARING = Sharing(mode="interleave", partners=("b",))
+KEPT = Kept(generation=2, step=7, placement=PLACEMENT, replicas=("m1",), muted=(1,), signatures=("s", "s"))
 SAMPLES: dict[object, object] = {
     str: "x", int: 3, float: 0.25, bool: True, JobSpec: SPEC, Link: Link(bytes_per_s=1e6), tuple[Device, ...]: (Device(index=0),),
     tuple[Slot, ...]: PLACEMENT, tuple[int, ...]: (0, 1), tuple[str, int]: ("10.0.0.1", 4000), int | None: None,
     tuple[tuple[str, float], ...]: (("loss", 0.5),), tuple[tuple[str, str], ...]: (("a", "why"),),
     tuple[tuple[str, tuple[Slot, ...]], ...]: (("a", PLACEMENT),),
     ShareSpec: ShareSpec(protect=True), Sharing: SHARING, tuple[tuple[str, Sharing], ...]: (("a", SHARING),),
-    tuple[str, ...]: ("a", "b"), tuple[float, ...]: (0.9, 0.8),
+    Kept: KEPT, Kept | None: KEPT, tuple[str, ...]: ("a", "b"), tuple[float, ...]: (0.9, 0.8),
     Move: Move(job="a", now=PLACEMENT, then=PLACEMENT, reason="", step_now_s=1, step_then_s=1, downtime_s=0, wire_bytes=0,
                saves_s=0),
 }  # fmt: skip
@@ -40,7 +41,7 @@ def test_a_command_looks_on_the_wire_as_the_document_says():
     connect = Connect(job="a", generation=2, now=PLACEMENT, then=PLACEMENT, store=("10.0.0.1", 4000), fill="copy")
     assert to_json(connect) == {
         "type": "Connect", "job": "a", "generation": 2, "now": [["m1", 0, 1.0], ["m2", 1, 0.5]],
-        "then": [["m1", 0, 1.0], ["m2", 1, 0.5]], "store": ["10.0.0.1", 4000], "fill": "copy",
+        "then": [["m1", 0, 1.0], ["m2", 1, 0.5]], "store": ["10.0.0.1", 4000], "fill": "copy", "kept": None,
     }  # fmt: skip
 
 
