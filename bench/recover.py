@@ -75,7 +75,8 @@ def restow(options: argparse.Namespace, where: Any) -> tuple[dict[str, Any], dic
         alone.wait_until("its end", lambda view: view["state"] == "done", timeout_s=1800)
         exits = [e for e in cluster.client.events() if e["type"] == "RankExited" and e["job"] == job.job]
         gone = [e["time_s"] for e in exits if e["code"] == -9]
-        marks = timeline.read_marks(job.lines())
+        marks, ended = timeline.read_marks(job.lines()), digests(job.lines())
+        reference = timeline.read_marks(alone.lines()), digests(alone.lines())
     detected = [min(t for t in gone if t >= wall_s) - wall_s for _, wall_s in kills]
     found = [_after_kill(marks, kill_s) for kill_s, _ in kills]
     row = {
@@ -84,7 +85,7 @@ def restow(options: argparse.Namespace, where: Any) -> tuple[dict[str, Any], dic
         "resume_s": median(again - one for (again, _), one in zip(found, detected, strict=True)),
         "lost_steps": median(lost for _, lost in found),
         "worst_s": max(again for again, _ in found),
-        "bit_identical": timeline.same_run(marks, digests(job.lines()), timeline.read_marks(alone.lines()), digests(alone.lines())),
+        "bit_identical": timeline.same_run(marks, ended, *reference),
     }
     return row, {"kills": options.kills, "lost_jobs": 0, "hung_jobs": 0, "repeated_steps": sum(lost for _, lost in found)}
 

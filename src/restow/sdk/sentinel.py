@@ -1,7 +1,7 @@
 """What makes a job outlive its ranks: each keeps what it alone holds where that outlives it, and stands still when another is lost.
 
 At every save point a rank's private state goes into shared memory (slots.py), and two ranks copy what all hold alike before each
-update, where that costs little: a rank that is lost in its update leaves private state of the step before it. When a collective
+update, while they wait for others: a rank that is lost in its update leaves private state of the step before it. When a collective
 fails, the script does not hear of it at once: the failure waits for the word of the controller. If a rank was lost, that word is
 `halt`: this process finishes an update that has begun, changes its state no more, and says which steps it holds. Then comes `keep`:
 it writes the state of the step that was chosen into the vault and leaves; the job comes back from there. Without a word in time
@@ -27,6 +27,7 @@ import torch.distributed as dist
 from restow import vault
 from restow.sdk.boxes import StateTable
 from restow.sdk.channel import Channel
+from restow.sdk.copies import Copies
 from restow.sdk.replicas import Replicas
 from restow.sdk.vault import write_tensors
 from restow.slots import Slots
@@ -34,18 +35,16 @@ from restow.slots import Slots
 log = logging.getLogger(__name__)
 
 WORD_S_MAX = 60.0  # a controller that was killed is back by then
-COPY_BYTES_PER_S = 2e9  # of memory to memory, on one core
-COPY_PART_MAX = 0.01  # of a step; a larger state is not copied before each update
 COPIERS = (0, 1)  # one of two ranks is still there when one is lost
 UPDATE_S_MAX = 20.0  # of an update that has begun, to the save point after it
 
 
 class Sentinel:
-    """Of one rank. `job` and `rank` name it in the vault."""
+    """Of one rank. `job` and `rank` name it in the vault. `times()`: seconds of a step, and of it waiting for others."""
 
     def __init__(
         self, *, job: str, rank: int, slots: str, table: StateTable, channel: Channel, replicas: Replicas,
-        leave: Callable[[], NoReturn],
+        times: Callable[[], tuple[float, float]], leave: Callable[[], NoReturn],
     ):  # fmt: skip
         self._job, self._rank, self._table, self._channel, self._leave = job, rank, table, channel, leave
         self._replicas = replicas
@@ -53,8 +52,7 @@ class Sentinel:
         self._changed = threading.Condition()
         self._step = -1  # finished steps, as of the last save point
         self._privates: dict[int, bytes] = {}  # of the last two save points
-        self._before: dict[str, torch.Tensor] = {}  # what all hold alike, as of ...
-        self._before_step = -1
+        self._copies = Copies(table, times)
         self._is_updating = False  # from the first update of a step to its save point
         self._is_halted = self._is_over = self._is_let_go = False
 
@@ -75,26 +73,14 @@ class Sentinel:
             self._changed.notify_all()
             self._stand_still()
 
-    def before_update(self, step_s: float) -> None:
+    def before_update(self) -> None:
         """An optimizer is about to run: from here to the save point, what is held is of no step."""
         with self._changed:
             self._stand_still()
             if self._is_updating:
                 return
+            self._copies.wait()
             self._is_updating = True
-        if self._rank in COPIERS and self._step >= 0:
-            self._copy(step_s)
-
-    def _copy(self, step_s: float) -> None:
-        self._before_step = -1
-        tensors = self._table.tensors()
-        if sum(tensor.nbytes for tensor in tensors.values()) / COPY_BYTES_PER_S > COPY_PART_MAX * step_s:
-            return
-        if self._before.keys() != tensors.keys():
-            self._before = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
-        for name, tensor in tensors.items():
-            self._before[name].copy_(tensor)
-        self._before_step = self._step
 
     def end_loop(self) -> None:
         """No save point comes any more."""
@@ -107,14 +93,16 @@ class Sentinel:
 
     # ------------------------------------------------------------ collectives
 
-    def carry(self, work: dist.Work) -> dist.Work:
+    def carry(self, work: dist.Work, operation: str) -> dist.Work:
         """The Work that the script is to get."""
+        if self._rank in COPIERS and operation != "broadcast" and self._step >= 0 and not self._is_updating:
+            self._copies.begin(self._step)  # not yet at DDP's broadcast of buffers, before a step
         return WatchedWork(self, work)
 
     def failed(self, error: Exception) -> NoReturn:
         """A collective failed. Raises `error` unless there is a word that a rank was lost; then it does not return."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_halted or self._is_let_go, None if self._is_over else WORD_S_MAX)
+            self._changed.wait_for(lambda: self._is_halted or self._is_let_go, 0.0 if self._is_over else WORD_S_MAX)
             self._stand_still()
         raise error
 
@@ -125,7 +113,7 @@ class Sentinel:
             self._is_halted = True
             self._changed.wait_for(lambda: not self._is_updating, UPDATE_S_MAX)
             live = (self._step,) if not self._is_updating and not self._is_over else ()
-            holds = sorted({*live, self._before_step} - {-1})
+            holds = sorted({*live} | self._copies.steps())
             word = {"step": self._step, "holds": holds, "privates": sorted(self._privates)}
         self._channel.tell(type="halted", **word)
 
@@ -136,7 +124,7 @@ class Sentinel:
         try:
             written = vault.write_blob(folder, vault.of_rank(self._rank), self._privates[step], **about)
             if message["replica"]:
-                tensors = self._table.tensors() if step == self._step and not self._is_updating else self._before
+                tensors = self._table.tensors() if step == self._step and not self._is_updating else self._copies.of(step)
                 written += write_tensors(folder, vault.REPLICA, tensors, **about)
             said = {"generation": about["generation"], "step": step, "bytes": written, "pause_s": 0.0}
             (folder / f"{vault.of_rank(self._rank)}.left").write_text(json.dumps(said))

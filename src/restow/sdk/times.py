@@ -39,6 +39,11 @@ class StepTimes:
         """0 if there was none yet."""
         return self._recent[-1][0] if self._recent else 0.0
 
+    @property
+    def last_exposed_s(self) -> float:
+        """Of the last step, waiting for others; 0 if there was none yet."""
+        return self._recent[-1][1] if self._recent else 0.0
+
     def begin(self, step: int) -> None:
         """The loop starts, or goes on after a move, with `step` steps finished."""
         self._last_s = time.perf_counter()

@@ -118,7 +118,7 @@ class Worker:
             self._replicas = Replicas(env)
             self.sentinel = Sentinel(
                 job=env.job, rank=env.rank, slots=env.slots, table=table, channel=self.channel, replicas=self._replicas,
-                leave=_leave,
+                times=lambda: (self.times.last_step_s, self.times.last_exposed_s), leave=_leave,
             )  # fmt: skip
             groups_module.sentinel = self.sentinel
 
@@ -143,7 +143,7 @@ class Worker:
         if leader:
             leader.before(optimizer)
         if self.sentinel and not self.is_twin:
-            self.sentinel.before_update(self.times.last_step_s)
+            self.sentinel.before_update()
         self.times.before_update()
 
     def _after_update(self, *_: Any) -> None:

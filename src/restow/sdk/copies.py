@@ -1,0 +1,97 @@
+"""What all ranks hold alike, as of the last two save points, copied beside the training: while a rank waits for others anyway.
+
+A rank that is lost in its update leaves private state of the step before, when the others have made that update already; it shows
+when the first collective of the next step fails. So the copy of the step before stays until another one is whole.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import torch
+
+from restow.sdk.boxes import StateTable
+
+COPY_BYTES_PER_S = 2e9  # of memory to memory, on one core
+COPY_BYTES_MAX = 1 << 30  # two copies of it are held
+COPY_PART_MAX = 0.01  # of a step, and ...
+WAIT_PART = 0.8  # ... of the time that it waits for others: a state that takes longer to copy is not
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Copies:
+    """Of one process. `times()`: seconds of a step, and of it waiting for others."""
+
+    def __init__(self, table: StateTable, times: Callable[[], tuple[float, float]]):
+        self._table, self._times = table, times
+        self._changed = threading.Condition()
+        self._by_step: dict[int, Tensors] = {}
+        self._room: Tensors = {}  # of a copy that is not needed any more
+        self._bytes = 0
+        self._asked_step = -1
+        self._is_copying = False
+        self._thread: threading.Thread | None = None
+
+    def begin(self, step: int) -> None:
+        """The state of `step` does not change before `wait` has returned: copy it, if that costs little. May be asked often."""
+        if self._asked_step == step:
+            return
+        self._asked_step = step
+        if not self._is_cheap():
+            return
+        with self._changed:
+            self._is_copying = True
+            self._changed.notify_all()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="restow-copies", daemon=True)
+            self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being copied: the state may change."""
+        if self._is_copying:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._is_copying)
+
+    def steps(self) -> set[int]:
+        """Those whose state is here as a whole."""
+        with self._changed:
+            return set(self._by_step)
+
+    def of(self, step: int) -> Tensors:
+        """Raises KeyError when it is not here."""
+        with self._changed:
+            return self._by_step[step]
+
+    def _is_cheap(self) -> bool:
+        if not self._bytes:
+            self._bytes = sum(tensor.nbytes for tensor in self._table.tensors().values())
+        step_s, exposed_s = self._times()
+        return self._bytes / COPY_BYTES_PER_S <= COPY_PART_MAX * step_s + WAIT_PART * exposed_s and self._bytes <= COPY_BYTES_MAX
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_copying)
+                step, room = self._asked_step, self._room
+                self._room = {}
+            try:
+                copy = self._copied(self._table.tensors(), room)
+            except (MemoryError, RuntimeError):  # there is no room for it
+                copy, self._bytes = {}, 1 << 62
+            with self._changed:
+                if copy:
+                    self._by_step[step] = copy
+                for old in sorted(self._by_step)[:-2]:
+                    self._room = self._by_step.pop(old)
+                self._is_copying = False
+                self._changed.notify_all()
+
+    @staticmethod
+    def _copied(tensors: Tensors, room: Tensors) -> Tensors:
+        if room.keys() != tensors.keys():
+            room = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            room[name].copy_(tensor)
+        return room
