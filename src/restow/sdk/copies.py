@@ -7,25 +7,27 @@ when the first collective of the next step fails. So the copy of the step before
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import torch
 
 from restow.sdk.boxes import StateTable
 
-COPY_BYTES_PER_S = 2e9  # of memory to memory, on one core
 COPY_BYTES_MAX = 1 << 30  # two copies of it are held
-COPY_PART_MAX = 0.01  # of a step, and ...
-WAIT_PART = 0.8  # ... of the time that it waits for others: a state that takes longer to copy is not
+BLOCKED_PART_MAX = 0.01  # of a step: updates that wait longer for their copy are made without one ...
+TRY_EVERY = 64  # ... but for one in so many, to see whether that has changed
+LEARNING_RATE = 0.1
 
 Tensors = dict[str, torch.Tensor]
 
 
 class Copies:
-    """Of one process. `times()`: seconds of a step, and of it waiting for others."""
+    """Of one process. `step_s()`: seconds of a step."""
 
-    def __init__(self, table: StateTable, times: Callable[[], tuple[float, float]]):
-        self._table, self._times = table, times
+    def __init__(self, table: StateTable, step_s: Callable[[], float]):
+        self._table, self._step_s = table, step_s
+        self._blocked_s = 0.0  # how long an update waits for its copy, smoothed
         self._changed = threading.Condition()
         self._by_step: dict[int, Tensors] = {}
         self._room: Tensors = {}  # of a copy that is not needed any more
@@ -50,9 +52,11 @@ class Copies:
 
     def wait(self) -> None:
         """Until nothing is being copied: the state may change."""
+        began_s = time.perf_counter()
         if self._is_copying:
             with self._changed:
                 self._changed.wait_for(lambda: not self._is_copying)
+        self._blocked_s += LEARNING_RATE * (time.perf_counter() - began_s - self._blocked_s)
 
     def steps(self) -> set[int]:
         """Those whose state is here as a whole."""
@@ -67,8 +71,8 @@ class Copies:
     def _is_cheap(self) -> bool:
         if not self._bytes:
             self._bytes = sum(tensor.nbytes for tensor in self._table.tensors().values())
-        step_s, exposed_s = self._times()
-        return self._bytes / COPY_BYTES_PER_S <= COPY_PART_MAX * step_s + WAIT_PART * exposed_s and self._bytes <= COPY_BYTES_MAX
+        is_cheap = self._blocked_s <= BLOCKED_PART_MAX * self._step_s() or self._asked_step % TRY_EVERY == 0
+        return is_cheap and self._bytes <= COPY_BYTES_MAX
 
     def _work(self) -> None:
         while True:

@@ -40,11 +40,11 @@ UPDATE_S_MAX = 20.0  # of an update that has begun, to the save point after it
 
 
 class Sentinel:
-    """Of one rank. `job` and `rank` name it in the vault. `times()`: seconds of a step, and of it waiting for others."""
+    """Of one rank. `job` and `rank` name it in the vault. `step_s()`: seconds of a step."""
 
     def __init__(
         self, *, job: str, rank: int, slots: str, table: StateTable, channel: Channel, replicas: Replicas,
-        times: Callable[[], tuple[float, float]], leave: Callable[[], NoReturn],
+        step_s: Callable[[], float], leave: Callable[[], NoReturn],
     ):  # fmt: skip
         self._job, self._rank, self._table, self._channel, self._leave = job, rank, table, channel, leave
         self._replicas = replicas
@@ -52,7 +52,7 @@ class Sentinel:
         self._changed = threading.Condition()
         self._step = -1  # finished steps, as of the last save point
         self._privates: dict[int, bytes] = {}  # of the last two save points
-        self._copies = Copies(table, times)
+        self._copies = Copies(table, step_s)
         self._is_updating = False  # from the first update of a step to its save point
         self._is_halted = self._is_over = self._is_let_go = False
 

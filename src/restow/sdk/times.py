@@ -40,9 +40,9 @@ class StepTimes:
         return self._recent[-1][0] if self._recent else 0.0
 
     @property
-    def last_exposed_s(self) -> float:
-        """Of the last step, waiting for others; 0 if there was none yet."""
-        return self._recent[-1][1] if self._recent else 0.0
+    def usual_step_s(self) -> float:
+        """The mean of the last steps; 1 hour if there was none yet."""
+        return sum(times[0] for times in self._recent) / len(self._recent) if self._recent else 3600.0
 
     def begin(self, step: int) -> None:
         """The loop starts, or goes on after a move, with `step` steps finished."""

@@ -118,7 +118,7 @@ class Worker:
             self._replicas = Replicas(env)
             self.sentinel = Sentinel(
                 job=env.job, rank=env.rank, slots=env.slots, table=table, channel=self.channel, replicas=self._replicas,
-                times=lambda: (self.times.last_step_s, self.times.last_exposed_s), leave=_leave,
+                step_s=lambda: self.times.usual_step_s, leave=_leave,
             )  # fmt: skip
             groups_module.sentinel = self.sentinel
 
