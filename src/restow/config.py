@@ -127,6 +127,12 @@ def devices_file(environment: Mapping[str, str] = os.environ) -> Path | None:
     return Path(named) if named else None
 
 
+def absolute_paths(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that name files or folders, for a process with another working directory: as they are meant here."""
+    names = ("RESTOW_HOME", "RESTOW_RUN", "RESTOW_SHM", "RESTOW_DEVICES")
+    return {name: str(Path(environment[name]).expanduser().absolute()) for name in names if environment.get(name)}
+
+
 def find_address() -> str:
     """The address of the interface that leads outside; 127.0.0.1 where there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

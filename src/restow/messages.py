@@ -429,6 +429,7 @@ class RankKept(GangEvent):
     step: int
     bytes: int  # that this rank wrote
     pause_s: float = 0.0  # from the end of its last step
+    phases: tuple[tuple[str, float], ...] = ()  # seconds by part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -197,6 +197,7 @@ class Ranks:
             self._events.put(RankKept(
                 time_s=now_s(), job=worker.job, node=self._config.node, rank=worker.rank, generation=said["generation"],
                 step=said["step"], bytes=said["bytes"], pause_s=said["pause_s"],
+                phases=tuple((name, seconds) for name, seconds in said.get("phases", ())),
             ))  # fmt: skip
         if not [other for other in self.workers.of(worker.job) if other.role != "twin"]:
             self.vaults.copy_later(worker.job, said["generation"])

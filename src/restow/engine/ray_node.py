@@ -84,6 +84,7 @@ def start(
     log = home.logs / f"ray-{node.name}.log"
     environment = {
         **os.environ,
+        **config.absolute_paths(),
         **QUIET,
         **authentication(token_file),
         "RESTOW_HOME": str(home.path),

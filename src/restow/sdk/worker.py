@@ -424,7 +424,8 @@ class Worker:
 
     def _suspended(self, attempt: Attempt, step: int, report: Report) -> NoReturn:
         """Everybody's state is in the vault: this process is not needed any more."""
-        said = {"generation": attempt.terms.generation, "step": step, "bytes": report.kept_bytes, "pause_s": report.paused_s}
+        said: dict[str, Any] = {"generation": attempt.terms.generation, "step": step, "bytes": report.kept_bytes}
+        said |= {"pause_s": report.paused_s, "phases": report.phases}
         path = Path(attempt.terms.vault) / f"{vault.of_rank(self.environment.rank)}.left"
         path.write_text(json.dumps(said))  # in case that no agent hears us
         self.channel.tell(type="kept", **said)
