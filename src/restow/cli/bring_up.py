@@ -211,7 +211,8 @@ def _choose_port(address: str, wanted: int | None) -> int:
 
 def _start_controller(home: config.Home, head: ray_node.RayNode) -> subprocess.Popen[bytes]:
     environment = {
-        **os.environ, **config.absolute_paths(), "RESTOW_HOME": str(home.path), "RESTOW_NODE_NAME": head.name, "RESTOW_NODE_ADDRESS": head.address,
+        **os.environ, **config.absolute_paths(),
+        "RESTOW_HOME": str(home.path), "RESTOW_NODE_NAME": head.name, "RESTOW_NODE_ADDRESS": head.address,
         config.CLUSTER_MARK: head.cluster_id,
     }  # fmt: skip
     with (home.logs / "controller.log").open("ab") as output:
