@@ -217,6 +217,7 @@ class Job:
     failed_moves: int = 0  # in a row; a finished move or a new request sets it back
     not_before_s: float = 0.0  # no further move before this time: the last one failed
     why_not: str = ""  # if not movable: one line with what would help
+    away: str = ""  # a lost node that it lies on as a whole: it may train there unseen, and is waited for
     paused: bool = False  # a person wants it to hold no devices (PauseAsked) until ResumeAsked
     kept: Kept | None = None  # its state, while it is suspended
     share_asked: ShareSpec | None = None  # what a person asked for since it was submitted

@@ -172,6 +172,14 @@ class NodeLost(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRanOut(Event):
+    """The node is there and was all the time, but heard nothing of the controller for longer than its lease: ranks of gangs that
+    lie on other nodes too have been halted."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeCordoned(Event):
     """A person wants that nothing new is started there (or, again, that it is)."""
 

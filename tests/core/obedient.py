@@ -10,6 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
 from restow.cluster import Device, Link
+from restow.controller import adoption
 from restow.controller.pairs import Pairs
 from restow.core import invariants
 from restow.core.state import ClusterState
@@ -329,6 +330,19 @@ class Cluster:
         self.agents.dead_nodes.discard(name)
         listed = tuple(Device(index=i, memory_bytes=self.memory_bytes) for i in range(devices))
         self.observe(NodeJoined(time_s=self.now_s, node=name, address=f"10.0.0.{name[-1]}", devices=listed))
+        self.compare(name)
+
+    def compare(self, name: str) -> None:
+        """What the controller does at each (re)join and every 20 s."""
+        processes = [
+            {"job": job, "generation": generation, "rank": rank, "role": worker.role, "pid": 1}
+            for (job, generation, rank), worker in sorted(self.agents.workers.items()) if worker.node == name
+        ]  # fmt: skip
+        events, commands = adoption.compare(self.state.jobs, {"node": name, "processes": processes}, self.now_s)
+        for event in events:
+            self.observe(event)
+        for command in commands:
+            self.agents.tell(name, command)
 
     def submit(self, job: str, workers: int = 1, program: Program | None = None, **spec: object) -> None:
         if program:
@@ -361,14 +375,19 @@ class Cluster:
     def migrate(self, job: str, placement: str) -> None:
         self.observe(MigrateAsked(time_s=self.now_s, job=job, placement=parse_placement(placement)))
 
-    def lose(self, node: str) -> None:
-        """Its processes stop themselves when their lease is over, which is before the controller says that it is lost."""
-        for key, worker in list(self.agents.workers.items()):
-            if worker.node == node:
-                del self.agents.workers[key]
+    def lose(self, node: str, *, is_dead: bool = True) -> None:
+        """It dies; or it is out of sight: gangs that lie there as a whole train on, other ranks stop when its lease is over."""
         self.agents.dead_nodes.add(node)
         self.agents.reports = [event for event in self.agents.reports if getattr(event, "node", "") != node]
+        if is_dead:
+            self._lose_workers(node)
         self.observe(NodeLost(time_s=self.now_s, node=node, reason="no answer for 3 s"))
+        self._lose_workers(node)
+
+    def _lose_workers(self, node: str) -> None:
+        for key, worker in list(self.agents.workers.items()):
+            if worker.node == node and self.state.jobs[key[0]].away != node:
+                del self.agents.workers[key]
 
     def kill(self, job: str, rank: int, role: str = "rank", code: int = -9, reason: str = "") -> None:
         for key, worker in sorted(self.agents.workers.items()):

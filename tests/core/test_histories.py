@@ -24,7 +24,7 @@ number = st.integers(0, 7)
 action = st.one_of(
     st.tuples(st.just("submit"), st.integers(1, 4), st.booleans()),
     st.tuples(st.sampled_from(["kill", "kill twin", "kill leaver", "refuse", "migrate", "cancel"]), number, number),
-    st.tuples(st.sampled_from(["lose", "join"]), st.integers(0, 2), number),
+    st.tuples(st.sampled_from(["lose", "hide", "join"]), st.integers(0, 2), number),
     st.tuples(st.sampled_from(["turn", "hear some", "send", "decide"]), number, number),
     st.tuples(st.sampled_from(["clock", "train", "repeat", "restart", "deaf"]), number, number),
 )
@@ -65,8 +65,8 @@ class History(Cluster):
                 self.migrate(id, " ".join(map(str, turned)))
             case "cancel" if ids:
                 self.cancel(id)
-            case "lose" if names[first] in self.state.nodes and self.state.nodes[names[first]].is_alive:
-                self.lose(names[first])
+            case "lose" | "hide" if names[first] in self.state.nodes and self.state.nodes[names[first]].is_alive:
+                self.lose(names[first], is_dead=what == "lose")
             case "join":
                 self.join(names[first], NODES[names[first]])
             case "turn":
@@ -110,6 +110,9 @@ class History(Cluster):
                 if not job.state.is_final:
                     self.train(id, 40)
             self.clock(40.0)
+            self.run()
+            for name in NODES:
+                self.compare(name)
             if all(job.state.is_final for job in self.state.jobs.values()) and not self.agents.workers:
                 return
         raise AssertionError({id: (job.state, job.reason, job.switch) for id, job in self.state.jobs.items()})
@@ -158,7 +161,7 @@ OFTEN = [
     "decide",
     "clock",
 ]
-SELDOM = ["kill", "kill twin", "kill leaver", "refuse", "cancel", "lose", "join", "repeat", "restart"]
+SELDOM = ["kill", "kill twin", "kill leaver", "refuse", "cancel", "lose", "hide", "join", "repeat", "restart"]
 
 
 def random_actions(seed: int) -> list[tuple[str, int, int]]:
@@ -167,13 +170,13 @@ def random_actions(seed: int) -> list[tuple[str, int, int]]:
     actions = [("submit", rng.randint(1, 3), 1), ("submit", rng.randint(1, 3), 1), *[("turn", 0, 0)] * 3]
     for _ in range(rng.randint(0, 60)):
         what = rng.choice(OFTEN if rng.random() < 0.75 else SELDOM)
-        actions.append((what, rng.randint(0, 2 if what in ("lose", "join") else 7), rng.randint(0, 7)))
+        actions.append((what, rng.randint(0, 2 if what in ("lose", "hide", "join") else 7), rng.randint(0, 7)))
     return actions
 
 
 def test_faults_in_the_middle_of_switches_end_well():
     seen: set[str] = set()
-    for seed in range(200):
+    for seed in range(300):
         history = History()
         try:
             for action in random_actions(seed):

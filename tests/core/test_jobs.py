@@ -48,17 +48,61 @@ def test_a_failing_rank_ends_the_gang_with_its_last_words_as_the_reason():
     assert {node for node, _ in cluster.commands_of(Stop)} == {"m1", "m2"}
 
 
-def test_a_lost_node_fails_its_jobs_and_leaves_the_others_alone():
-    cluster = Cluster("m1:2 m2:2")
-    cluster.submit("a", workers=3)
+def test_a_job_that_lies_on_a_lost_node_as_a_whole_is_waited_for():
+    cluster = Cluster("m1:1 m2:2")
+    cluster.submit("a", workers=2)
     cluster.submit("b")
     cluster.run()
-    cluster.lose("m2")
+    assert (cluster.where("a"), cluster.where("b")) == ("m2:0 m2:1", "m1:0")
+    cluster.lose("m2", is_dead=False)
+    cluster.clock(1000.0)
+    cluster.run()
+    assert (cluster.job("a").state, cluster.job("a").away) == (JobState.RUNNING, "m2")
+    assert cluster.job("a").reason == "node m2 is lost (no answer for 3 s); the whole job is there and is waited for"
+    assert cluster.job("b").state is JobState.RUNNING
+    cluster.join("m2", 2)
+    cluster.run()
+    assert (cluster.job("a").state, cluster.job("a").generation, cluster.job("a").away) == (JobState.RUNNING, 1, "")
+    cluster.end("a")
+    cluster.run()
+    assert cluster.job("a").state is JobState.DONE
+
+
+def test_a_job_whose_node_comes_back_without_it_ends_with_the_reason():
+    cluster = Cluster("m1:2")
+    cluster.submit("a", workers=2)
+    cluster.run()
+    cluster.lose("m1")
+    cluster.run()
+    assert cluster.job("a").state is JobState.RUNNING
+    cluster.join("m1", 2)
     cluster.run()
     assert cluster.job("a").state is JobState.FAILED
-    assert "node m2 was lost (no answer for 3 s)" in cluster.job("a").reason
-    assert cluster.job("b").state is (JobState.RUNNING if cluster.where("b").startswith("m1") else JobState.FAILED)
-    assert {worker.node for worker in cluster.agents.workers.values()} <= {"m1"}
+    assert "ended while the agent of m1 was away" in cluster.job("a").reason
+
+
+def test_a_job_that_is_away_can_be_cancelled_and_ends_when_its_node_is_back():
+    cluster = Cluster("m1:2")
+    cluster.submit("a", workers=2)
+    cluster.run()
+    cluster.lose("m1", is_dead=False)
+    cluster.cancel("a")
+    cluster.run()
+    assert cluster.job("a").state is JobState.CANCELLED
+    cluster.join("m1", 2)
+    cluster.run()
+    assert cluster.agents.workers == {}
+
+
+def test_a_job_that_has_not_begun_when_its_node_is_lost_starts_elsewhere():
+    cluster = Cluster("m1:2 m2:1")
+    cluster.submit("a", workers=2)
+    cluster.decide(), cluster.send(), cluster.hear(), cluster.send()  # its store is open
+    assert cluster.job("a").state is JobState.STARTING
+    cluster.lose("m1")
+    cluster.join("m3", 2)
+    cluster.run()
+    assert (cluster.job("a").state, cluster.where("a")) == (JobState.RUNNING, "m3:0 m3:1")
 
 
 def test_a_cancelled_job_holds_its_slots_until_its_last_worker_is_gone():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from restow.job import JobState
-from restow.messages import Halt, Keep, RankHalted, RankKept, Stop
+from restow.messages import Halt, Keep, LeaseRanOut, RankHalted, RankKept, Stop
 from tests.core.obedient import Cluster
 from tests.core.test_suspending import running
 
@@ -155,3 +155,12 @@ def test_a_lost_node_without_a_replica_fails_the_job():
     cluster.run()
     assert cluster.job("a").state is JobState.FAILED
     assert cluster.job("a").reason.startswith("node m2 was lost (no answer for 3 s), and rank 2 with it, and could not go on")
+
+
+def test_ranks_that_were_halted_for_want_of_a_word_go_on_where_they_stand():
+    cluster = running()
+    cluster.observe(LeaseRanOut(time_s=cluster.now_s, node="m2"))
+    cluster.run()
+    assert cluster.job("a").state is JobState.RUNNING
+    assert cluster.job("a").generation > 1
+    assert {keep.lost for _, keep in cluster.commands_of(Keep)} == {()}

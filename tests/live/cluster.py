@@ -51,9 +51,11 @@ class LiveJob:
 
 
 class Cluster:
-    """Nodes by name with their number of devices. With a lab they are its machines, else all are this one."""
+    """Nodes by name with their number of devices. With a lab they are its machines, and the controller may be on one of them; else
+    all are this one."""
 
-    def __init__(self, nodes: Mapping[str, int], lab: Lab | None = None):
+    def __init__(self, nodes: Mapping[str, int], lab: Lab | None = None, controller_on: str = ""):
+        self._enter = lab.nodes[controller_on].enter_command([]) if lab and controller_on else []
         self.folder = Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp"))
         self.shm = Path(tempfile.mkdtemp(prefix="restow-live-", dir="/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"))
         self.nodes = list(nodes)
@@ -121,7 +123,7 @@ class Cluster:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
         with open(self.folder / "controller.log", "ab") as log:
             self._controller = subprocess.Popen(
-                [sys.executable, "-m", MODULE, "controller", str(self.folder)],
+                [*self._enter, sys.executable, "-m", MODULE, "controller", str(self.folder)],
                 stdout=log, stderr=log, env=environment, cwd=ROOT, start_new_session=True,
             )  # fmt: skip
         self.await_true(lambda: self._joined() == len(self.nodes), "the nodes never joined")
@@ -162,6 +164,11 @@ class Cluster:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    @property
+    def controller_pid(self) -> int:
+        assert self._controller
+        return self._controller.pid
 
     def agent_pid(self, node: str) -> int:
         return int(json.loads((self.folder / node / "node.json").read_text())["pid"])
@@ -228,9 +235,11 @@ class Cluster:
 
     def events(self, job: LiveJob) -> list[dict[str, Any]]:
         """The job's journalled events, read behind the controller's back, so also when it is dead."""
+        return [event for event in self.all_events() if event.get("job") == job.id]
+
+    def all_events(self) -> list[dict[str, Any]]:
         with contextlib.closing(sqlite3.connect(f"file:{self.folder}/home/journal.db?mode=ro", uri=True)) as journal:
-            rows = journal.execute("select body from events order by number").fetchall()
-        return [event for (body,) in rows if (event := json.loads(body)).get("job") == job.id]
+            return [json.loads(body) for (body,) in journal.execute("select body from events order by number")]
 
     def await_event(self, job: LiveJob, kind: str, count: int = 1, **about: Any) -> list[dict[str, Any]]:
         def found() -> list[dict[str, Any]]:

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 
+from restow import wire
 from restow.errors import Refused, RestowError, ScriptError, Unreachable
-from restow.sdk import memory, wire
+from restow.sdk import memory
 from restow.sdk.transport import FillClient, FillServer
 
 SECRET = b"the job's own secret of 32 bytes"

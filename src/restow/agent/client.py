@@ -43,10 +43,11 @@ class NurseryClient:
     """
 
     def __init__(
-        self, folders: Folders, *, python: str, environment: Mapping[str, str], warm: bool,
+        self, folders: Folders, *, address: str, python: str, environment: Mapping[str, str], warm: bool,
         on_list: Callable[[list[dict[str, Any]]], None], on_exit: Callable[[dict[str, Any]], None],
     ):  # fmt: skip
         self._folders = folders
+        self._address = address
         self._python = python
         self._environment = {**environment, "OMP_NUM_THREADS": "1"}  # read at import; each rank sets its own afterwards
         self._warm = warm
@@ -200,7 +201,8 @@ class NurseryClient:
         where = str(Path(restow.__file__).resolve().parents[1])
         with self._folders.nursery_log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
-                self._python, "-c", _CODE, where, str(self._folders.node), str(self._folders.shm), "warm" if self._warm else "cold",
+                self._python, "-c", _CODE, where, str(self._folders.node), str(self._folders.shm), self._address,
+                "warm" if self._warm else "cold",
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=output,
                 env=self._environment, cwd="/", start_new_session=True,
             )  # fmt: skip

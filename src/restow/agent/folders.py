@@ -45,6 +45,15 @@ class Folders:
         return self.node / "nursery.log"
 
     @property
+    def pulse(self) -> Path:
+        """Where the pulse of this node serves, and the secret that it asks for."""
+        return self.node / "pulse.json"
+
+    @property
+    def lease(self) -> Path:
+        return self.shm / "lease"
+
+    @property
     def run(self) -> Path:
         """One file per living child of the nursery: what a new nursery and a new agent have to know of it."""
         return self.node / "run"
@@ -107,7 +116,7 @@ class Folders:
         """Everything but the logs and the states of suspended jobs on disk."""
         shutil.rmtree(self.shm, ignore_errors=True)
         shutil.rmtree(self.run, ignore_errors=True)
-        for path in (self.agent_socket, self.nursery_socket, self.nursery_pid, self.node / "node.json"):
+        for path in (self.agent_socket, self.nursery_socket, self.nursery_pid, self.pulse, self.node / "node.json"):
             path.unlink(missing_ok=True)
 
     def remove_slots(self, job: str) -> None:

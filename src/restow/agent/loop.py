@@ -24,6 +24,7 @@ from restow.agent.devices import find_devices
 from restow.agent.events import EventLog
 from restow.agent.folders import JOB_NAME, Folders
 from restow.agent.gates import Gates
+from restow.agent.leases import Leases, pulse_of
 from restow.agent.link import LinkGate
 from restow.agent.network import interface_of
 from restow.agent.proposals import progress_of
@@ -128,6 +129,7 @@ class Agent:
         self._tasks.spawn(self._watch_progress())
         self._tasks.spawn(self._gates.watch())
         self._tasks.spawn(self._link.watch())
+        self._tasks.spawn(Leases(self.folders, self._ranks, self._switches.is_under_way).watch())
 
     async def stop(self, keep_ranks: bool = False) -> None:
         """Let go of this node; without `keep_ranks` end everything that runs on it, and remove all but its logs."""
@@ -276,6 +278,7 @@ class Agent:
                 for worker in self._ranks.workers
             ],
             "stores": self._ranks.stores.status(),
+            "pulse": pulse_of(self.folders),
         }
 
     def _logs(

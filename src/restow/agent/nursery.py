@@ -24,9 +24,9 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from restow.agent import bootstrap, store, vault_keeper
+from restow.agent import bootstrap, pulse, store, vault_keeper
 from restow.agent.birth import Birth
 from restow.agent.children import Child, RunFiles, is_alive, kill_remains, read_stat, signal_group
 from restow.agent.devices import find_devices
@@ -70,7 +70,8 @@ class Client:
 
 
 class Nursery:
-    def __init__(self, folders: Folders):
+    def __init__(self, folders: Folders, pulse_pid: int, beat: Callable[[], NoReturn]):
+        self._pulse, self._beat = pulse_pid, beat  # the process that is this node's pulse, and what it does
         self.run_files = RunFiles(folders.run)
         self.children: dict[int, Child] = {}
         self._clients: list[Client] = []
@@ -294,6 +295,10 @@ class Nursery:
             if child:  # not reaped yet, so its number still names its group
                 kill_remains(child)
             os.waitpid(pid, 0)
+            if pid == self._pulse:
+                self._pulse = os.fork()
+                if self._pulse == 0:
+                    raise Newborn(self._beat)
             if child and child.is_own:
                 self._gone(child, status.si_status if status.si_code == os.CLD_EXITED else -status.si_status)
 
@@ -341,7 +346,7 @@ def warm_up() -> None:
     gc.freeze()  # what is shared with children is not touched by their collector
 
 
-def main(node: str, shm: str, warm: str) -> None:
+def main(node: str, shm: str, address: str, warm: str) -> None:
     """`python -c` with these as arguments. Prints `ready` and the local rate (bytes per second) on stdout
     when it serves; stderr is its log."""
     if os.fork():
@@ -357,13 +362,21 @@ def main(node: str, shm: str, warm: str) -> None:
     os.ftruncate(lock, 0)
     os.pwrite(lock, str(os.getpid()).encode(), 0)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what ranks leave behind becomes ours, to be ended
+
+    def beat() -> NoReturn:
+        pulse.keep(folders, address)
+
+    pulse_pid = os.fork()  # before everything big is imported
+    if pulse_pid == 0:
+        os.close(lock)
+        beat()
     try:
         rate = 0.0
         if warm == "warm":
             warm_up()
             file = os.environ.get("RESTOW_DEVICES")
             rate = measure_local(list(find_devices(Path(file) if file else None).values()))
-        nursery = Nursery(folders)
+        nursery = Nursery(folders, pulse_pid, beat)
     except Exception:  # raised again below: the agent that waits for `ready` shall read the reason
         traceback.print_exc()
         print(traceback.format_exc().strip().splitlines()[-1], flush=True)
@@ -380,5 +393,5 @@ def main(node: str, shm: str, warm: str) -> None:
         return
     nursery.abandon()
     os.close(lock)
-    del nursery, lock, folders
+    del nursery, lock
     sys.exit(work())

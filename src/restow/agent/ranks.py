@@ -53,8 +53,9 @@ class Ranks:
         self._gone = asyncio.Event()  # set at every exit
         self.on_changed: Callable[[], None] = lambda: None  # a process was born or is gone
         self.nursery = NurseryClient(
-            folders, python=config.python, environment=self._base, warm=config.warm, on_list=self._adopt, on_exit=self._exited
-        )
+            folders, address=config.address, python=config.python, environment=self._base, warm=config.warm,
+            on_list=self._adopt, on_exit=self._exited,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ births
 
@@ -107,6 +108,7 @@ class Ranks:
             pid=0, job=job, generation=generation, rank=rank, role="twin" if is_twin else "rank", born=generation,
             secret=command.secret, page=str(self._folders.page(job, rank, generation)),
             log=str(self._folders.log(job, rank, generation, rehearsal=is_twin)), device=slot.device,
+            world=len(command.placement),
         )  # fmt: skip
         environment = rank_environment(
             command, rank, base=self._base, folders=self._folders, node=node, address=self._config.address,

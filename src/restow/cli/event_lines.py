@@ -110,6 +110,7 @@ def _fields(event: Wire) -> str:
 _SENTENCES: dict[str, Callable[[Wire], str]] = {
     "NodeJoined": lambda e: f"{e['node']} at {e['address']}, {_count(len(e['devices']), 'device')}",
     "NodeLost": lambda e: f"{e['node']}: {e['reason']}",
+    "LeaseRanOut": lambda e: f"{e['node']}: heard nothing of the controller for too long and halted the ranks of scattered jobs",
     "NodeCordoned": lambda e: f"{e['node']}: nothing new is started there" if e["is_cordoned"] else f"{e['node']}: in use again",
     "NodeDrained": lambda e: f"{e['node']}: to be empty" if e["is_draining"] else f"{e['node']}: in use again",
     "LinkMeasured": lambda e: (f"{e['a']} – {e['b']}: " if e["a"] != e["b"] else f"within {e['a']}: ") + _fields(e["link"]),

@@ -4,8 +4,9 @@ For each node one task pumps events and one sends commands in order. An event is
 `take` has returned, and `take` journals before it returns: nothing is lost when the controller is killed in between, and
 what comes twice is harmless.
 
-A node is lost after `silence_s` without any answer, not before: an agent that was killed is back in about 2 s. It joins
-again by answering.
+A node whose pulse (pulses.py) is silent for longer than a lease is lost; one whose pulse and agent are both gone, too. An agent
+that was killed is back in about 2 s, and is waited for as long as the pulse beats. Without a pulse, behind a firewall, a node is
+lost after `silence_s` without any answer of its agent. It joins again by answering.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from restow.cluster import Device
+from restow.controller.pulses import Line, Pulses
 from restow.engine.base import AgentHandle, Engine
 from restow.errors import NotFound, RestowError, Unreachable
-from restow.messages import Command, Event, NodeJoined, NodeLost, from_json
+from restow.lease import LEASE_S
+from restow.messages import Command, Event, LeaseRanOut, NodeJoined, NodeLost, from_json
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,11 @@ RETRY_S = 0.3
 MEMBERS_S = 1.0  # how often the engine is asked for new nodes, at most a quarter of the silence
 COMPARE_S = 20.0  # how often what runs is compared with what is believed, although every change is reported
 
+FEEL_S = 0.05  # how often each pulse is looked at
+BROKEN_S = (
+    0.5  # a pulse that was killed is back in a tenth of this; without agent and pulse for so long, a node is lost
+)
+
 Take = Callable[[Sequence[Event]], Awaitable[None]]
 Compare = Callable[[dict[str, Any], bool], Awaitable[None]]  # what runs there; is it another life of the agent?
 
@@ -35,8 +43,11 @@ Compare = Callable[[dict[str, Any], bool], Awaitable[None]]  # what runs there; 
 class Contact:
     """One node. `joined` is true between NodeJoined and NodeLost."""
 
-    def __init__(self, handle: AgentHandle, *, take: Take, compare: Compare, silence_s: float):
+    def __init__(self, handle: AgentHandle, *, take: Take, compare: Compare, silence_s: float, pulses: Pulses):
         self.handle = handle
+        self._pulses = pulses
+        self._line: Line | None = None  # its pulse, once felt
+        self._where: dict[str, Any] | None = None  # and where that is
         self.node = handle.node
         self.joined = False
         self.epoch = ""  # of the agent's present life
@@ -50,12 +61,13 @@ class Contact:
         self._tasks: list[asyncio.Task[None]] = []
 
     def open(self) -> None:
-        self._tasks = [asyncio.create_task(self._pump()), asyncio.create_task(self._deliver())]
+        self._tasks = [asyncio.create_task(each) for each in (self._pump(), self._deliver(), self._feel())]
 
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._let_go()
 
     def send(self, command: Command) -> None:
         self._commands.put_nowait(command)
@@ -70,16 +82,83 @@ class Contact:
                 silence_s = time.monotonic() - self.answered
                 if self.joined and silence_s > self._silence_s:
                     log.warning("%s: %s", self.node, error)
-                    self.joined = False
-                    self._forget_commands()
-                    await self._take(
-                        [NodeLost(time_s=time.time(), node=self.node, reason=f"silent for {silence_s:.0f} s")]
-                    )
+                    await self._lose(f"silent for {silence_s:.0f} s")
                 await asyncio.sleep(min(RETRY_S, self._silence_s / 4))
             except RestowError as error:  # the agent answers, but has a problem, or speaks another version
                 self.answered = time.monotonic()
                 log.error("%s: %s", self.node, error)
                 await asyncio.sleep(1.0)
+
+    async def _lose(self, reason: str) -> None:
+        self.joined = False
+        self._let_go()
+        self._forget_commands()
+        await self._take([NodeLost(time_s=time.time(), node=self.node, reason=reason)])
+
+    # ------------------------------------------------------------ its pulse
+
+    async def _feel(self) -> None:
+        """Look at the node's pulse all the time, whatever its agent does."""
+        broken_s: float | None = None  # since when there was none
+        looked_s = time.monotonic()
+        while True:
+            await asyncio.sleep(FEEL_S)
+            stood_still, looked_s = time.monotonic() - looked_s > LEASE_S / 2, time.monotonic()
+            if not self.joined or self._line is None:
+                broken_s = None
+                continue
+            line = self._line
+            if line.is_open and line.is_silent and stood_still:  # it is we who were silent: what is true now?
+                self._pulses.close(line)
+            if line.is_open:
+                broken_s = None
+                if line.is_silent:
+                    await self._lose(f"silent for {time.monotonic() - line.heard_s:.1f} s")
+                continue
+            broken_s = broken_s or time.monotonic()
+            is_there = await self._feel_again(line) or await self._find_again(line)
+            if self.joined and not is_there and time.monotonic() - broken_s > BROKEN_S:
+                await self._lose("nothing of restow answers there")
+
+    async def _feel_again(self, before: Line) -> bool:
+        """The line broke. Connect to where the pulse is believed to be."""
+        if not self._where:
+            return False
+        try:
+            line = await self._pulses.open(self._where)
+        except RestowError:
+            return False
+        if not self.joined:  # lost meanwhile
+            self._pulses.close(line)
+            return True
+        self._let_go()
+        self._line = line
+        if line.lapses > before.lapses:
+            log.warning("%s: its lease ran out unheard of", self.node)
+            await self._take([LeaseRanOut(time_s=time.time(), node=self.node)])
+        return True
+
+    async def _find_again(self, before: Line) -> bool:
+        """Ask the agent where the pulse is now. True if it answers: then the node is there, with or without a pulse."""
+        try:
+            async with asyncio.timeout(BROKEN_S):
+                status = await self.handle.ask("status")
+        except (Unreachable, TimeoutError):
+            return False
+        except RestowError as error:
+            log.error("%s: %s", self.node, error)
+            return True
+        if status.get("pulse") != self._where:
+            self._where = status.get("pulse")
+            await self._feel_again(before)
+        return True
+
+    def _let_go(self) -> None:
+        if self._line:
+            self._pulses.close(self._line)
+            self._line = None
+
+    # ------------------------------------------------------------ what it says
 
     async def _greet(self) -> None:
         """Learn what is there: status, then what is still unread, then status again and the comparison. So neither an exit nor a
@@ -88,6 +167,7 @@ class Contact:
         self.answered = self._compared = time.monotonic()
         is_new = not self.joined
         if is_new:
+            await self._find_pulse(status)
             devices = tuple(Device(**device) for device in status["devices"])
             await self._take(
                 [NodeJoined(time_s=time.time(), node=self.node, address=status["address"], devices=devices)]
@@ -98,6 +178,17 @@ class Contact:
             later = await self.handle.ask("status")
             status["processes"] += later["processes"]  # alive before or after what was unread: not vanished
             await self._compare(status, is_new)
+
+    async def _find_pulse(self, status: dict[str, Any]) -> None:
+        if self._line and self._line.is_open:
+            return
+        self._where = status.get("pulse")
+        if not self._where:
+            return
+        try:
+            self._line = await self._pulses.open(self._where)
+        except RestowError as error:
+            log.warning("%s: %s; it will be noticed lost after %.0f s only", self.node, error, self._silence_s)
 
     async def _receive(self, wait_s: float) -> bool:
         """Take what is unread; False when another agent answers than before, so that it has to be greeted."""
@@ -151,6 +242,7 @@ class Agents:
         self._take = take
         self._compare = compare
         self._silence_s = silence_s
+        self._pulses = Pulses()
         self._contacts: dict[str, Contact] = {}
 
     def send(self, node: str, command: Command) -> None:
@@ -197,7 +289,9 @@ class Agents:
     async def _meet(self, node: str, handle: AgentHandle) -> None:
         contact = self._contacts.get(node)
         if contact is None:
-            contact = Contact(handle, take=self._take, compare=self._compare, silence_s=self._silence_s)
+            contact = Contact(
+                handle, take=self._take, compare=self._compare, silence_s=self._silence_s, pulses=self._pulses
+            )
             self._contacts[node] = contact
             contact.open()
         else:

@@ -32,6 +32,8 @@ class Watch:
         before, self._since = self._since, {}
         events: list[Event] = []
         for record in records:
+            if record.job.away:
+                continue  # its node has no voice
             waits: list[Wait] = [*self._gang(record, now_s), *self._switch(record, now_s)]
             for key, wait_s, event in waits:
                 since_s = self._since.setdefault(key, before.get(key, now_s))

@@ -244,23 +244,59 @@ def gone(record: Record, time_s: float) -> None:
 
 
 def lose_node(record: Record, node: str, reason: str, time_s: float, config: CoreConfig) -> None:
-    """Everything that the job had on `node` counts as gone: ranks there stop themselves when their lease is over."""
+    """Everything that the job had on `node` counts as gone: ranks there stop themselves when their lease is over.
+
+    But a gang that trains there as a whole is waited for: nobody else has its state, and the node may only be out of sight.
+    """
     job = record.job
     if record.is_uncommitted and job.switch and node in nodes_of(job.switch.placement):
         switching.fail(record, f"node {node} was lost ({reason})", time_s, config)
-    keys = [key for key, process in sorted(record.processes.items()) if process.slot.node == node]
-    for generation, rank in keys:
+    job = record.job
+    is_away = job.state is JobState.RUNNING and nodes_of(job.placement) == (node,) and not record.is_committed
+    if is_away:
+        record.change(
+            away=node,
+            intended=job.placement,
+            reason=f"node {node} is lost ({reason}); the whole job is there and is waited for",
+        )
+    _lose_processes(record, node, reason, time_s, config, spared=job.generation if is_away else None)
+    if is_away:
+        return
+    job = record.job
+    if job.state is JobState.STARTING and node in nodes_of(job.placement):
+        end(record, JobState.PENDING, f"node {node} was lost ({reason}) before the job ran", time_s)
+    if node in nodes_of(record.job.intended):
+        keeps = job.state in (JobState.STARTING, JobState.RUNNING) and node not in nodes_of(job.placement)
+        record.change(intended=job.placement if keeps else ())
+
+
+def stop_waiting(record: Record, time_s: float, config: CoreConfig) -> None:
+    """The job does not wait for its lost node any more: what it has there counts as gone, and stops when the node is back."""
+    node = record.job.away
+    record.change(away="")
+    _lose_processes(record, node, "it is not waited for any more", time_s, config)
+
+
+def node_is_back(record: Record, node: str) -> None:
+    """What became of its ranks meanwhile, the node's agent says."""
+    if record.job.away == node:
+        record.change(away="", reason=f"node {node} is back")
+
+
+def _lose_processes(
+    record: Record, node: str, reason: str, time_s: float, config: CoreConfig, *, spared: int | None = None
+) -> None:
+    job = record.job
+    is_starting = job.state is JobState.STARTING
+    for (generation, rank), process in sorted(record.processes.items()):
+        if process.slot.node != node or generation == spared:
+            continue
+        if is_starting and generation == job.generation and not job.kept:
+            end(record, JobState.PENDING, f"node {node} was lost ({reason}) before the job ran", time_s)
         is_gang = generation == job.generation
         rank_exited(record, RankExited(
             time_s=time_s, job=job.id, generation=generation, node=node, rank=rank, role="rank" if is_gang else "twin",
             code=-9, reason=f"node {node} was lost ({reason})"), config)  # fmt: skip
-    job = record.job
-    starting_there = job.state is JobState.STARTING and record.store is None and node in nodes_of(job.placement)
-    if starting_there:
-        end(record, JobState.PENDING, f"node {node} was lost ({reason}) before anything was started", time_s)
-    if node in nodes_of(record.job.intended):
-        keeps = job.state in (JobState.STARTING, JobState.RUNNING) and node not in nodes_of(job.placement)
-        record.change(intended=job.placement if keeps else ())
 
 
 def ending_words(event: RankExited) -> str:

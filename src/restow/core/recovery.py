@@ -23,18 +23,34 @@ from restow.placement import nodes_of
 
 def begin(record: Record, event: RankExited) -> bool:
     """A rank of a running gang is gone. True if the job is to go on without it."""
-    job = record.job
-    is_lost = event.code < 0 and job.state is JobState.RUNNING and job.workers > 1
-    if not (is_lost and job.movable and job.spec.recover) or job.exited or job.cancel_asked or record.is_committed:
+    if event.code >= 0 or not _may_go_on(record):
         return False
-    gang.leave_switch(record, "a rank was lost", event.time_s)
+    _start(record, frozenset({event.rank}), _what(event), _gone(event), event.time_s)
+    return True
+
+
+def halted_on(record: Record, node: str, time_s: float) -> None:
+    """Nobody is lost, but ranks on `node` were halted since they heard nothing of us: the gang goes on from where it stands."""
+    nodes = nodes_of(record.job.placement)
+    if node in nodes and len(nodes) > 1 and _may_go_on(record):
+        _start(record, frozenset(), f"{node} heard nothing of the controller for too long", frozenset(), time_s)
+
+
+def _may_go_on(record: Record) -> bool:
+    job = record.job
+    is_whole = job.state is JobState.RUNNING and job.workers > 1 and not job.exited and not job.cancel_asked
+    return is_whole and job.movable and job.spec.recover and not record.is_committed
+
+
+def _start(record: Record, lost: frozenset[int], reason: str, gone: frozenset[str], time_s: float) -> None:
+    job = record.job
+    gang.leave_switch(record, "a rank was lost" if lost else reason, time_s)
     record.torn = job.generations + 1  # those that leave are of an older generation than this
-    rescue = Rescue(vault=job.generations + 1, lost=frozenset({event.rank}), reason=_what(event), gone=_gone(event))
+    rescue = Rescue(vault=job.generations + 1, lost=lost, reason=reason, gone=gone)
     signatures = tuple(record.signatures.get(rank, "") for rank in range(job.workers))
     record.rescue, record.ending, record.rescue_signatures = rescue, JobState.PENDING, signatures
     record.job = step(record.job, Cause.STOP)
     record.change(switch=None, generations=rescue.vault, reason=f"{rescue.reason}; its state is being saved")
-    return True
 
 
 def lose(record: Record, event: RankExited) -> None:

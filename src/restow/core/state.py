@@ -32,6 +32,7 @@ from restow.messages import (
     GangEvent,
     JobSubmitted,
     LaunchFailed,
+    LeaseRanOut,
     LinkMeasured,
     MigrateAsked,
     NodeCordoned,
@@ -116,9 +117,10 @@ class ClusterState:
     # ------------------------------------------------------------ what should be
 
     def snapshot(self, now_s: float) -> Snapshot:
-        """The frozen cluster for a policy: every job that is not final."""
+        """The frozen cluster for a policy: every job that is not final, but for those that are away with their node."""
         jobs = sorted(
-            (r.job for r in self.records.values() if not r.job.state.is_final), key=lambda j: (j.submitted_s, j.id)
+            (r.job for r in self.records.values() if not (r.job.state.is_final or r.job.away)),
+            key=lambda j: (j.submitted_s, j.id),
         )
         residue = {process.slot: id for id, record in self.records.items() for _, process in record.residue()}
         recent = sum(1 for s in self._moves_s if s > now_s - HOUR_S)
@@ -166,6 +168,8 @@ class ClusterState:
         before = self.nodes.get(event.node)
         if before is None or not before.is_alive:
             self.ask_again(event.node)
+            for record in self.records.values():
+                gang.node_is_back(record, event.node)
         known = before or Node(name=event.node, address=event.address, devices=event.devices)
         self.nodes[event.node] = replace(known, address=event.address, devices=event.devices, is_alive=True)
 
@@ -176,6 +180,10 @@ class ClusterState:
         for record in self.records.values():
             gang.lose_node(record, event.node, event.reason, event.time_s, self.config)
         self.nodes[event.node] = replace(node, is_alive=False)
+
+    def _lease_ran_out(self, event: LeaseRanOut) -> None:
+        for record in self.records.values():
+            recovery.halted_on(record, event.node, event.time_s)
 
     def _node_cordoned(self, event: NodeCordoned) -> None:
         node = self.nodes.get(event.node)
@@ -204,6 +212,8 @@ class ClusterState:
         if record and not record.job.state.is_final and not record.job.cancel_asked:
             record.change(cancel_asked=True)
             gang.end(record, JobState.CANCELLED, "cancelled", event.time_s)
+            if record.job.away:
+                gang.stop_waiting(record, event.time_s, self.config)
 
     def _pause_asked(self, event: PauseAsked) -> None:
         record = self.records.get(event.job)
@@ -254,7 +264,7 @@ class ClusterState:
     def _schedule_adopted(self, event: ScheduleAdopted) -> None:
         placements, reasons, sharing = dict(event.placements), dict(event.reasons), dict(event.sharing)
         for id, record in self.records.items():
-            if record.job.state.is_final:
+            if record.job.state.is_final or record.job.away:
                 continue
             if not record.is_committed and record.ending in (None, JobState.PENDING):
                 record.change(intended=placements.get(id, ()))
@@ -279,12 +289,16 @@ class ClusterState:
 
     def _changes(self, adopted: ScheduleAdopted) -> bool:
         placements, reasons, sharing = dict(adopted.placements), dict(adopted.reasons), dict(adopted.sharing)
-        if any(sharing.get(id) != record.job.sharing for id, record in self.records.items() if not record.job.state.is_final):
+        if any(
+            sharing.get(id) != record.job.sharing
+            for id, record in self.records.items()
+            if not (record.job.state.is_final or record.job.away)
+        ):
             return True
         return any(
             placements.get(id, ()) != record.job.intended or reasons.get(id, record.job.reason) != record.job.reason
             for id, record in self.records.items()
-            if not record.job.state.is_final
+            if not (record.job.state.is_final or record.job.away)
             and record.ending in (None, JobState.PENDING)
             and not record.is_committed
         )
@@ -357,6 +371,7 @@ class ClusterState:
         NodeJoined: _node_joined,
         NodeLost: _node_lost,
         LinkMeasured: _link_measured,
+        LeaseRanOut: _lease_ran_out,
         NodeCordoned: _node_cordoned,
         NodeDrained: _node_drained,
         JobSubmitted: _job_submitted,

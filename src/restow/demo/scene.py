@@ -89,7 +89,7 @@ def consolidate(*, fast: bool = False) -> Consolidation:
     takes fewer steps: for tests and the impatient.
     """
     reader = ("--batch", "32", "--log-every", "50")
-    gang_steps = 140 if fast else 220
+    gang_steps = 140 if fast else 180
     return Consolidation(
         resident=Part(
             name="digits",
@@ -113,7 +113,7 @@ def consolidate(*, fast: bool = False) -> Consolidation:
             workers=1,
             share=OWN_DEVICES,
             script="digits_cnn.py",
-            arguments=("--steps", "1000000", "--seconds", "24" if fast else "28", "--seed", "4", *reader),
+            arguments=("--steps", "1000000", "--seconds", "22" if fast else "24", "--seed", "4", *reader),
         ),
         gang=Part(
             name="gpt",
@@ -126,7 +126,7 @@ def consolidate(*, fast: bool = False) -> Consolidation:
                 "--characters 400000 --log-every 20 --seed 1".split()
             ),
         ),
-        scattered_steps=15 if fast else 30,
+        scattered_steps=15 if fast else 25,
         after_steps=20 if fast else 40,
     )
 

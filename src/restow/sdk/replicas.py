@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from restow import wire
 from restow.errors import RestowError
-from restow.sdk import wire
 from restow.sdk.environment import Environment
 from restow.slots import Slots
 

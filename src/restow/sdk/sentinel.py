@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 WORD_S_MAX = 60.0  # a controller that was killed is back by then
 COPIERS = (0, 1)  # one of two ranks is still there when one is lost
 UPDATE_S_MAX = 20.0  # of an update that has begun, to the save point after it
+TAIL_S = 0.5  # and two steps: the same where a copier has a copy, and so need not hold the step after it
 
 
 class Sentinel:
@@ -52,6 +53,7 @@ class Sentinel:
         self._changed = threading.Condition()
         self._step = -1  # finished steps, as of the last save point
         self._privates: dict[int, bytes] = {}  # of the last two save points
+        self._step_s = step_s
         self._copies = Copies(table, step_s)
         self._is_updating = False  # from the first update of a step to its save point
         self._is_halted = self._is_over = self._is_let_go = False
@@ -111,7 +113,9 @@ class Sentinel:
     def halt(self) -> None:
         with self._changed:
             self._is_halted = True
-            self._changed.wait_for(lambda: not self._is_updating, UPDATE_S_MAX)
+            has_copy = self._rank not in COPIERS or self._step in self._copies.steps()
+            tail_s = min(UPDATE_S_MAX, TAIL_S + 2 * self._step_s()) if has_copy else UPDATE_S_MAX
+            self._changed.wait_for(lambda: not self._is_updating, tail_s)  # a script may do much between update and save point
             live = (self._step,) if not self._is_updating and not self._is_over else ()
             holds = sorted({*live} | self._copies.steps())
             word = {"step": self._step, "holds": holds, "privates": sorted(self._privates)}

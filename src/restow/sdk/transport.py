@@ -29,8 +29,9 @@ from typing import Any
 
 import torch
 
+from restow import wire
 from restow.errors import Refused, RestowError, ScriptError, Unreachable
-from restow.sdk import ipc, memory, wire
+from restow.sdk import ipc, memory
 from restow.sdk.spans import Span, describe, difference, spans_of
 
 HANDSHAKE_S = 5.0
