@@ -94,16 +94,17 @@ class Cluster:
                 print(f"bench: {error}", file=sys.stderr)
         shutil.rmtree(self._home, ignore_errors=True)
 
-    def submit(self, name: str, fill: str, options: list[str]) -> str:
-        """Hand in the training job of three ranks; returns its id."""
+    def submit(self, name: str, fill: str, options: list[str], workers: int = WORLD_SIZE, **more: Any) -> str:
+        """Hand in the training job; returns its id. `more` holds further fields of its spec."""
         source = os.pathsep.join((str(ROOT / "src"), str(ROOT)))
         spec = {
             "command": (sys.executable, str(ROOT / "bench" / "train_job.py"), *options),
             "name": name,
-            "workers": WORLD_SIZE,
+            "workers": workers,
             "cwd": str(ROOT),
             "env": (("PYTHONPATH", source),),
             "fill": fill,
+            **more,
         }
         return str(self.client.submit(spec)["id"])
 

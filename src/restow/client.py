@@ -75,6 +75,10 @@ class Client:
         """`to` names one slot per rank, "m1:0 m1:1"; `pack` lets restow choose the fewest nodes."""
         return self._ask("migrate", job=job, to=to, pack=pack)
 
+    def scale(self, job: str, devices: int) -> dict[str, Any]:
+        """So many devices from now on, its ranks taking turns where these are fewer; 0: as many as its spec says."""
+        return self._ask("scale", job=job, devices=devices)
+
     def share(self, job: str, **share: Any) -> dict[str, Any]:
         """`share` holds fields of ShareSpec: allow, mode, protect, max_slowdown, memory_bytes; the others stay as they are."""
         return self._ask("share", job=job, share=share)

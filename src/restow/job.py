@@ -85,6 +85,7 @@ class JobSpec:
     command: tuple[str, ...]
     name: str = ""
     workers: int = 1  # size of the gang; all start together or none does
+    devices: tuple[int, int] = (0, 0)  # fewest and most devices that it may have, ranks taking turns on one; (0, 0): one each
     cwd: str = ""  # where the command runs; empty: where it was submitted
     env: tuple[tuple[str, str], ...] = ()  # added to the agent's own environment
     memory_bytes: int = 0  # peak device memory of one worker, as declared; 0: not declared
@@ -100,6 +101,10 @@ class JobSpec:
             raise SpecError("command is empty; give the program to run, for example [python, train.py]")
         if self.workers < 1:
             raise SpecError(f"workers is {self.workers}; a job needs at least 1")
+        low, high = self.devices
+        if (low or high) and not 1 <= low <= high <= self.workers:
+            way_out = f"write a range between 1 and the number of workers, for example 1..{self.workers}"
+            raise SpecError(f"devices is {low}..{high}; {way_out}")
         if self.memory_bytes < 0:
             raise SpecError(f"memory_bytes is {self.memory_bytes}; it cannot be negative")
         if self.fill not in FILLS:
@@ -164,6 +169,7 @@ class Kept:
     step: int  # finished steps
     placement: Placement  # where each rank was: its own state is on that node
     replicas: tuple[str, ...]  # nodes where what all hold alike is
+    is_rescued: bool = False  # it lost devices, and goes on with fewer if need be
     muted: tuple[int, ...] = ()  # ranks that have made the next step already: what they printed in it is not printed again
     signatures: tuple[str, ...] = ()  # rank → what its script had built; it must build the same again
 
@@ -213,6 +219,7 @@ class Job:
     moved_s: float | None = None  # when the last switch ended, done or rolled back
     exit_code: int | None = None
     generations: int = 0  # the highest generation number ever used, abandoned ones included; never used again
+    devices_asked: int = 0  # how many a person wants it to have (ScaleAsked); 0: as its spec says
     pinned: Placement = ()  # where a person wants it (MigrateAsked); policies leave it there
     failed_moves: int = 0  # in a row; a finished move or a new request sets it back
     not_before_s: float = 0.0  # no further move before this time: the last one failed
@@ -220,6 +227,7 @@ class Job:
     away: str = ""  # a lost node that it lies on as a whole: it may train there unseen, and is waited for
     paused: bool = False  # a person wants it to hold no devices (PauseAsked) until ResumeAsked
     kept: Kept | None = None  # its state, while it is suspended
+    is_rescued: bool = False  # it came back after a loss, perhaps with fewer devices than it should have
     share_asked: ShareSpec | None = None  # what a person asked for since it was submitted
     sharing: Sharing | None = None  # with whom and how; None: its devices are its own
     tried: tuple[tuple[str, str, float], ...] = ()  # (partner, mode, sum of relative speeds that was measured), each pair once
@@ -228,6 +236,17 @@ class Job:
     @property
     def workers(self) -> int:
         return self.spec.workers
+
+    @property
+    def devices_min(self) -> int:
+        """The fewest devices that it may have: one, where it has lost some and goes on with what is left."""
+        if (self.kept and self.kept.is_rescued) or self.is_rescued:
+            return 1
+        return self.devices_asked or self.spec.devices[0] or self.workers
+
+    @property
+    def devices_max(self) -> int:
+        return self.devices_asked or self.spec.devices[1] or self.workers
 
     @property
     def waits(self) -> bool:

@@ -248,6 +248,14 @@ class ScheduleAdopted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleAsked(Event):
+    """A person wants the job on so many devices, its ranks taking turns where these are fewer (0: as its spec says)."""
+
+    job: str
+    devices: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShareAsked(Event):
     """A person says how a job is to share its devices from now on, instead of what its spec says."""
 

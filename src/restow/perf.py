@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from restow.cluster import Device, Snapshot
 from restow.job import Job, JobSpec, Profile
-from restow.placement import Placement, count_by_node, is_scattered, moved_ranks, nodes_of
+from restow.placement import Placement, count_by_node, is_scattered, moved_ranks, nodes_of, ranks_per_device
 
 REPLICA_BYTES_PER_S = 2e9  # a memory copy of state into a twin that shares the node: one core, page faults included
 SHADOW_BYTES_MIN = 256_000_000  # above it a replica copy is longer than 0.13 s and following in the background pays
@@ -86,9 +86,9 @@ def predict_step_s(profile: Profile, now: Placement, then: Placement, snapshot: 
     if profile.step_s <= 0:
         return 0.0
     computing_s = profile.step_s - profile.exposed_s - profile.waited_s  # what it waits at a gate is not its own
-    computing_s *= _slow_down(now, then, snapshot)
+    computing_s *= _slow_down(now, then, snapshot) * ranks_per_device(then)  # ranks of one device compute one after another
     if profile.rehearsal_step_s and _kinds(then, snapshot) != _kinds(now, snapshot):
-        computing_s = profile.rehearsal_step_s
+        computing_s = profile.rehearsal_step_s * ranks_per_device(then)
     payload = profile.wire_bytes
     modelled_now_s = communication_s(now, payload, snapshot, profile.local_bytes_per_s)
     modelled_then_s = communication_s(then, payload, snapshot, profile.local_bytes_per_s)

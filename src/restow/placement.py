@@ -5,6 +5,7 @@ A slot is written `node:device`, for example `m1:0`; with a share of it, `m1:0@0
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -81,6 +82,26 @@ def rearranged(now: Placement, slots: Iterable[Slot]) -> Placement:
             stays[rank] = match
             left.remove(match)
     return tuple(stays[rank] if rank in stays else left.pop(0) for rank in range(len(now)))
+
+
+def devices_of(placement: Iterable[Slot]) -> tuple[Slot, ...]:
+    """The devices used, in the order of the ranks, each once: fewer than ranks where ranks take turns on one."""
+    return tuple({slot[:2]: slot for slot in placement}.values())
+
+
+def ranks_per_device(placement: Iterable[Slot]) -> int:
+    """The most ranks that one device holds; 0 of no placement."""
+    return max(Counter(slot[:2] for slot in placement).values(), default=0)
+
+
+def folded(workers: int, devices: Iterable[Slot], now: Placement = ()) -> Placement:
+    """`workers` ranks on these devices, evenly: no device holds two more than another. As few ranks as possible move from `now`."""
+    places = list(devices)
+    some, more = divmod(workers, len(places))
+    mine = Counter(slot[:2] for slot in now)
+    full = sorted(range(len(places)), key=lambda at: (-mine[places[at][:2]], at))[:more]  # who has most already keeps one more
+    slots = [slot for at, slot in enumerate(places) for _ in range(some + (at in full))]
+    return rearranged(now, slots) if now else tuple(slots)
 
 
 def main_node(placement: Placement) -> str:

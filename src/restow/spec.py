@@ -3,6 +3,7 @@
 name: digits                     # optional; the job's id is made from it
 command: python train.py --lr 1  # or a list of words; needed
 workers: 2                       # default 1
+devices: 1..2                    # may have fewer devices than workers, which then take turns; default: one each
 cwd: ../digits                   # default: where you submit; relative to the file
 env: {OMP_NUM_THREADS: "1"}
 memory: 8GB                      # peak device memory of one worker
@@ -35,6 +36,7 @@ from restow.job import JobSpec, ShareSpec
 
 _PYTHON = re.compile(r"python[\d.]*")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_RANGE = re.compile(r"\s*(\d+)\s*(?:(?:\.\.|-)\s*(\d+)\s*)?")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", re.IGNORECASE)
 
 
@@ -130,6 +132,18 @@ def parse_bytes(key: str, value: Any) -> int:
     if not match:
         raise SpecError(f"{key} is {value!r}; write a size such as 8GB or 512MiB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def parse_range(key: str, value: Any) -> tuple[int, int]:
+    """`1..8`, `4` or [1, 8]."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value, value
+    if isinstance(value, (list, tuple)) and len(value) == 2 and all(type(number) is int for number in value):
+        return value[0], value[1]
+    match = _RANGE.fullmatch(value) if isinstance(value, str) else None
+    if not match:
+        raise SpecError(f"{key} is {value!r}; write a number such as 2 or a range such as 1..8")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def _text(key: str, value: Any) -> str:
@@ -235,6 +249,7 @@ _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "name": ("name", _text),
     "command": ("command", _words),
     "workers": ("workers", _count),
+    "devices": ("devices", parse_range),
     "cwd": ("cwd", _text),
     "env": ("env", _pairs),
     "memory": ("memory_bytes", parse_bytes),

@@ -12,6 +12,7 @@ WHOLE = """\
 name: digits
 command: python train.py --name 'two words'
 workers: 2
+devices: 1..2
 env: {SEED: 7}
 memory: 8GB
 migrate: false
@@ -29,7 +30,7 @@ def load(tmp_path, text):
 
 def test_every_key_is_read(tmp_path):
     assert load(tmp_path, WHOLE) == JobSpec(
-        name="digits", command=("python", "train.py", "--name", "two words"), workers=2, cwd=str(tmp_path), env=(("SEED", "7"),),
+        name="digits", command=("python", "train.py", "--name", "two words"), workers=2, devices=(1, 2), cwd=str(tmp_path), env=(("SEED", "7"),),
         memory_bytes=8_000_000_000, migrate=False, fill="shadow", max_pause_s=5.0, stop_grace_s=2.5,
     )  # fmt: skip
 
@@ -51,6 +52,8 @@ def test_a_command_may_be_a_list_and_cwd_is_relative_to_the_file(tmp_path):
         ("command: a\nworkers: two\n", "line 2: workers is 'two' (text); write a whole number"),
         ("command: a\nworkers: true\n", "line 2: workers is True (true/false)"),
         ("command: a\n\nworkers: 0\n", "line 3: workers is 0; a job needs at least 1"),
+        ("command: a\nworkers: 2\ndevices: 1..3\n", "line 3: devices is 1..3; write a range between 1 and the number of workers"),
+        ("command: a\ndevices: many\n", "line 2: devices is 'many'; write a number such as 2 or a range such as 1..8"),
         ("command: a\nmemory: lots\n", "line 2: memory is 'lots'; write a size such as 8GB"),
         ("command: a\nenv: [A]\n", "line 2: env is ['A'] (a list); write NAME: value pairs"),
         ("command: a\nenv: {A: [1]}\n", "line 2: env: A is [1] (a list)"),

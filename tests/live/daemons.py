@@ -29,6 +29,7 @@ from restow.errors import RestowError, Unreachable
 from restow.messages import Command, to_json
 from restow.placement import Schedule, parse_placement
 from restow.policies.consolidate import Board, Consolidate, why_not_back
+from restow.policies.folding import Folding
 
 MODULE = "tests.live.daemons"
 CLUSTER = "0123abcd"
@@ -41,6 +42,11 @@ QUICK = CoreConfig(propose_ahead_s=0.001, progress_age_s_max=0.0)
 
 class Placed(Consolidate):
     """Jobs start where the test wants them (PLACEMENT in their environment, BACK when they come back); wishes are granted."""
+
+    def plan(self, snapshot: Snapshot) -> Schedule:
+        schedule = super().plan(snapshot)
+        Folding(self).plan(snapshot, schedule)
+        return schedule
 
     def _place_pending(self, snapshot: Snapshot, schedule: Schedule, board: Board) -> None:
         for job in snapshot.jobs:

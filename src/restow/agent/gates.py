@@ -1,4 +1,5 @@
-"""The gates of this node's devices, as the agent keeps them: armed while several jobs are on a device, and watched.
+"""The gates of this node's devices, as the agent keeps them: armed while several ranks, of whatever jobs, are on a device, and
+watched.
 
 Who holds a device for longer than its lease is alive but stuck (an endless loop, a job that never waits, a process that a person
 stopped). It is never simply overtaken: it is stopped first (SIGSTOP) and seen to be, then its grant is void and the next one is let
@@ -45,7 +46,7 @@ class Gates:
         self._devices = list(devices)
         self._keepers: dict[int, Keeper] = {}
         self._sharing: dict[str, Sharing] = {}  # job → what the controller said
-        self._jobs: dict[int, frozenset[str]] = {}  # device → jobs that have processes there
+        self._ranks: dict[int, frozenset[tuple[str, int]]] = {}  # device → (job, rank) of the processes there
         self._stopped: dict[tuple[int, int], str] = {}  # (device, seat) of fenced ones → who stopped it
         self._unsaid: set[int] = set()  # devices whose gate could not be told
         self._complaints: dict[int, str] = {}  # device → what was logged last
@@ -75,29 +76,35 @@ class Gates:
         for worker in workers:
             if worker.job == job:
                 _tell(worker, sharing)
-        for device, jobs in self._jobs.items():
-            if job in jobs:
+        for device in self._ranks:
+            if job in self._jobs_on(device):
                 self._set(device)
 
     def forget(self, job: str) -> None:
         self._sharing.pop(job, None)
 
     def update(self, workers: Iterable[Worker]) -> None:
-        """Processes came or went. A device with one job has a free gate."""
-        found: dict[int, set[str]] = {device: set() for device in self._devices}
+        """Processes came or went. A device with one rank has a free gate."""
+        found: dict[int, set[tuple[str, int]]] = {device: set() for device in self._devices}
         for worker in workers:
             if worker.device in found:
-                found[worker.device].add(worker.job)
+                found[worker.device].add((worker.job, worker.rank))
             if worker.job in self._sharing:
                 _tell(worker, self._sharing[worker.job])
-        for device, jobs in found.items():
-            if jobs != self._jobs.get(device, frozenset()):
-                self._jobs[device] = frozenset(jobs)
+        for device, ranks in found.items():
+            if ranks != self._ranks.get(device, frozenset()):
+                self._ranks[device] = frozenset(ranks)
                 self._set(device)
+
+    def _jobs_on(self, device: int) -> frozenset[str]:
+        return frozenset(job for job, _ in self._ranks.get(device, ()))
+
+    def _is_shared(self, device: int) -> bool:
+        return len(self._ranks.get(device, ())) > 1
 
     def _set(self, device: int) -> None:
         """Who has not been said to share in some way keeps its class: an agent that is new has not heard it yet."""
-        jobs, keeper = self._jobs.get(device, frozenset()), self._keepers[device]
+        jobs, keeper = self._jobs_on(device), self._keepers[device]
         said = {job: self._sharing[job] for job in jobs if job in self._sharing}
         try:
             for job, sharing in said.items():
@@ -114,9 +121,11 @@ class Gates:
 
     def _mode(self, device: int, before: int) -> int:
         """What the gate of this device is to do. It is not free before everybody whom we stopped has had its turn and goes on."""
-        jobs = self._jobs.get(device, frozenset())
+        jobs = self._jobs_on(device)
         modes = {MODES[self._sharing[job].mode] for job in jobs if job in self._sharing}
-        if len(jobs) < 2 or modes == {FREE}:
+        if self._is_shared(device) and len(jobs) == 1:
+            return INTERLEAVE  # ranks of one job, whatever it last shared with others
+        if not self._is_shared(device) or modes == {FREE}:
             return INTERLEAVE if US in [who for (place, _), who in self._stopped.items() if place == device] else FREE
         if not modes:
             return before or INTERLEAVE
@@ -134,8 +143,7 @@ class Gates:
         """For as long as the agent lives."""
         while True:
             for device, keeper in self._keepers.items():
-                is_shared = len(self._jobs.get(device, ())) > 1
-                if is_shared or device in self._unsaid or any(key[0] == device for key in self._stopped):
+                if self._is_shared(device) or device in self._unsaid or any(key[0] == device for key in self._stopped):
                     try:
                         await self._look(device, keeper)
                     except RestowError as error:
@@ -204,7 +212,7 @@ class Gates:
 
     def _settle_members(self, device: int, view: View) -> None:
         """Members that came later, and a page that had to be made anew, have not heard what was said."""
-        is_shared = len(self._jobs.get(device, ())) > 1
+        is_shared = len(self._jobs_on(device)) > 1
         for seat in view.seats:
             said = self._sharing.get(seat.job)
             if is_shared and said and (seat.level != said.level or abs(seat.share - said.part) > 1e-9):

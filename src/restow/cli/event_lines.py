@@ -119,6 +119,10 @@ _SENTENCES: dict[str, Callable[[Wire], str]] = {
     "MigrateAsked": lambda e: f"asked to move to {slots(e['placement'])}",
     "PauseAsked": lambda e: "asked to pause",
     "ResumeAsked": lambda e: "asked to go on",
+    "ScaleAsked": lambda e: (
+        f"{e['job']}: is to have {e['devices']} device{'s' * (e['devices'] != 1)}" if e["devices"]
+        else f"{e['job']}: is to have as many devices as its spec says"
+    ),
     "ShareAsked": _asked_to_share,
     "SharingMeasured": _measured_together,
     "MovePredicted": _predicted,

@@ -19,6 +19,7 @@ from restow.errors import SpecError
 @click.command()
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SPEC.yaml | -- COMMAND...]")
 @click.option("-n", "--workers", type=int, help="Size of the gang (default 1).")
+@click.option("--devices", metavar="N|LOW..HIGH", help="It may have fewer devices than workers, which then take turns.")
 @click.option("--name", help="The job's id is made from it; default: the script's name.")
 @click.option("--env", multiple=True, metavar="K=V", help="Set a variable for the workers; may be repeated.")
 @click.option("--cwd", type=click.Path(file_okay=False), help="Where the command runs; default: here.")
@@ -34,9 +35,9 @@ from restow.errors import SpecError
 @click.option("-w", "--wait", "wait_", is_flag=True, help="Return when it has ended.")
 @json_option
 def submit(
-    words: tuple[str, ...], workers: int | None, name: str | None, env: tuple[str, ...], cwd: str | None, memory: str | None,
-    fill: str | None, no_migrate: bool, no_recover: bool, max_pause_s: float | None, share: str | None, protect: bool, queue: bool,
-    follow: bool, wait_: bool, json_: bool,
+    words: tuple[str, ...], workers: int | None, devices: str | None, name: str | None, env: tuple[str, ...],
+    cwd: str | None, memory: str | None, fill: str | None, no_migrate: bool, no_recover: bool, max_pause_s: float | None,
+    share: str | None, protect: bool, queue: bool, follow: bool, wait_: bool, json_: bool,
 ) -> int:  # fmt: skip
     """Hand in a job, as a YAML spec or as a command.
 
@@ -46,14 +47,14 @@ def submit(
       restow submit -n 4 --name gpt --env SEED=7 -f -- python -m my.training
 
     \b
-    The keys of a spec: name, command (needed), workers, cwd, env, memory, migrate, fill, max_pause_s, stop_grace_s,
+    The keys of a spec: name, command (needed), workers, devices, cwd, env, memory, migrate, fill, max_pause_s, stop_grace_s,
     recover, share (true, false, a mode, or these under it: allow, mode, protect, max_slowdown, memory, quantum, link).
     Options given beside a spec win, those of share one by one. The command is started once per worker, with
     torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR ...). With -f or -w the exit code is 0 if the job ended with
     success, else 1. Ctrl-C stops the following, never the job.
     """
     written: dict[str, Any] = {
-        "workers": workers, "name": name, "env": pairs(env), "cwd": cwd, "memory": memory, "fill": fill,
+        "workers": workers, "devices": devices, "name": name, "env": pairs(env), "cwd": cwd, "memory": memory, "fill": fill,
         "max_pause_s": max_pause_s, "migrate": False if no_migrate else None,
         "recover": False if no_recover else None,
         "share": {**({"mode": share} if share else {}), **({"protect": True} if protect else {})} or None,

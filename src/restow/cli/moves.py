@@ -1,4 +1,4 @@
-"""The commands that move jobs, onto other devices or off all of them: migrate, pause, resume and defrag."""
+"""The commands that move jobs, onto other, more, fewer or no devices: migrate, scale, pause, resume and defrag."""
 
 from __future__ import annotations
 
@@ -68,6 +68,26 @@ def resume(jobs: tuple[str, ...], json_: bool) -> None:
     """
     client = Client()
     _say([client.resume(job) for job in jobs], json_)
+
+
+@click.command()
+@click.argument("job")
+@click.argument("devices", metavar="DEVICES|auto")
+@json_option
+def scale(job: str, devices: str, json_: bool) -> None:
+    """Let a job have so many devices from now on, while it trains.
+
+    Where these are fewer than its workers, workers take turns on a device through its gate: slower, with the same numbers.
+    `auto` takes the wish back; then the devices: of its spec count. Returns when the wish is accepted; restow show JOB tells
+    how far it is.
+
+    \b
+      restow scale gpt-1 2
+      restow scale gpt-1 auto
+    """
+    if devices != "auto" and not (devices.isdecimal() and int(devices) > 0):
+        raise SpecError(f"devices is {devices!r}; write a number above 0, or auto")
+    _say([Client().scale(job, 0 if devices == "auto" else int(devices))], json_)
 
 
 def _say(views: list[dict[str, Any]], json_: bool) -> None:

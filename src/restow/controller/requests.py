@@ -25,6 +25,7 @@ from restow.messages import (
     NodeDrained,
     PauseAsked,
     ResumeAsked,
+    ScaleAsked,
     from_json,
     to_json,
 )
@@ -106,11 +107,10 @@ class Requests:
         submitted = from_json({"type": "JobSubmitted", "time_s": self._controller.now(), "job": "new", "spec": spec})
         assert isinstance(submitted, JobSubmitted)
         devices = len(self._snapshot().slots)
-        if submitted.spec.workers > devices and not queue:
-            raise SpecError(
-                f"workers is {submitted.spec.workers}; the cluster has {devices} device{'s' * (devices != 1)}"
-                " (--queue waits for more)"
-            )
+        least = submitted.spec.devices[0] or submitted.spec.workers
+        if least > devices and not queue:
+            what = f"devices is {least}.." if submitted.spec.devices[0] else f"workers is {submitted.spec.workers}"
+            raise SpecError(f"{what}; the cluster has {devices} device{'s' * (devices != 1)} (--queue waits for more)")
         job = self._new_id(submitted.spec.name or _stem(submitted.spec.command))
         await self._controller.take([JobSubmitted(time_s=self._controller.now(), job=job, spec=submitted.spec)])
         return self._view(self._find(job))
@@ -135,6 +135,19 @@ class Requests:
         placement = destinations.packed(found, self._snapshot()) if pack else parse_placement(to or "")
         destinations.check(found, placement, self._snapshot())
         await self._controller.take([MigrateAsked(time_s=self._controller.now(), job=found.id, placement=placement)])
+        self._controller.decide(self._controller.now())
+        return self._view(self._find(found.id))
+
+    async def scale(self, job: str, devices: int = 0) -> dict[str, Any]:
+        """Let the job have so many devices, its ranks taking turns where these are fewer; 0: as many as its spec says."""
+        found = self._find(job)
+        if found.state.is_final:
+            raise Refused(f"job {found.id} is {found.state.value}; it holds no devices")
+        if not 0 <= devices <= found.workers:
+            raise SpecError(f"devices is {devices}; job {found.id} can have 1 to {found.workers}, one for each worker")
+        if found.state is JobState.RUNNING and found.why_not:
+            raise Refused(f"job {found.id} cannot change its devices while it trains: {found.why_not}")
+        await self._controller.take([ScaleAsked(time_s=self._controller.now(), job=found.id, devices=devices)])
         self._controller.decide(self._controller.now())
         return self._view(self._find(found.id))
 

@@ -8,7 +8,7 @@ from restow.errors import IllegalTransition
 from restow.job import JobState, Phase
 from restow.placement import Slot
 
-Uses = dict[tuple[str, int], tuple[float, str]]  # device → share in use, by whom
+Uses = dict[tuple[str, int], dict[str, float]]  # device → job → share of it; ranks of one job may take turns there
 
 if TYPE_CHECKING:
     from restow.core.record import Record
@@ -31,10 +31,10 @@ def check(state: ClusterState) -> None:
 
 
 def _add(slots: Uses, slot: Slot, job: str, word: str) -> None:
-    before, other = slots.get(slot[:2], (0.0, job))
-    if before + slot.share > 1.0 + 1e-9:
-        raise IllegalTransition(f"slot {slot} is {word} twice: by {other} and {job}")
-    slots[slot[:2]] = (before + slot.share, job)
+    shares = slots.setdefault(slot[:2], {})
+    shares[job] = max(slot.share, shares.get(job, 0.0))
+    if sum(shares.values()) > 1.0 + 1e-9:
+        raise IllegalTransition(f"slot {slot} is {word} twice: by {' and '.join(sorted(shares))}")
 
 
 def _check_job(record: Record) -> None:

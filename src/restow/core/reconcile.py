@@ -125,13 +125,18 @@ def _begin(record: Record, records: list[Record], time_s: float) -> None:
 
 
 def are_free(slots: Iterable[Slot], record: Record, records: Iterable[Record]) -> bool:
-    """Does no process of any job, this one included, hold these devices, leavers and abandoned twins counted? Shares add up."""
+    """Does no process hold these devices, leavers and abandoned twins counted? Shares of jobs add up. Of this job, only ranks that
+    stay where they are do not count: others may come to take turns with them."""
     restarts = record.job.state is JobState.RUNNING and not record.job.movable  # its own processes will be gone by then
-    used: dict[tuple[str, int], float] = {}
+    moved = moved_ranks(record.job.placement, record.job.intended)
+    used: dict[tuple[str, int], dict[str, float]] = {}
     for other in records:
-        for process in other.processes.values() if other is not record or not restarts else ():
-            used[process.slot[:2]] = used.get(process.slot[:2], 0.0) + process.slot.share
-    return all(used.get(slot[:2], 0.0) + slot.share <= 1.0 + 1e-9 for slot in slots)
+        for (generation, rank), process in other.processes.items():
+            stays = generation == record.job.generation and rank not in moved
+            if other is not record or not (restarts or stays):
+                shares = used.setdefault(process.slot[:2], {})
+                shares[other.job.id] = max(process.slot.share, shares.get(other.job.id, 0.0))
+    return all(sum(used.get(slot[:2], {}).values()) + slot.share <= 1.0 + 1e-9 for slot in slots)
 
 
 def more_is_free(record: Record, records: Iterable[Record]) -> bool:

@@ -126,7 +126,7 @@ def rank_kept(record: Record, event: RankKept) -> None:
     placement = tuple(slot._replace(node=there[rank]) for rank, slot in enumerate(record.job.placement))
     kept = Kept(
         generation=rescue.vault, step=rescue.step, placement=placement, signatures=record.rescue_signatures,
-        replicas=nodes_of(placement[rank] for rank in rescue.replicas),
+        replicas=nodes_of(placement[rank] for rank in rescue.replicas), is_rescued=True,
         muted=tuple(rank for rank, word in sorted(rescue.halted.items()) if max(word.privates, default=-1) > rescue.step),
     )  # fmt: skip
     record.change(kept=kept, steps_done=rescue.step, reason=f"{rescue.reason}; goes on from step {rescue.step}", movable=False)

@@ -50,6 +50,7 @@ from restow.messages import (
     RankStarted,
     RankSwitched,
     ResumeAsked,
+    ScaleAsked,
     ScheduleAdopted,
     ShadowReady,
     ShareAsked,
@@ -61,7 +62,7 @@ from restow.messages import (
     SwitchFailed,
     TwinParked,
 )
-from restow.placement import Placement, Schedule, is_scattered, rearranged
+from restow.placement import Placement, Schedule, devices_of, is_scattered, rearranged
 
 LEARNING_RATE = 0.2  # of a node's local rate, from each report: the last ten reports or so count
 FRIENDLINESS_RATE = 0.5  # from each measured pair: the last two or three count
@@ -236,6 +237,12 @@ class ClusterState:
         if wish != record.job.pinned:
             record.change(pinned=wish, failed_moves=0, not_before_s=0.0)
 
+    def _scale_asked(self, event: ScaleAsked) -> None:
+        """The policy does it. Earlier failures do not hold it up, and a wish to be somewhere is void."""
+        record = self.records.get(event.job)
+        if record and not record.job.state.is_final:
+            record.change(devices_asked=event.devices, pinned=(), failed_moves=0, not_before_s=0.0)
+
     def _share_asked(self, event: ShareAsked) -> None:
         """Instead of what the spec says, from now on; what was learned of it and its partners under other terms is forgotten."""
         record = self.records.get(event.job)
@@ -304,7 +311,7 @@ class ClusterState:
         )
 
     def _check(self, schedule: Schedule) -> None:
-        taken: dict[tuple[str, int], float] = {}
+        taken: dict[tuple[str, int], dict[str, float]] = {}
         wishes: dict[str, tuple[Placement, Placement]] = {}
         for id, placement in sorted(schedule.placements.items()):
             record = self.records.get(id)
@@ -314,12 +321,15 @@ class ClusterState:
                 raise IllegalTransition(
                     f"the schedule gives {id} {len(placement)} slots; its gang has {record.job.workers}"
                 )
+            if placement != record.job.placement and len(devices_of(placement)) < record.job.devices_min:
+                raise IllegalTransition(f"the schedule gives {id} {len(devices_of(placement))} devices, fewer than it may have")
             for slot in placement:
                 node = self.nodes.get(slot.node)
                 if node is None or not node.is_alive or slot.device not in {d.index for d in node.devices}:
                     raise IllegalTransition(f"the schedule gives {id} {slot}, which is not there")
-                taken[slot[:2]] = taken.get(slot[:2], 0.0) + slot.share
-                if taken[slot[:2]] > 1.0 + 1e-9:
+                shares = taken.setdefault(slot[:2], {})
+                shares[id] = max(slot.share, shares.get(id, 0.0))
+                if sum(shares.values()) > 1.0 + 1e-9:
                     raise IllegalTransition(f"the schedule promises {slot} twice, the second time to {id}")
             if record.job.placement and placement != record.job.placement:
                 if record.job.movable and rearranged(record.job.placement, placement) != placement:
@@ -380,6 +390,7 @@ class ClusterState:
         PauseAsked: _pause_asked,
         ResumeAsked: _resume_asked,
         ScheduleAdopted: _schedule_adopted,
+        ScaleAsked: _scale_asked,
         ShareAsked: _share_asked,
         SharingMeasured: _sharing_measured,
         StoreOpened: _store_opened,

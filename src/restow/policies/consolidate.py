@@ -17,8 +17,18 @@ from dataclasses import dataclass, field
 from restow.cluster import Snapshot
 from restow.job import Job, JobState, Phase
 from restow.perf import RESTART_PAUSE_S, move_cost, predict_step_s, steps_left
-from restow.placement import Move, Placement, Schedule, Slot, is_scattered, nodes_of, rearranged, same_devices
-from restow.policies.layout import best_start, candidates
+from restow.placement import (
+    Move,
+    Placement,
+    Schedule,
+    Slot,
+    devices_of,
+    is_scattered,
+    nodes_of,
+    rearranged,
+    same_devices,
+)
+from restow.policies.layout import candidates, on_devices, start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +112,7 @@ class Consolidate:
         """Without the reasons of jobs that stay as they are."""
         for job in snapshot.jobs:
             waits_for_wish = job.pinned and not same_devices(job.pinned, job.intended)
+            waits_for_wish = waits_for_wish or job.devices_asked not in (0, len(devices_of(job.intended)))
             if job.intended and schedule.placement(job.id) == job.intended and not waits_for_wish:
                 schedule.reasons.pop(job.id, None)  # nothing new to say; the reason that brought it there stays
         return schedule
@@ -144,10 +155,11 @@ class Consolidate:
             if job.switch and job.switch.phase in (Phase.COMMIT, Phase.RESCUE, Phase.ABORT):
                 continue
             names = " and ".join(node.name for node in here)
-            staying = [slot for slot in job.intended if slot.node not in draining]
-            places = list(candidates(job.workers, [*staying, *board.usable(job)], job.placement))
-            if places:
-                then = min(places, key=lambda p: (self._step_s(job, p, snapshot), len(nodes_of(p)), p))
+            have = devices_of(job.intended)
+            reach = [*(slot for slot in have if slot.node not in draining), *board.usable(job)]
+            numbers = range(min(len(have), len(reach)), min(len(have), job.devices_min) - 1, -1)
+            then = next(filter(None, (on_devices(job, number, reach, snapshot) for number in numbers)), None)
+            if then:
                 reason = f"leaves {names}, which is drained"
                 schedule.put(job.id, then, reason)
                 schedule.moves[job.id] = self.move(job, then, snapshot, reason)
@@ -158,10 +170,6 @@ class Consolidate:
             else:
                 schedule.placements.pop(job.id, None)
                 schedule.explain(job.id, f"suspended: {names} is drained and no other machine has room")
-
-    @staticmethod
-    def _step_s(job: Job, then: Placement, snapshot: Snapshot) -> float:
-        return predict_step_s(job.profile, job.placement, then, snapshot)
 
     # ------------------------------------------------------------ wishes
 
@@ -211,12 +219,12 @@ class Consolidate:
                 continue
             every = [slot for slot in snapshot.slots if slot in self._fitting(job, snapshot)]
             usable = board.usable(job)
-            if len(every) < job.workers:
+            if len(every) < job.devices_min:
                 schedule.explain(job.id, self._too_big(job, snapshot, len(every)))
                 continue
-            placement = best_start(job.workers, usable, job.profile.wire_bytes, snapshot)
+            placement = start(job, usable, snapshot)
             if placement is None:
-                schedule.explain(job.id, f"needs {count(job.workers, 'slot')}, {are(len(usable))} free")
+                schedule.explain(job.id, f"needs {count(job.devices_min, 'slot')}, {are(len(usable))} free")
                 if snapshot.now_s - job.submitted_s > self.config.patience_s:
                     waits_for = job
                 continue
@@ -230,16 +238,19 @@ class Consolidate:
     @staticmethod
     def _too_big(job: Job, snapshot: Snapshot, fitting: int) -> str:
         there = len(snapshot.slots)
-        if there < job.workers:
-            return f"needs {count(job.workers, 'slot')}, the cluster has {there}"
+        if there < job.devices_min:
+            return f"needs {count(job.devices_min, 'slot')}, the cluster has {there}"
         gigabytes = job.spec.memory_bytes / 1e9
-        return f"needs {count(job.workers, 'slot')} with {gigabytes:.3g} GB of memory each, the cluster has {fitting}"
+        return f"needs {count(job.devices_min, 'slot')} with {gigabytes:.3g} GB of memory each, the cluster has {fitting}"
 
     @staticmethod
     def _start_reason(job: Job, placement: Placement) -> str:
-        nodes = nodes_of(placement)
+        nodes, devices = nodes_of(placement), len(devices_of(placement))
+        fewer = f", {job.workers} ranks on {count(devices, 'device')}" if devices < job.workers else ""
         if job.kept:
-            return f"goes on from step {job.kept.step} on {' and '.join(nodes)}"
+            return f"goes on from step {job.kept.step} on {' and '.join(nodes)}{fewer}"
+        if fewer:
+            return f"starts on {' and '.join(nodes)}{fewer}"
         if len(nodes) == 1:
             return f"starts on {nodes[0]}, which has room for all of it"
         return f"starts scattered over {' and '.join(nodes)}: no machine has {count(job.workers, 'free slot')}"
@@ -257,6 +268,8 @@ class Consolidate:
                     continue
                 if job.pinned and not same_devices(job.pinned, job.intended):
                     continue  # its wish waits, which was explained above
+                if len(devices_of(job.intended)) < job.workers:
+                    continue  # its ranks take turns; policies/folding.py sees to it
                 if job.sharing:
                     continue  # jobs that share have the same devices; policies/restow.py parts them first
                 hindrance = self.hindrance(job, snapshot)
@@ -328,6 +341,7 @@ class Consolidate:
                     or len(roomy) + len(here) < job.workers
                     or self.hindrance(other, snapshot)
                     or other.sharing
+                    or len(devices_of(other.intended)) < other.workers
                 ):
                     continue
                 for away in self._ways_out(other, node.name, board):

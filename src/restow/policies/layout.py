@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 from restow.cluster import Snapshot
+from restow.job import Job
 from restow.perf import UNKNOWN_WIRE_BYTES, communication_s
-from restow.placement import Placement, Slot, nodes_of, rearranged
+from restow.placement import Placement, Slot, devices_of, folded, moved_ranks, nodes_of, rearranged
 
 Places = dict[str, list[Slot]]
 """Node → slots there, devices ascending."""
@@ -47,3 +48,47 @@ def best_start(workers: int, usable: Iterable[Slot], wire_bytes: int, snapshot: 
         return (len(nodes_of(placement)) > 1, round(seconds, 9), len(nodes_of(placement)), left, placement)
 
     return min(candidates(workers, slots), key=cost, default=None)
+
+
+def start(job: Job, usable: Iterable[Slot], snapshot: Snapshot) -> Placement | None:
+    """For a pending job: on as many of these devices as it may have; None if they are fewer than it needs."""
+    slots = list(usable)
+    for number in range(min(job.devices_max, len(slots)), job.devices_min - 1, -1):
+        found = on_devices(job, number, slots, snapshot)
+        if found:
+            return found
+    return None
+
+
+def on_devices(job: Job, number: int, usable: Iterable[Slot], snapshot: Snapshot) -> Placement | None:
+    """The best placement on exactly `number` of these devices, ranks taking turns where these are fewer: the fewest nodes, the
+    least communication, the fewest moved ranks. None where there are not so many with the memory for it."""
+    now, bytes_each = job.intended, max(job.spec.memory_bytes, job.profile.memory_bytes)
+    rounds = -(-job.workers // number)
+    slots = [slot for slot in usable if rounds == 1 or _has_room(slot, rounds * bytes_each, snapshot)]
+    if not now:
+        devices = best_start(number, slots, job.profile.wire_bytes, snapshot)
+        return folded(job.workers, devices) if devices else None
+
+    def cost(placement: Placement) -> tuple[object, ...]:
+        seconds = communication_s(placement, job.profile.wire_bytes or UNKNOWN_WIRE_BYTES, snapshot)
+        moved = len(moved_ranks(now, placement))
+        return (len(nodes_of(placement)) > 1, round(seconds, 9), len(nodes_of(placement)), moved, placement)
+
+    found = (folded(job.workers, devices, now) for devices in _choices(number, slots, devices_of(now)))
+    return min(found, key=cost, default=None)
+
+
+def _choices(number: int, slots: list[Slot], own: Placement) -> Iterator[Placement]:
+    """As `candidates`, without an order of ranks."""
+    yield from candidates(number, slots)
+    kept = [slot for slot in slots if slot[:2] in {mine[:2] for mine in own}]
+    others = [slot for slot in slots if slot not in kept]
+    if len(slots) >= number:
+        yield tuple([*kept, *others][:number])
+
+
+def _has_room(slot: Slot, memory_bytes: int, snapshot: Snapshot) -> bool:
+    node = snapshot.node(slot.node)
+    sizes = [device.memory_bytes for device in node.devices if device.index == slot.device] if node else []
+    return all(not size or memory_bytes <= size for size in sizes)

@@ -128,6 +128,8 @@ def hindrance(job: Job, hosts: Sequence[Job], snapshot: Snapshot, config: Sharin
     for host in hosts:
         if not host.share.allow or host.share.mode == "exclusive":
             return f"{host.id} does not share its devices"
+        if len(devices_of(host.intended)) < host.workers:
+            return f"{host.id} has fewer devices than ranks, which take turns already"
         if host.workers != job.workers:
             return f"{host.id} has {host.workers} workers, and jobs that share must have the same devices"
     why_not = memory_hindrance(everybody, snapshot)

@@ -1,0 +1,114 @@
+"""How many devices a job gets, where it may have fewer than it has ranks: as many as there are, more when some become free, fewer
+to let a waiting job in, and as many as a person asks for.
+
+Ranks that share a device take turns there through its gate, so the training stays the same whatever the number. Decides only about
+numbers and whose turn it is to change; where a gang lies is layout.py's, what a move costs perf.py's.
+"""
+
+from __future__ import annotations
+
+from restow.cluster import Snapshot
+from restow.job import Job, JobState
+from restow.placement import Move, Placement, Schedule, Slot, devices_of
+from restow.policies.consolidate import Board, Consolidate
+from restow.policies.layout import on_devices, start
+
+
+class Folding:
+    """The part of the policy that changes how many devices running jobs have."""
+
+    def __init__(self, consolidate: Consolidate):
+        self._consolidate = consolidate
+
+    def plan(self, snapshot: Snapshot, schedule: Schedule) -> None:
+        self._grant(snapshot, schedule)
+        self._make_room(snapshot, schedule)
+        self._grow(snapshot, schedule)
+
+    def _grant(self, snapshot: Snapshot, schedule: Schedule) -> None:
+        """What a person asked for, where the devices for it are free."""
+        for job in snapshot.jobs:
+            number = len(devices_of(job.intended))
+            if not job.devices_asked or number == job.devices_asked or not self._is_settled(job, schedule):
+                continue
+            why_not = "" if job.movable else job.why_not or "it has not finished its first steps"
+            if job.switch or job.exited or why_not or snapshot.now_s < job.not_before_s or job.sharing:
+                why_not = why_not or ("it shares its devices" if job.sharing else job.reason)
+                schedule.explain(job.id, f"asked to have {job.devices_asked} devices, but {why_not}")
+                continue
+            then = on_devices(job, job.devices_asked, self._within_reach(job, snapshot, schedule), snapshot)
+            if then is None:
+                schedule.explain(job.id, f"asked to have {job.devices_asked} devices, but no others are free that it fits")
+                continue
+            self._put(job, then, snapshot, schedule, f"goes from {number} to {job.devices_asked} devices, as was asked")
+
+    def _make_room(self, snapshot: Snapshot, schedule: Schedule) -> None:
+        """The oldest waiting job gets devices from one that can do with fewer; one at a time, so that each is seen to work."""
+        for waiting in snapshot.jobs:
+            if not waiting.waits or schedule.placement(waiting.id) or waiting.pinned or waiting.kept:
+                continue
+            free = self._free(snapshot, schedule).usable(waiting)
+            for job in snapshot.jobs:
+                have, low = len(devices_of(job.intended)), job.spec.devices[0]
+                gives = min(have - low, waiting.devices_min - len(free)) if low and not job.devices_asked else 0
+                if gives <= 0 or not self._is_settled(job, schedule) or self._consolidate.hindrance(job, snapshot) or job.sharing:
+                    continue
+                then = on_devices(job, have - gives, devices_of(job.intended), snapshot)
+                left = [slot for slot in devices_of(job.intended) if then and slot not in devices_of(then)]
+                room = start(waiting, [*free, *left], snapshot)
+                if then is None or room is None:
+                    continue
+                self._put(job, then, snapshot, schedule, f"goes from {have} to {have - gives} devices to let {waiting.id} in")
+                schedule.put(waiting.id, room, f"starts on {' '.join(map(str, devices_of(room)))}, once {job.id} has made room")
+                return
+            return
+
+    def _grow(self, snapshot: Snapshot, schedule: Schedule) -> None:
+        """Devices that nobody waits for go to jobs that have fewer than they may have, where that pays."""
+        if any(job.waits and not schedule.placement(job.id) for job in snapshot.jobs):
+            return
+        for job in snapshot.jobs:
+            have, most = len(devices_of(job.intended)), job.devices_max
+            if job.state is not JobState.RUNNING or have >= most or not self._is_settled(job, schedule) or job.sharing:
+                continue
+            if job.devices_asked or self._consolidate.hindrance(job, snapshot):
+                continue
+            slots = self._within_reach(job, snapshot, schedule)
+            for number in range(min(most, len(slots)), have, -1):
+                then = on_devices(job, number, slots, snapshot)
+                has_too_few = have < (job.spec.devices[0] or job.workers)  # it lost some
+                if then and (has_too_few or self._pays(job, then, snapshot)):
+                    self._put(job, then, snapshot, schedule, f"goes from {have} to {number} devices, which are free")
+                    break
+
+    # ------------------------------------------------------------ help
+
+    @staticmethod
+    def _is_settled(job: Job, schedule: Schedule) -> bool:
+        """Is it running, and does nothing else happen to it in this decision?"""
+        stays = schedule.placement(job.id) == job.intended == job.placement
+        return job.state is JobState.RUNNING and stays and job.id not in schedule.moves
+
+    @staticmethod
+    def _free(snapshot: Snapshot, schedule: Schedule) -> Board:
+        board = Board.of(snapshot)
+        for id, placement in schedule.placements.items():
+            board.take(id, placement)
+        return board
+
+    def _within_reach(self, job: Job, snapshot: Snapshot, schedule: Schedule) -> list[Slot]:
+        return self._free(snapshot, schedule).usable(job, {job.id})
+
+    def _put(self, job: Job, then: Placement, snapshot: Snapshot, schedule: Schedule, reason: str) -> None:
+        move = schedule.moves[job.id] = self._move(job, then, snapshot, reason)
+        schedule.put(job.id, then, move.reason)
+
+    def _move(self, job: Job, then: Placement, snapshot: Snapshot, reason: str) -> Move:
+        return self._consolidate.move(job, then, snapshot, reason)
+
+    def _pays(self, job: Job, then: Placement, snapshot: Snapshot) -> bool:
+        """As for any move: a part of the step is gained, and in the steps that are left several times what it costs."""
+        move, config = self._move(job, then, snapshot, ""), self._consolidate.config
+        gains_enough = move.step_now_s - move.step_then_s >= config.gain_min * move.step_now_s
+        cost_s = move.downtime_s + config.trouble_s
+        return gains_enough and move.downtime_s <= job.spec.max_pause_s and move.saves_s + move.downtime_s >= config.margin * cost_s

@@ -1,0 +1,47 @@
+"""Jobs that get fewer devices and more again while they train, for real: the same numbers on any number of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.live.cluster import HOLDS, Cluster
+
+WHERE = "a:0 a:1 b:0 b:1"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster({"a": 2, "b": 2}) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster) -> list[list[str]]:
+    job = cluster.submit(WHERE, at_hold=False)
+    assert cluster.await_end(job)["state"] == "done"
+    return cluster.output(job)
+
+
+@pytest.mark.parametrize("number", [3, 2, 1])
+def test_four_ranks_train_the_same_on_fewer_devices_and_again_on_all(cluster, undisturbed, number):
+    job = cluster.submit(WHERE, devices=(1, 4))
+    cluster.client.scale(job.id, number)
+    cluster.await_event(job, "StepAccepted")
+    cluster.release(job)
+    cluster.await_event(job, "RankSwitched", 4, generation=2)
+    view = cluster.client.show(job.id)
+    assert len(set(view["placement"])) == number
+    cluster.await_true(lambda: cluster.client.show(job.id)["step"] == HOLDS[1], "never at its second hold", job)
+    cluster.client.scale(job.id, 4)
+    cluster.await_event(job, "StepAccepted", generation=3)
+    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.has_event(job, "RankSwitched", generation=3)
+    assert cluster.output(job) == undisturbed
+
+
+def test_a_job_may_start_on_one_device(cluster, undisturbed):
+    job = cluster.submit("b:1 b:1 b:1 b:1", devices=(1, 4), at_hold=False)
+    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.output(job) == undisturbed
