@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from restow.cluster import Device, Link
 from restow.errors import SpecError
-from restow.job import JobSpec, Kept, ShareSpec, Sharing
+from restow.job import JobSpec, Kept, Saved, ShareSpec, Sharing
 from restow.messages import TYPES, Connect, Launch, NodeJoined, RankConnected, StoreOpened, from_json, to_json
 from restow.placement import Move, Slot, parse_placement
 
 SPEC = JobSpec(command=("python", "train.py"), workers=2, env=(("A", "1"),))
 PLACEMENT = parse_placement("m1:0 m2:1@0.5")
+SAVED = Saved(step=7, path="x", node="m1", signatures=("s", "s"), time_s=1.0)
 SHARING = Sharing(mode="interleave", partners=("b",))
 KEPT = Kept(generation=2, step=7, placement=PLACEMENT, replicas=("m1",), muted=(1,), signatures=("s", "s"))
 SAMPLES: dict[object, object] = {
@@ -24,7 +25,7 @@ SAMPLES: dict[object, object] = {
     tuple[tuple[str, float], ...]: (("loss", 0.5),), tuple[tuple[str, str], ...]: (("a", "why"),),
     tuple[tuple[str, tuple[Slot, ...]], ...]: (("a", PLACEMENT),),
     ShareSpec: ShareSpec(protect=True), Sharing: SHARING, tuple[tuple[str, Sharing], ...]: (("a", SHARING),),
-    Kept: KEPT, Kept | None: KEPT, tuple[str, ...]: ("a", "b"), tuple[float, ...]: (0.9, 0.8),
+    Kept: KEPT, Kept | None: KEPT, tuple[Saved, ...]: (SAVED,), tuple[str, ...]: ("a", "b"), tuple[float, ...]: (0.9, 0.8),
     Move: Move(job="a", now=PLACEMENT, then=PLACEMENT, reason="", step_now_s=1, step_then_s=1, downtime_s=0, wire_bytes=0,
                saves_s=0),
 }  # fmt: skip

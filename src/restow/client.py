@@ -75,6 +75,18 @@ class Client:
         """`to` names one slot per rank, "m1:0 m1:1"; `pack` lets restow choose the fewest nodes."""
         return self._ask("migrate", job=job, to=to, pack=pack)
 
+    def checkpoint(self, job: str) -> dict[str, Any]:
+        """Let the job make a checkpoint now."""
+        return self._ask("checkpoint", job=job)
+
+    def checkpoints(self, job: str) -> dict[str, Any]:
+        """Where its checkpoints are, and which are known."""
+        return self._ask("checkpoints", job=job)
+
+    def restore(self, job: str, *, step: int = -1) -> dict[str, Any]:
+        """Hand it in again as another job, which goes on from this checkpoint (-1: the newest)."""
+        return self._ask("restore", job=job, step=step)
+
     def scale(self, job: str, devices: int) -> dict[str, Any]:
         """So many devices from now on, its ranks taking turns where these are fewer; 0: as many as its spec says."""
         return self._ask("scale", job=job, devices=devices)

@@ -79,6 +79,23 @@ class Sharing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSpec:
+    """When checkpoints are made, where they go, and how many stay."""
+
+    folder: str = ""  # or a URL; each job has a folder of its own in it; empty: `checkpoints` where the command runs
+    every_s: float = 0.0  # seconds from one to the next; 0: not by the clock
+    every_steps: int = 0  # steps from one to the next; 0: not by steps
+    keep: int = 2  # the newest ones; 0: all
+    shared: bool = False  # every node sees the folder
+
+    def __post_init__(self) -> None:
+        if self.every_s < 0 or self.every_steps < 0:
+            raise SpecError("checkpoint: every is negative; write a time such as 10min, or a number of steps such as 500 steps")
+        if self.keep < 0:
+            raise SpecError(f"checkpoint: keep is {self.keep}; write how many stay, or 0 for all")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """What a user asked for. Never changes once accepted; what happens to the job is in Job."""
 
@@ -95,6 +112,7 @@ class JobSpec:
     stop_grace_s: float = 10.0  # between SIGTERM and SIGKILL
     recover: bool = True  # does the job go on when workers are killed or machines lost?
     share: ShareSpec = field(default_factory=ShareSpec)
+    checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
 
     def __post_init__(self) -> None:
         if not self.command or not self.command[0].strip():
@@ -162,8 +180,20 @@ class Switch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """One checkpoint of a job."""
+
+    step: int
+    path: str
+    node: str  # that wrote it, and so sees it
+    signatures: tuple[str, ...]  # rank → what its script had built
+    time_s: float
+    job: str = ""  # whose it is; empty: the job's own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """The state of a suspended job, in the vaults of the nodes where it ran."""
+    """The state of a suspended job, in the vaults of the nodes where it ran, or in a checkpoint that one of them sees."""
 
     generation: int  # its name there
     step: int  # finished steps
@@ -172,6 +202,8 @@ class Kept:
     is_rescued: bool = False  # it lost devices, and goes on with fewer if need be
     muted: tuple[int, ...] = ()  # ranks that have made the next step already: what they printed in it is not printed again
     signatures: tuple[str, ...] = ()  # rank → what its script had built; it must build the same again
+    checkpoint: str = ""  # the folder or URL; empty: in vaults
+    checkpoint_job: str = ""  # the job whose checkpoint it is; empty: its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +260,8 @@ class Job:
     paused: bool = False  # a person wants it to hold no devices (PauseAsked) until ResumeAsked
     kept: Kept | None = None  # its state, while it is suspended
     is_rescued: bool = False  # it came back after a loss, perhaps with fewer devices than it should have
+    saved: tuple[Saved, ...] = ()  # its checkpoints that are kept, oldest first
+    checkpoint_tried_s: float = 0.0  # when the last one was made, or could not be made
     share_asked: ShareSpec | None = None  # what a person asked for since it was submitted
     sharing: Sharing | None = None  # with whom and how; None: its devices are its own
     tried: tuple[tuple[str, str, float], ...] = ()  # (partner, mode, sum of relative speeds that was measured), each pair once

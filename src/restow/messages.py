@@ -14,7 +14,7 @@ from typing import Any
 
 from restow.cluster import Device, Link
 from restow.errors import SpecError
-from restow.job import JobSpec, Kept, ShareSpec, Sharing
+from restow.job import JobSpec, Kept, Saved, ShareSpec, Sharing
 from restow.placement import Move, Placement, Slot
 
 # ---------------------------------------------------------------- commands: controller → one agent
@@ -81,11 +81,25 @@ class OpenVault(Command):
     kept: Kept
     store: tuple[str, int]  # where the twins look for it
     secret: str
+    checkpoint_secret: str = ""  # of the job whose checkpoint it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Discard(Command):
     """Remove what this node's vault holds of the job up to `generation`: it is not needed any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot(Command):
+    """Take a snapshot of the job at the save point after `step` steps and write a checkpoint from it into `folder`. Answered by
+    CheckpointWritten, CheckpointFailed, or SnapshotRefused where a rank has passed the step."""
+
+    step: int
+    folder: str  # of the job's checkpoints
+    keep: int
+    workers: int
+    signatures: tuple[str, ...]
+    secret: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +223,7 @@ class LinkMeasured(Event):
 class JobSubmitted(Event):
     job: str
     spec: JobSpec
+    saved: tuple[Saved, ...] = ()  # checkpoints of another job, the last of which it goes on from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,6 +260,13 @@ class ScheduleAdopted(Event):
     placements: tuple[tuple[str, Placement], ...]
     reasons: tuple[tuple[str, str], ...]
     sharing: tuple[tuple[str, Sharing], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointAsked(Event):
+    """A person, or the job itself (SIGUSR1), wants a checkpoint now."""
+
+    job: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -469,6 +491,41 @@ class SwitchFailed(GangEvent):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchFailed(GangEvent):
     rank: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointProposed(GangEvent):
+    """By the clock: at this step a checkpoint is to be made."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRefused(GangEvent):
+    """This rank had passed `step` when it was told: it was at `at`."""
+
+    rank: int
+    step: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointWritten(GangEvent):
+    rank: int
+    step: int
+    path: str
+    bytes: int
+    blocked_s: float  # that training stood still for it
+    write_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointFailed(GangEvent):
+    """None was made; what there was before stays. Step -1: none was agreed upon."""
+
+    rank: int
+    step: int
     reason: str
 
 

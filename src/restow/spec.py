@@ -19,6 +19,11 @@ share:                           # may other jobs use its devices too, in its id
 fill: auto                       # auto, replica, copy or shadow
 max_pause_s: 60                  # the longest pause that one move may cost
 stop_grace_s: 10                 # between SIGTERM and SIGKILL
+checkpoint:                      # true (on demand only), a time, a number of steps, or:
+  folder: checkpoints            #   relative to cwd, or a URL such as s3://bucket/runs
+  every: 10min                   #   a time, or a number of steps such as 500 steps; default: on demand only
+  keep: 2                        #   the newest ones; 0: all
+  shared: false                  #   every node sees the folder (a URL: always)
 recover: true                    # go on when workers are killed or machines lost? false: the job fails then
 """
 
@@ -28,14 +33,16 @@ import difflib
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from restow.errors import SpecError
-from restow.job import JobSpec, ShareSpec
+from restow.job import CheckpointSpec, JobSpec, ShareSpec
 
 _PYTHON = re.compile(r"python[\d.]*")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_EVERY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|seconds?|m|min|minutes?|h|hours?|steps?|)\s*")
 _RANGE = re.compile(r"\s*(\d+)\s*(?:(?:\.\.|-)\s*(\d+)\s*)?")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", re.IGNORECASE)
 
@@ -97,6 +104,9 @@ def build(written: Mapping[Any, Any], *, cwd: Path, where: Callable[[str], str] 
         raise SpecError(f"{where('')}command is missing; give the program to run, for example command: python train.py")
     folder = Path(fields.get("cwd") or cwd)
     fields["cwd"] = str(folder if folder.is_absolute() else cwd / folder)
+    kept = fields.get("checkpoint")
+    if kept and kept.folder and "://" not in kept.folder:
+        fields["checkpoint"] = replace(kept, folder=str(Path(fields["cwd"], kept.folder)))
     if not Path(fields["cwd"]).is_dir():
         raise SpecError(f"{where('cwd')}cwd is {fields['cwd']!r}; there is no such folder")
     script = script_of(fields["command"])
@@ -235,6 +245,38 @@ def _switch(key: str, value: Any) -> str:
     return ("on" if value else "off") if isinstance(value, bool) else _text(key, value)
 
 
+def parse_every(key: str, value: Any) -> tuple[float, int]:
+    """(seconds, steps) of `10min`, `90 s`, `2h`, `500 steps` or a number of seconds; the other one is 0."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value), 0
+    match = _EVERY.fullmatch(value) if isinstance(value, str) else None
+    if not match:
+        raise SpecError(f"{key} is {value!r}; write a time such as 10min or 90s, or a number of steps such as 500 steps")
+    if match[2].startswith("step"):
+        return 0.0, int(float(match[1]))
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2][:1] or "s"], 0
+
+
+def _checkpoint(key: str, value: Any) -> CheckpointSpec:
+    """A map, or true, or what `every` says."""
+    if isinstance(value, bool):
+        value = {}
+    elif not isinstance(value, dict):
+        value = {"every": value}
+    fields: dict[str, Any] = {}
+    readers = {"folder": _text, "keep": _count, "shared": _choice}
+    for name, setting in value.items():
+        if name == "every":
+            fields["every_s"], fields["every_steps"] = parse_every(f"{key}: every", setting)
+        elif name in readers:
+            fields[name] = readers[name](f"{key}: {name}", setting)
+        else:
+            close = difflib.get_close_matches(str(name), [*readers, "every"], n=1, cutoff=0.6)
+            hint = f"did you mean {close[0]!r}?" if close else "its keys are folder, every, keep, shared"
+            raise SpecError(f"{key}: unknown key {str(name)!r}; {hint}")
+    return CheckpointSpec(**fields)
+
+
 _SHARE_READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "allow": ("allow", _choice),
     "mode": ("mode", _text),
@@ -259,4 +301,5 @@ _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "stop_grace_s": ("stop_grace_s", _seconds),
     "recover": ("recover", _choice),
     "share": ("share", _share),
+    "checkpoint": ("checkpoint", _checkpoint),
 }

@@ -6,13 +6,14 @@ import pytest
 
 from restow import spec
 from restow.errors import SpecError
-from restow.job import JobSpec
+from restow.job import CheckpointSpec, JobSpec
 
 WHOLE = """\
 name: digits
 command: python train.py --name 'two words'
 workers: 2
 devices: 1..2
+checkpoint: {folder: ck, every: 10min, keep: 3}
 env: {SEED: 7}
 memory: 8GB
 migrate: false
@@ -30,8 +31,9 @@ def load(tmp_path, text):
 
 def test_every_key_is_read(tmp_path):
     assert load(tmp_path, WHOLE) == JobSpec(
-        name="digits", command=("python", "train.py", "--name", "two words"), workers=2, devices=(1, 2), cwd=str(tmp_path), env=(("SEED", "7"),),
-        memory_bytes=8_000_000_000, migrate=False, fill="shadow", max_pause_s=5.0, stop_grace_s=2.5,
+        name="digits", command=("python", "train.py", "--name", "two words"), workers=2, devices=(1, 2), cwd=str(tmp_path),
+        env=(("SEED", "7"),), memory_bytes=8_000_000_000, migrate=False, fill="shadow", max_pause_s=5.0, stop_grace_s=2.5,
+        checkpoint=CheckpointSpec(folder=str(tmp_path / "ck"), every_s=600.0, keep=3),
     )  # fmt: skip
 
 
@@ -54,6 +56,8 @@ def test_a_command_may_be_a_list_and_cwd_is_relative_to_the_file(tmp_path):
         ("command: a\n\nworkers: 0\n", "line 3: workers is 0; a job needs at least 1"),
         ("command: a\nworkers: 2\ndevices: 1..3\n", "line 3: devices is 1..3; write a range between 1 and the number of workers"),
         ("command: a\ndevices: many\n", "line 2: devices is 'many'; write a number such as 2 or a range such as 1..8"),
+        ("command: a\ncheckpoint: often\n", "line 2: checkpoint: every is 'often'; write a time such as 10min"),
+        ("command: a\ncheckpoint: {evry: 5}\n", "line 2: checkpoint: unknown key 'evry'; did you mean 'every'?"),
         ("command: a\nmemory: lots\n", "line 2: memory is 'lots'; write a size such as 8GB"),
         ("command: a\nenv: [A]\n", "line 2: env is ['A'] (a list); write NAME: value pairs"),
         ("command: a\nenv: {A: [1]}\n", "line 2: env: A is [1] (a list)"),

@@ -144,4 +144,3 @@ def test_under_random_kills_nobody_waits_for_ever_and_never_two_hold_the_device(
     told = killed(crowd.folder, kills=60, seed=SEEDS[0])
     assert (told["wedged"], told["double_holders"]) == (0, 0), told
     assert told["kills_of_holder"] > 10
-    assert told["recovery_ms"] < 50, told

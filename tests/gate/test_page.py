@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 
@@ -172,6 +173,7 @@ def test_something_else_with_the_name_of_a_page_is_named(crowd):
 
 
 def test_joining_and_leaving_leaves_no_descriptor_open(crowd):
+    gc.collect()
     before = sorted(os.listdir("/proc/self/fd"))
     for _ in range(3):
         gate = Gate.join(crowd.folder, 0, job="a", rank=0)
@@ -183,4 +185,5 @@ def test_joining_and_leaving_leaves_no_descriptor_open(crowd):
         other.leave()
     for member in crowd.members:
         member.kill()
+    gc.collect()
     assert len(os.listdir("/proc/self/fd")) == len(before)

@@ -134,7 +134,7 @@ def test_a_rank_is_moved_between_two_agents_and_nobody_can_tell(nodes: dict[str,
     assert a.log(job, generation=2, rehearsal=True)
     for node in (a, b):
         node.tell(Forget(job=job, generation=2))
-        assert {path.name for path in node.config.shm_dir.iterdir()} == {"gates"}
+        assert {path.name for path in node.config.shm_dir.iterdir()} == {"gates", "lease"}
 
     opened = a.open_store("stayer")
     a.launch(*command, job="stayer", placement="a:0 a:1 a:2", store=(opened.host, opened.port))

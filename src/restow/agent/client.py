@@ -99,6 +99,10 @@ class NurseryClient:
         """{"pid"} of a process that serves a suspended job's state, checked. Raises NurseryRefused when it is damaged."""
         return await self._ask("vault", orders=dict(orders), label=dict(label))
 
+    async def write_checkpoint(self, orders: Mapping[str, Any], label: Mapping[str, Any]) -> dict[str, Any]:
+        """{"pid"} of a process that writes a checkpoint; how it ended comes as its exit. Raises NurseryRefused."""
+        return await self._ask("checkpoint", orders=dict(orders), label=dict(label))
+
     async def label(self, pid: int, label: Mapping[str, Any]) -> None:
         await self._ask("label", pid=pid, label=dict(label))
 

@@ -91,6 +91,10 @@ class Folders:
     def vault_on_disk(self, job: str, generation: int) -> Path:
         return self.vaults_on_disk / job / f"g{generation}"
 
+    def snapshot(self, job: str) -> Path:
+        """Where a snapshot of this job is put together, from which a checkpoint is written."""
+        return self.shm / "snapshots" / job
+
     @property
     def gates(self) -> Path:
         """The gates of this node's devices."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from restow.agent import logs
 from restow.agent.channel import ChannelServer
+from restow.agent.checkpoints import KINDS, Checkpoints
 from restow.agent.devices import find_devices
 from restow.agent.events import EventLog
 from restow.agent.folders import JOB_NAME, Folders
@@ -53,6 +54,7 @@ from restow.messages import (
     Prepare,
     Propose,
     Share,
+    Snapshot,
     Stop,
     from_json,
     to_json,
@@ -102,6 +104,10 @@ class Agent:
         self._ranks.devices, self._ranks.interface = devices, interface
         self._switches.ranks = self._ranks
         self._rescues = Rescues(config.node, self.folders, self._events, self._ranks)
+        self._checkpoints = Checkpoints(
+            config.node, self.folders, self._events, self._tasks, self._ranks.workers, self._ranks.nursery
+        )
+        self._ranks.on_checkpoint = self._checkpoints.exited
         self._gates = Gates(
             self.folders.gates, devices, drains=any(local.is_gpu for local in devices.values()), on_fenced=self._fenced
         )
@@ -109,7 +115,7 @@ class Agent:
         self._channel = ChannelServer(
             self.folders.agent_socket,
             find=self._ranks.workers.by_pid.get, settled=self._ranks.settled.wait,
-            on_hello=self._hello, on_message=self._switches.said,
+            on_hello=self._hello, on_message=self._said,
         )  # fmt: skip
         try:
             self._gates.open()
@@ -211,6 +217,8 @@ class Agent:
                 self._rescues.halt(command)
             case Keep():
                 self._rescues.keep(command)
+            case Snapshot():
+                self._checkpoints.ask(command)
             case OpenVault():
                 await self._ranks.vaults.open(command, self._ranks.nursery)
             case Discard():
@@ -224,11 +232,17 @@ class Agent:
                 self._link.forget(command.job)
                 self._switches.forget(command.job)
                 self._rescues.forget(command.job)
+                self._checkpoints.forget(command.job)
                 await self._ranks.forget(command.job)
 
     def _hello(self, worker: Worker, hello: dict[str, Any]) -> None:
         self._switches.hello(worker, hello)
         self._rescues.hello(worker)
+        self._checkpoints.hello(worker)
+
+    def _said(self, worker: Worker, message: dict[str, Any]) -> None:
+        about = self._checkpoints if message["type"] in KINDS else self._switches
+        about.said(worker, message)
 
     def _fenced(self, job: str, rank: int, device: int, held_s: float, reason: str) -> None:
         worker = next((w for w in self._ranks.workers.of(job) if w.rank == rank and w.device == device), None)

@@ -51,6 +51,7 @@ class Ranks:
         self._told: set[int] = set()  # pids whose exit has its event
         self._untaken: dict[int, int] = {}  # number of that event → pid, which the nursery keeps until it is acknowledged
         self._gone = asyncio.Event()  # set at every exit
+        self.on_checkpoint: Callable[[Mapping[str, Any], str], None] = lambda label, reason: None  # a writer of one is gone
         self.on_changed: Callable[[], None] = lambda: None  # a process was born or is gone
         self.nursery = NurseryClient(
             folders, address=config.address, python=config.python, environment=self._base, warm=config.warm,
@@ -155,6 +156,8 @@ class Ranks:
                 self.stores.add(pid, label, self._folders.run)
             elif label["kind"] == "vault":
                 self.vaults.adopt(pid, label)
+            elif label["kind"] == "checkpoint":
+                continue  # its exit will be told
             elif pid not in self.workers.by_pid:
                 self._born(pid, label)
         self.sweep()
@@ -168,6 +171,10 @@ class Ranks:
             return
         if label["kind"] == "vault":
             self.vaults.gone(pid)
+            self._tasks.spawn(self.nursery.taken(pid))
+            return
+        if label["kind"] == "checkpoint":
+            self.on_checkpoint(label, child["reason"])
             self._tasks.spawn(self.nursery.taken(pid))
             return
         worker = self.workers.remove(pid) or Worker.from_label(pid, label)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from restow import vault
+from restow.agent.checkpoint_writer import load
 from restow.errors import RestowError
 from restow.placement import Placement, Slot, nodes_of
 
@@ -35,12 +36,15 @@ class Orders:
     kept: Placement
     replicas: tuple[str, ...]
     step: int
+    checkpoint: str = ""  # instead of the folder of a vault
+    checkpoint_secret: str = ""
 
     def to_wire(self) -> dict[str, Any]:
         return {
             "folder": self.folder, "node": self.node, "address": self.address, "secret": self.secret,
             "store": list(self.store), "kept": [list(slot) for slot in self.kept],
-            "replicas": list(self.replicas), "step": self.step,
+            "replicas": list(self.replicas), "step": self.step, "checkpoint": self.checkpoint,
+            "checkpoint_secret": self.checkpoint_secret,
         }  # fmt: skip
 
     @classmethod
@@ -48,7 +52,8 @@ class Orders:
         return cls(
             folder=wire["folder"], node=wire["node"], address=wire["address"], secret=wire["secret"],
             store=(wire["store"][0], int(wire["store"][1])), kept=tuple(Slot(*slot) for slot in wire["kept"]),
-            replicas=tuple(wire["replicas"]), step=int(wire["step"]),
+            replicas=tuple(wire["replicas"]), step=int(wire["step"]), checkpoint=wire["checkpoint"],
+            checkpoint_secret=wire["checkpoint_secret"],
         )  # fmt: skip
 
 
@@ -79,6 +84,28 @@ def serve(orders: Orders) -> Any:
     import torch.distributed as dist
 
     from restow.sdk.transport import FillServer
+
+    published, sizes = _from_checkpoint(orders) if orders.checkpoint else _from_vault(orders)
+    server = FillServer(orders.address, bytes.fromhex(orders.secret))
+    server.publish(published, json.dumps(sizes).encode())
+    host, port = orders.store
+    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
+    store.set(f"source/vault/{nodes_of(orders.kept).index(orders.node)}", f"{orders.address}:{server.port}")
+    print(f"vault: serving {orders.checkpoint or orders.folder} at port {server.port}", file=sys.stderr, flush=True)
+    return server
+
+
+def _from_checkpoint(orders: Orders) -> tuple[dict[str, Any], dict[str, int]]:
+    manifest, published, privates = load(orders.checkpoint, bytes.fromhex(orders.checkpoint_secret))
+    if manifest.step != orders.step or manifest.workers != len(orders.kept):
+        found = f"step {manifest.step} of {manifest.workers} ranks"
+        raise RestowError(f"{orders.checkpoint} is of {found}, not of step {orders.step} of {len(orders.kept)}")
+    published |= {vault.of_rank(rank): blob for rank, blob in privates.items()}
+    return published, {vault.of_rank(rank): blob.numel() for rank, blob in privates.items()}
+
+
+def _from_vault(orders: Orders) -> tuple[dict[str, Any], dict[str, int]]:
+    """What this node's vault holds, by name, and how many bytes each rank's own has."""
     from restow.sdk.vault import map_state, tensors_of
 
     folder, kept = Path(orders.folder), orders.kept
@@ -93,10 +120,4 @@ def serve(orders: Orders) -> Any:
             own, blob = map_state(folder, vault.of_rank(rank))
             check_step(own, orders)
             published[vault.of_rank(rank)], sizes[vault.of_rank(rank)] = blob, blob.numel()
-    server = FillServer(orders.address, bytes.fromhex(orders.secret))
-    server.publish(published, json.dumps(sizes).encode())
-    host, port = orders.store
-    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
-    store.set(f"source/vault/{nodes_of(kept).index(orders.node)}", f"{orders.address}:{server.port}")
-    print(f"vault: serving {folder} at port {server.port}", file=sys.stderr, flush=True)
-    return server
+    return published, sizes

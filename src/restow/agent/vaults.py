@@ -101,12 +101,14 @@ class Vaults:
             return
         self._opened[job, command.generation] = 0
         refusals = []
-        for folder in (self._folders.vault(job, kept.generation), self._folders.vault_on_disk(job, kept.generation)):
-            if not folder.is_dir():
+        folders = self._folders.vault(job, kept.generation), self._folders.vault_on_disk(job, kept.generation)
+        for folder in folders if not kept.checkpoint else (kept.checkpoint,):
+            if isinstance(folder, Path) and not folder.is_dir():
                 continue
             orders = Orders(
                 folder=str(folder), node=self._node, address=self._address, secret=command.secret, store=command.store,
                 kept=kept.placement, replicas=kept.replicas, step=kept.step,
+                checkpoint=kept.checkpoint, checkpoint_secret=command.checkpoint_secret,
             )  # fmt: skip
             try:
                 label = {"kind": "vault", "job": job, "generation": command.generation}

@@ -119,6 +119,14 @@ _SENTENCES: dict[str, Callable[[Wire], str]] = {
     "MigrateAsked": lambda e: f"asked to move to {slots(e['placement'])}",
     "PauseAsked": lambda e: "asked to pause",
     "ResumeAsked": lambda e: "asked to go on",
+    "CheckpointAsked": lambda e: f"{e['job']}: is to make a checkpoint",
+    "CheckpointProposed": lambda e: f"{e['job']}: a checkpoint is to be made of step {e['step']}",
+    "SnapshotRefused": lambda e: f"{e['job']}: rank {e['rank']} has passed step {e['step']}; the checkpoint is made of a later one",
+    "CheckpointWritten": lambda e: (
+        f"{e['job']}: checkpoint of step {e['step']} in {e['path']}: {e['bytes'] / 1e6:.3g} MB, written in {e['write_s']:.2g} s,"
+        f" training stood still for {1e3 * e['blocked_s']:.3g} ms"
+    ),
+    "CheckpointFailed": lambda e: f"{e['job']}: no checkpoint" + f" of step {e['step']}" * (e["step"] >= 0) + f": {e['reason']}",
     "ScaleAsked": lambda e: (
         f"{e['job']}: is to have {e['devices']} device{'s' * (e['devices'] != 1)}" if e["devices"]
         else f"{e['job']}: is to have as many devices as its spec says"

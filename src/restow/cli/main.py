@@ -29,6 +29,7 @@ COMMANDS = {  # name → (module, attribute, first line of help)
     "wait": ("restow.cli.jobs", "wait", "Wait until a job has ended."),
     "cancel": ("restow.cli.jobs", "cancel", "End a job."),
     "migrate": ("restow.cli.moves", "migrate", "Move a running job to other devices, live."),
+    "checkpoint": ("restow.cli.checkpoints", "checkpoint", "Make, list, verify and go on from checkpoints."),
     "scale": ("restow.cli.moves", "scale", "Let a job have more or fewer devices while it trains."),
     "pause": ("restow.cli.moves", "pause", "Let jobs give their devices back and keep their state."),
     "resume": ("restow.cli.moves", "resume", "Let paused jobs go on."),

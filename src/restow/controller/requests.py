@@ -15,10 +15,12 @@ from typing import Any
 from restow.cluster import Node, Snapshot
 from restow.controller import destinations, views
 from restow.controller.loop import Controller
+from restow.core.reconcile import folder_of
 from restow.errors import NotFound, Refused, SpecError
 from restow.job import Job, JobState
 from restow.messages import (
     CancelAsked,
+    CheckpointAsked,
     JobSubmitted,
     MigrateAsked,
     NodeCordoned,
@@ -150,6 +152,34 @@ class Requests:
         await self._controller.take([ScaleAsked(time_s=self._controller.now(), job=found.id, devices=devices)])
         self._controller.decide(self._controller.now())
         return self._view(self._find(found.id))
+
+    async def checkpoint(self, job: str) -> dict[str, Any]:
+        """Let the job make a checkpoint now; the step of the last one before is in the answer."""
+        found = self._find(job)
+        if found.state is not JobState.RUNNING:
+            raise Refused(f"job {found.id} is {found.state.value}; only a running job makes checkpoints")
+        if found.why_not:
+            raise Refused(f"job {found.id} makes no checkpoints with restow: {found.why_not}")
+        await self._controller.take([CheckpointAsked(time_s=self._controller.now(), job=found.id)])
+        return {"id": found.id, "folder": f"{folder_of(found.spec)}/{found.id}", "saved": to_json(found.saved)}
+
+    async def checkpoints(self, job: str) -> dict[str, Any]:
+        """Where the checkpoints of a job are, and which of them are known here."""
+        found = self._find(job)
+        return {"id": found.id, "folder": f"{folder_of(found.spec)}/{found.id}", "saved": to_json(found.saved)}
+
+    async def restore(self, job: str, step: int = -1) -> dict[str, Any]:
+        """Hand in the job again, as another one that goes on from a checkpoint of this one; -1: the newest."""
+        found = self._find(job)
+        if not found.saved:
+            raise Refused(f"job {found.id} has no checkpoint; restow checkpoint now makes one while it runs")
+        chosen = found.saved[-1].step if step == -1 else step
+        if chosen not in {saved.step for saved in found.saved}:
+            raise NotFound(f"job {found.id} has no checkpoint of step {step}; it has {', '.join(str(s.step) for s in found.saved)}")
+        new = self._new_id(found.spec.name or _stem(found.spec.command))
+        saved = tuple(dataclasses.replace(s, job=s.job or found.id) for s in found.saved if s.step <= chosen)
+        await self._controller.take([JobSubmitted(time_s=self._controller.now(), job=new, spec=found.spec, saved=saved)])
+        return self._view(self._find(new))
 
     async def pause(self, job: str) -> dict[str, Any]:
         """It gives its devices back and keeps its state, until it is told to go on."""

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 LINE_BYTES_MAX = 1 << 20
 VERBS = (
     "ping", "ps", "show", "nodes", "events", "logs", "wait", "submit", "cancel", "migrate", "defrag", "share",
-    "scale", "pause", "resume", "cordon", "drain", "explain", "stop",
+    "scale", "checkpoint", "checkpoints", "restore", "pause", "resume", "cordon", "drain", "explain", "stop",
 )  # fmt: skip
 
 

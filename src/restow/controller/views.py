@@ -30,6 +30,7 @@ def job_view(
         "switch": _switch_view(job),
         "paused": job.paused,
         "away": job.away,
+        "checkpoint": {"step": job.saved[-1].step, "path": job.saved[-1].path} if job.saved else None,
         "kept": {"step": job.kept.step, "nodes": list(nodes_of(job.kept.placement))} if job.kept else None,
         "step": max(job.steps_done, latest.step if latest else 0),
         "steps_total": job.steps_total if job.steps_total is not None else (latest.steps_total if latest else None),

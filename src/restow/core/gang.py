@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from restow.core import recovery, suspending, switching
+from restow.core import checkpoints, recovery, suspending, switching
 from restow.core.config import CoreConfig
 from restow.core.lifecycle import GONE, Cause, step
 from restow.core.record import Process, Record
@@ -188,6 +188,8 @@ def gang_exited(record: Record, event: RankExited) -> None:
         is_node_lost = event.reason.startswith("node ")
         reason = f"rank {event.rank} on {event.node} {ending_words(event)}"
         reason = f"{event.reason}, and rank {event.rank} with it" if is_node_lost else reason
+        if event.code < 0 and checkpoints.fall_back(record, reason, event.time_s):
+            return
         record.change(exit_code=event.code)
         end(record, JobState.FAILED, reason, event.time_s)
         return

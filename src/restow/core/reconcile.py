@@ -31,6 +31,7 @@ from restow.messages import (
     Prepare,
     Propose,
     Share,
+    Snapshot,
     Stop,
 )
 from restow.placement import Placement, Slot, main_node, moved_ranks, nodes_of
@@ -160,6 +161,7 @@ def wanted(
             commands += _starting(record, cluster_secret)
         elif record.job.switch:
             commands += _switching(record, cluster_secret)
+        commands += _snapshot(record, cluster_secret)
         if record.job.sharing and record.job.state in (JobState.STARTING, JobState.RUNNING):
             share = Share(job=record.job.id, generation=record.job.generation, sharing=record.job.sharing)
             commands += [(node, share) for node in nodes_of(record.job.placement)]
@@ -190,10 +192,30 @@ def _starting(record: Record, cluster_secret: str) -> list[tuple[str, Command]]:
     return [(node, launch) for node in nodes_of(job.placement) if node in missing]
 
 
+def _snapshot(record: Record, cluster_secret: str) -> list[tuple[str, Command]]:
+    job, doing, spec = record.job, record.checkpointing, record.job.spec.checkpoint
+    if not doing or doing.step is None or doing.generation != job.generation or job.state is not JobState.RUNNING:
+        return []
+    snapshot = Snapshot(
+        job=job.id, generation=job.generation, step=doing.step, folder=f"{folder_of(job.spec)}/{job.id}", keep=spec.keep,
+        workers=job.workers, signatures=tuple(record.signatures.get(rank, "") for rank in range(job.workers)),
+        secret=secret_of(cluster_secret, job.id),
+    )  # fmt: skip
+    return [(node, snapshot) for node in nodes_of(job.placement)]
+
+
+def folder_of(spec: JobSpec) -> str:
+    """Where checkpoints of jobs with this spec go."""
+    return spec.checkpoint.folder or f"{spec.cwd}/checkpoints"
+
+
 def _resuming(record: Record, kept: Kept, store: tuple[str, int], cluster_secret: str) -> list[tuple[str, Command]]:
     """Twins of every rank, and vaults that give them the state."""
     job, secret = record.job, secret_of(cluster_secret, record.job.id)
-    open_vault = OpenVault(job=job.id, generation=job.generation, kept=kept, store=store, secret=secret)
+    open_vault = OpenVault(
+        job=job.id, generation=job.generation, kept=kept, store=store, secret=secret,
+        checkpoint_secret=secret_of(cluster_secret, kept.checkpoint_job or job.id) if kept.checkpoint else "",
+    )  # fmt: skip
     commands: list[tuple[str, Command]] = [(node, open_vault) for node in nodes_of(kept.placement)]
     for node in nodes_of(job.placement):
         ranks = tuple(rank for rank, slot in enumerate(job.placement) if slot.node == node)

@@ -53,6 +53,16 @@ class Rescue:
     kept: frozenset[int] = frozenset()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpointing:
+    """A checkpoint is to be made, see checkpoints.py."""
+
+    asked_s: float
+    step: int | None = None  # proposed to the ranks of `generation`
+    generation: int = 0
+    tries: int = 0  # steps that were refused
+
+
 @dataclass(slots=True)
 class Record:
     """One job with the core's own notes. Mutable; only core/ sees it."""
@@ -72,6 +82,8 @@ class Record:
     back: frozenset[int] = frozenset()  # old ranks that said, after the verdict `done`, that they went back
     exits: dict[tuple[int, int], RankExited] = field(default_factory=dict)  # held back until the switch is decided
     abandoned: dict[int, Abandoned] = field(default_factory=dict)  # generation →
+    checkpointing: Checkpointing | None = None
+    checkpoint_tried_step: int = 0  # how far the job was when the last one by steps was asked for
     rescue: Rescue | None = None  # while STOPPING, when the job is to go on
     rescue_signatures: tuple[str, ...] = ()  # of the gang that is being rescued
     parked: frozenset[int] = frozenset()  # ranks that are ready to take their kept state, while the gang comes back

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from restow.core import gang
+from restow.core import checkpoints, gang
 from restow.core.lifecycle import Cause, step
 from restow.core.record import Record, Rescue
 from restow.job import JobState, Kept
@@ -134,9 +134,11 @@ def rank_kept(record: Record, event: RankKept) -> None:
 
 
 def give_up(record: Record, why: str, time_s: float) -> None:
-    """The job fails, as it would have without all this."""
+    """The job goes on from its last checkpoint, or fails, as it would have without all this."""
     rescue = record.rescue
     assert rescue is not None
+    if checkpoints.fall_back(record, f"{rescue.reason}, and nothing else is left: {why}", time_s):
+        return
     record.rescue, record.ending = None, JobState.FAILED
     record.change(intended=(), reason=f"{rescue.reason}, and could not go on: {why}")
 

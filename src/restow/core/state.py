@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from restow.cluster import Link, Node, Snapshot
-from restow.core import gang, reconcile, recovery, suspending, switching
+from restow.core import checkpoints, gang, reconcile, recovery, suspending, switching
 from restow.core.config import CoreConfig
 from restow.core.deadlines import Watch
 from restow.core.record import Record
@@ -26,6 +26,10 @@ from restow.errors import IllegalTransition
 from restow.job import Job, JobState
 from restow.messages import (
     CancelAsked,
+    CheckpointAsked,
+    CheckpointFailed,
+    CheckpointProposed,
+    CheckpointWritten,
     Command,
     DeviceFenced,
     Event,
@@ -55,6 +59,7 @@ from restow.messages import (
     ShadowReady,
     ShareAsked,
     SharingMeasured,
+    SnapshotRefused,
     StepAccepted,
     StepProposed,
     StepRefused,
@@ -113,7 +118,9 @@ class ClusterState:
     def tick(self, now_s: float) -> list[Event]:
         """Events that are due by the clock: time-outs, and the choice of the next switch step. Changes nothing itself: the
         driver journals each and gives it to `observe`. Call it after every batch of events and about twice a second."""
-        return self._watch.due(list(self.records.values()), now_s)
+        records = list(self.records.values())
+        making = [event for record in records if not record.job.away for event in checkpoints.due(record, now_s, self.config)]
+        return self._watch.due(records, now_s) + making
 
     # ------------------------------------------------------------ what should be
 
@@ -206,7 +213,11 @@ class ClusterState:
 
     def _job_submitted(self, event: JobSubmitted) -> None:
         if event.job not in self.records:
-            self.records[event.job] = Record(Job(id=event.job, spec=event.spec, submitted_s=event.time_s))
+            job = Job(id=event.job, spec=event.spec, submitted_s=event.time_s, saved=event.saved)
+            if event.saved:
+                kept = checkpoints.kept_of(event.saved[-1], job.workers, 1)
+                job = replace(job, kept=kept, generations=1, steps_done=kept.step)
+            self.records[event.job] = Record(job)
 
     def _cancel_asked(self, event: CancelAsked) -> None:
         record = self.records.get(event.job)
@@ -236,6 +247,11 @@ class ClusterState:
             wish = rearranged(record.job.placement, wish)
         if wish != record.job.pinned:
             record.change(pinned=wish, failed_moves=0, not_before_s=0.0)
+
+    def _checkpoint_asked(self, event: CheckpointAsked) -> None:
+        record = self.records.get(event.job)
+        if record:
+            checkpoints.ask(record, event.time_s)
 
     def _scale_asked(self, event: ScaleAsked) -> None:
         """The policy does it. Earlier failures do not hold it up, and a wish to be somewhere is void."""
@@ -347,6 +363,8 @@ class ClusterState:
         elif suspending.is_resuming(record, event.generation):
             who = f"rank {event.rank} on {event.node}: " if event.rank >= 0 else f"{event.node}: " if event.node else ""
             suspending.fail(record, who + event.reason, event.time_s, self.config)
+            if event.node and event.rank < 0:
+                checkpoints.try_older(record)
         elif record.job.switch and record.job.switch.generation == event.generation:
             who = f"rank {event.rank} on {event.node}: " if event.rank >= 0 else ""
             switching.fail(record, who + event.reason, event.time_s, self.config)
@@ -390,6 +408,7 @@ class ClusterState:
         PauseAsked: _pause_asked,
         ResumeAsked: _resume_asked,
         ScheduleAdopted: _schedule_adopted,
+        CheckpointAsked: _checkpoint_asked,
         ScaleAsked: _scale_asked,
         ShareAsked: _share_asked,
         SharingMeasured: _sharing_measured,
@@ -410,5 +429,9 @@ class ClusterState:
         RankRolledBack: lambda self, record, event: switching.rank_rolled_back(record, event, self.config),
         SwitchFailed: _switch_failed,
         DeviceFenced: lambda self, record, event: None,  # for people; the gate has dealt with it
+        CheckpointProposed: lambda self, record, event: checkpoints.proposed(record, event),
+        SnapshotRefused: lambda self, record, event: checkpoints.refused(record, event),
+        CheckpointWritten: lambda self, record, event: checkpoints.written(record, event),
+        CheckpointFailed: lambda self, record, event: checkpoints.failed(record, event),
         LaunchFailed: lambda self, record, event: gang.launch_failed(record, event, self.config),
     }

@@ -159,6 +159,30 @@ class StateTable:
         randomness.restore(head["random"])
         return dict(head["extra"])
 
+    def export(self) -> dict[str, Any]:
+        """What a checkpoint needs besides `tensors()` to be found by PyTorch's own functions: `names` of tensors there (those of
+        optimizers as torch.distributed.checkpoint.state_dict has them), the modules' `buffers` and parameters under further names
+        (copied), and the optimizers' `options`."""
+        inside = {id(p): name.partition(".")[2] for name, p in self._parameters().items()}
+        names: dict[str, str] = {}
+        options: dict[str, Any] = {}
+        for name, optimizer in self._optimizers.items():
+            for index, parameter in enumerate(_parameters_of(optimizer)):
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, torch.Tensor):
+                        names[f"{name}.{index}.{key}"] = f"{name}.state.{inside[id(parameter)]}.{key}"
+            options[f"{name}.param_groups"] = [
+                {**group, "params": [inside[id(p)] for p in group["params"]]} for group in optimizer.param_groups
+            ]
+        known = self.tensors()
+        buffers = {}
+        for name, module in self._modules.items():
+            for key, value in module.state_dict().items():
+                if f"{name}.{key}" not in known:
+                    is_tensor = isinstance(value, torch.Tensor)
+                    buffers[f"{name}.{key}"] = value.detach().clone() if is_tensor else value
+        return {"names": names, "buffers": buffers, "options": options}
+
     def signature(self) -> str:
         """A hash that is equal where the same script built the same things: names, shapes, dtypes, strides and order of
         parameters and buffers, classes, and which parameters each group of an optimizer has."""

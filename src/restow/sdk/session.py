@@ -165,6 +165,8 @@ class Job:
                 self.step = step
                 if worker.sentinel and step >= ready_at:
                     worker.sentinel.at_save_point(step, capture)
+                if worker.snapshots and worker.snapshots.is_due(step):
+                    worker.snapshots.take(step, capture)
                 if step <= ready_at:
                     self._introduce(worker, feed, step - ready_at)
                 is_near = worker.after_step(step) and self._loops == 1

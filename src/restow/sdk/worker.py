@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -35,6 +36,7 @@ from restow.sdk.replicas import Replicas
 from restow.sdk.sentinel import Sentinel
 from restow.sdk.shadow import Leader, Shadow, followers_of
 from restow.sdk.shared_device import SharedDevice
+from restow.sdk.snapshots import Snapshots
 from restow.sdk.terms import AttemptFailed, Outcome, Report, Role, Terms, read_terms
 from restow.sdk.times import StepTimes
 
@@ -53,6 +55,7 @@ class Worker:
         self.table: StateTable | None = None
         self.values: dict[str, float] = {}
         self._replicas: Replicas | None = None  # as the sentinel
+        self.snapshots: Snapshots | None = None  # from `register` on
         self.sentinel: Sentinel | None = None  # from `register` on, where lost ranks are replaced
         self.optimizer_steps = 0
         self._attempt: Attempt | None = None
@@ -84,6 +87,16 @@ class Worker:
         }
         self.channel = Channel(environment.agent, hello, self._on_message)
         self.channel.start()
+        self._hear_signal()
+
+    def _hear_signal(self) -> None:
+        """SIGUSR1 asks for a checkpoint of the job, unless the script wants the signal itself."""
+        is_free = signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, None)
+        if is_free and threading.current_thread() is threading.main_thread():
+            def asked(*_: object) -> None:  # the main thread may hold the channel's lock
+                threading.Thread(target=lambda: self.channel.tell(type="checkpoint_asked"), daemon=True).start()
+
+            signal.signal(signal.SIGUSR1, asked)
 
     # ------------------------------------------------------------ before the loop
 
@@ -114,6 +127,10 @@ class Worker:
             optimizer.register_step_post_hook(self._after_update)
         self.open_passage(table.device())
         env = self.environment
+        self.snapshots = Snapshots(
+            job=env.job, rank=env.rank, world_size=env.world_size, secret=env.secret, table=table, channel=self.channel,
+            store=lambda: (self.generation, self._store_at),
+        )  # fmt: skip
         if env.slots and self._libraries == {"cpu": "gloo"}:
             self._replicas = Replicas(env)
             self.sentinel = Sentinel(
@@ -142,6 +159,8 @@ class Worker:
             guard.before_update()
         if leader:
             leader.before(optimizer)
+        if self.snapshots:
+            self.snapshots.before_update()
         if self.sentinel and not self.is_twin:
             self.sentinel.before_update()
         self.times.before_update()
@@ -214,6 +233,9 @@ class Worker:
         if message["type"] in ("guard", "connect"):
             begin = self._begin_guard if message["type"] == "guard" else self._begin_attempt
             threading.Thread(target=begin, args=(read_terms(message),), name="restow-connect", daemon=True).start()
+        elif message["type"] == "snapshot":
+            if self.snapshots and not self.is_twin and message["generation"] == self.generation:
+                self.snapshots.ask(int(message["step"]), Path(message["folder"]))
         elif message["type"] in ("halt", "keep", "let_go"):
             self._on_loss(message)
         elif message["type"] == "abandon":
