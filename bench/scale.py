@@ -28,12 +28,12 @@ from bench.systems.restow import Cluster, Watched, digests  # noqa: E402
 from restow.lab import Lab  # noqa: E402
 
 WORKERS = 4
-SETTLE, WINDOW = 3, 20  # steps after a change that do not count, and that do
+SETTLE, WINDOW = 8, 30  # steps after a change that do not count, and that do
 
 
 def main() -> None:
     options = _options()
-    numbers = measured(options.rounds, options.state_mb)
+    numbers = measured(options.rounds, options.state_mb, recover=options.recover)
     options.json.write_text(json.dumps(numbers, indent=1) + "\n")
     print("\n".join(lines(numbers)))
 
@@ -50,15 +50,15 @@ def lines(numbers: dict[str, Any]) -> list[str]:
     ]
 
 
-def measured(rounds: int, state_mb: float) -> dict[str, Any]:
+def measured(rounds: int, state_mb: float, *, recover: bool = True) -> dict[str, Any]:
     """The numbers, as they are written."""
     phases = [4, *[number for _ in range(rounds) for number in (2, 1, 2, 4)]]
     steps = (SETTLE + WINDOW + 8) * len(phases) + 20  # a change takes some steps, too
-    script = [f"--state-mb={state_mb:g}", f"--steps={steps}", "--batch=64", "--samples=7200"]
+    script = [f"--state-mb={state_mb:g}", f"--steps={steps}", "--batch=16", "--samples=7200"]
     with Lab(nodes=1, devices=WORKERS, rate_bits_per_s=None) as lab:
         every = json.loads(Path(lab.nodes["m1"].devices_file).read_text())["devices"]
         with Cluster(lab, nodes=("m1",), devices={"m1": every}) as cluster:
-            job = Watched(cluster, cluster.submit("scaled", "auto", script, workers=WORKERS, devices=(1, WORKERS)))
+            job = Watched(cluster, cluster.submit("scaled", "auto", script, workers=WORKERS, devices=(1, WORKERS), recover=recover))
             windows: list[tuple[int, int, int]] = []  # devices, first and last step
             job.wait_until("its first steps", lambda view: view["movable"])
             for number in phases:
@@ -99,6 +99,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=new_file, required=True, help="write the numbers here")
     parser.add_argument("--rounds", type=int, default=3, help="times that the number goes down and up again")
+    parser.add_argument("--no-recover", dest="recover", action="store_false", help="without what it costs to outlive lost workers")
     parser.add_argument("--state-mb", type=float, default=20.0)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     return parser.parse_args()

@@ -111,6 +111,10 @@ class JobSpec:
     max_pause_s: float = 60.0  # the longest pause of training that one move may cost
     stop_grace_s: float = 10.0  # between SIGTERM and SIGKILL
     recover: bool = True  # does the job go on when workers are killed or machines lost?
+    retries: int = 0  # how often the job starts again after an error of its own
+    hang_s: float = 0.0  # without a step for so long it stands still; 0: 20 usual steps and at least a minute; below 0: never
+    on_hang: str = "report"  # or replace: the cause is ended and replaced
+    on_slow: str = "report"  # or move: a rank that is much slower than its peers goes to a free device
     share: ShareSpec = field(default_factory=ShareSpec)
     checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
 
@@ -127,6 +131,11 @@ class JobSpec:
             raise SpecError(f"memory_bytes is {self.memory_bytes}; it cannot be negative")
         if self.fill not in FILLS:
             raise SpecError(f"fill is {self.fill!r}; choose one of {', '.join(FILLS)}")
+        if self.retries < 0:
+            raise SpecError(f"retries is {self.retries}; it cannot be negative")
+        for key, value, choices in (("hang", self.on_hang, ("report", "replace")), ("slow", self.on_slow, ("report", "move"))):
+            if value not in choices:
+                raise SpecError(f"{key} is {value!r}; choose {' or '.join(choices)}")
         if not self.max_pause_s > 0:
             raise SpecError(f"max_pause_s is {self.max_pause_s}; it must be above 0")
         if not self.stop_grace_s >= 0:
@@ -257,6 +266,8 @@ class Job:
     not_before_s: float = 0.0  # no further move before this time: the last one failed
     why_not: str = ""  # if not movable: one line with what would help
     away: str = ""  # a lost node that it lies on as a whole: it may train there unseen, and is waited for
+    slow: frozenset[int] = frozenset()  # ranks that compute much longer than their peers where they are
+    retried: int = 0  # times that it was started again after an error of its own
     paused: bool = False  # a person wants it to hold no devices (PauseAsked) until ResumeAsked
     kept: Kept | None = None  # its state, while it is suspended
     is_rescued: bool = False  # it came back after a loss, perhaps with fewer devices than it should have

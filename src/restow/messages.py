@@ -103,6 +103,13 @@ class Snapshot(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Kill(Command):
+    """End this rank at once (SIGKILL): it stands still. What follows is what follows on any loss."""
+
+    rank: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Halt(Command):
     """Ranks of this generation were lost: those that are left on this node stop before they change their state again, and say where
     they are (RankHalted); so does this node for those of the lost that were here."""
@@ -492,6 +499,36 @@ class SwitchFailed(GangEvent):
 class LaunchFailed(GangEvent):
     rank: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankHung(GangEvent):
+    """No step for much longer than usual; where the training thread is. `given` -1: the process does not answer."""
+
+    rank: int
+    step: int  # finished steps
+    silent_s: float
+    at: str  # the innermost line of the script
+    waits: bool  # for others, in a collective or at a gate
+    given: int  # bytes to collectives so far
+    stack: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobHung(GangEvent):
+    """By the clock: what came of the words of all ranks. `ranks`: the causes."""
+
+    ranks: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankSlow(GangEvent):
+    """By the clock: for some time this rank has computed much longer in each step than its peers."""
+
+    rank: int
+    own_s: float
+    others_s: float  # their median
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,11 @@ checkpoint:                      # true (on demand only), a time, a number of st
   every: 10min                   #   a time, or a number of steps such as 500 steps; default: on demand only
   keep: 2                        #   the newest ones; 0: all
   shared: false                  #   every node sees the folder (a URL: always)
+retries: 0                       # how often it starts again after an error of its own
+hang: report                     # no step for 20 usual ones and a minute: report or replace the cause, off, or:
+  after: 5min                    #   so long instead
+  then: report
+slow: report                     # a rank much slower than its peers: report, or move it to a free device
 recover: true                    # go on when workers are killed or machines lost? false: the job fails then
 """
 
@@ -102,6 +107,7 @@ def build(written: Mapping[Any, Any], *, cwd: Path, where: Callable[[str], str] 
                 raise SpecError(f"{where(key)}{error}") from None
     if "command" not in fields:
         raise SpecError(f"{where('')}command is missing; give the program to run, for example command: python train.py")
+    fields.update(fields.pop("hang", {}))
     folder = Path(fields.get("cwd") or cwd)
     fields["cwd"] = str(folder if folder.is_absolute() else cwd / folder)
     kept = fields.get("checkpoint")
@@ -257,6 +263,24 @@ def parse_every(key: str, value: Any) -> tuple[float, int]:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2][:1] or "s"], 0
 
 
+def _hang(key: str, value: Any) -> dict[str, Any]:
+    """Fields of the spec, from a map or a word."""
+    if value is False or value == "off":
+        return {"hang_s": -1.0}
+    value = value if isinstance(value, dict) else {"then": value}
+    fields: dict[str, Any] = {}
+    for name, setting in value.items():
+        if name == "then":
+            fields["on_hang"] = _text(f"{key}: then", setting)
+        elif name == "after":
+            fields["hang_s"], steps = parse_every(f"{key}: after", setting)
+            if steps or fields["hang_s"] <= 0:
+                raise SpecError(f"{key}: after is {setting!r}; write a time such as 5min")
+        else:
+            raise SpecError(f"{key}: unknown key {str(name)!r}; its keys are after, then")
+    return fields
+
+
 def _checkpoint(key: str, value: Any) -> CheckpointSpec:
     """A map, or true, or what `every` says."""
     if isinstance(value, bool):
@@ -300,6 +324,9 @@ _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "max_pause_s": ("max_pause_s", _seconds),
     "stop_grace_s": ("stop_grace_s", _seconds),
     "recover": ("recover", _choice),
+    "retries": ("retries", _count),
+    "hang": ("hang", _hang),
+    "slow": ("on_slow", _text),
     "share": ("share", _share),
     "checkpoint": ("checkpoint", _checkpoint),
 }

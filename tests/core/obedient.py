@@ -28,6 +28,7 @@ from restow.messages import (
     Halt,
     JobSubmitted,
     Keep,
+    Kill,
     Launch,
     LinkMeasured,
     MigrateAsked,
@@ -99,6 +100,7 @@ class Agents:
     programs: dict[str, Program] = field(default_factory=lambda: defaultdict(Program))
     decisions: dict[tuple[str, int, int], bool] = field(default_factory=dict)  # (job, generation, step) → go
     placements: dict[tuple[str, int], tuple] = field(default_factory=dict)
+    slow: dict[tuple[str, int], float] = field(default_factory=dict)  # (job, rank) → what it computes of each step
     deaf: set[type] = field(default_factory=set)  # commands that get lost
     dead_nodes: set[str] = field(default_factory=set)
     sharing: dict[tuple[str, str], Sharing] = field(default_factory=dict)  # (node, job) → what the agent was told last
@@ -179,6 +181,11 @@ class Agents:
             self.say(RankSwitched, command, node, rank=rank, step=kept.step, pause_s=0.1, wire_bytes=0)
             self.say(RankReady, command, node, rank=rank, signature=f"s{rank}", movable=True, private_bytes=0,
                      state_bytes=self.programs[command.job].state_bytes)  # fmt: skip
+
+    def kill(self, node: str, command: Kill) -> None:
+        for key, worker in self.here(node, command.job):
+            if (worker.role, key[1], key[2]) == ("rank", command.generation, command.rank):
+                self.exit(key, -9)
 
     def halt(self, node: str, command: Halt) -> None:
         """Who is left says where it stands, and the node what is left of the lost."""
@@ -408,9 +415,10 @@ class Cluster:
             return
         program.step = min(program.step + steps, program.steps_total)
         for rank, (key, *_) in sorted(gang.items()):
+            own_s = self.agents.slow.get((job, rank), program.step_s - program.exposed_s)
             self.agents.reports.append(Progressed(
                 time_s=self.now_s, job=job, generation=key[1], node=self.agents.workers[key].node, rank=rank, step=program.step,
-                steps_total=program.steps_total, step_s=program.step_s, exposed_s=program.exposed_s, data_s=program.data_s,
+                steps_total=program.steps_total, step_s=program.step_s, exposed_s=program.step_s - own_s, data_s=program.data_s,
                 waited_s=program.waited_s, wire_bytes=program.wire_bytes, memory_bytes=program.memory_bytes,
                 valley_bytes=program.valley_bytes))  # fmt: skip
         if program.step == program.steps_total:

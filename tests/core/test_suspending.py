@@ -9,9 +9,9 @@ from restow.messages import Connect, Decide, Discard, NodeJoined, OpenVault, Pre
 from tests.core.obedient import Cluster
 
 
-def running(nodes: str = "m1:2 m2:2", workers: int = 3) -> Cluster:
+def running(nodes: str = "m1:2 m2:2", workers: int = 3, **spec: object) -> Cluster:
     cluster = Cluster(nodes)
-    cluster.submit("a", workers)
+    cluster.submit("a", workers, **spec)
     cluster.run()
     cluster.train("a", 10)
     cluster.run()

@@ -183,7 +183,8 @@ class Cluster:
     # ------------------------------------------------------------ jobs
 
     def submit(self, placement: str, fill: str = "replica", width: int = 64, at_hold: bool = True, back: str = "",
-               recover: bool = False, stops: str = "", devices: tuple[int, int] = (0, 0)) -> LiveJob:  # fmt: skip
+               recover: bool = False, stops: str = "", devices: tuple[int, int] = (0, 0),
+               **spec: Any) -> LiveJob:  # fmt: skip
         """A job that runs where the test wants it; returns when every rank stands at its first hold and the controller knows it."""
         folder = Path(tempfile.mkdtemp(prefix="job-", dir=self.folder))
         workers = len(placement.split())
@@ -193,7 +194,7 @@ class Cluster:
             {
                 "command": command, "name": "net", "workers": workers, "cwd": str(folder), "migrate": False, "fill": fill,
                 "env": [["PLACEMENT", placement], ["BACK", back]], "stop_grace_s": 1.0, "recover": recover,
-                "devices": list(devices),
+                "devices": list(devices), **spec,
             }
         )  # fmt: skip
         job = LiveJob(view["id"], folder, workers)

@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import threading
+import traceback
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -236,7 +237,15 @@ def _last_words(error: BaseException, birth: Birth) -> str:
     line = footprint.memory_error_line(error, f"job {birth.environment.get('RESTOW_JOB', '')}") if footprint else None
     if line:
         print(f"restow: {line}", file=sys.stderr)
-    return line or f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
+    return line or f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")[:160] + _place(error)
+
+
+def _place(error: BaseException) -> str:
+    """` (train.py:42)`: the innermost line that is the user's own; empty without one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    parts = (f"{os.sep}site-packages{os.sep}", f"{os.sep}restow{os.sep}", f"{os.sep}lib{os.sep}python", "<frozen ")
+    own = [frame for frame in frames if not any(part in frame.filename for part in parts)]
+    return f" ({os.path.basename(own[-1].filename)}:{own[-1].lineno})" if own else ""
 
 
 def _end_by_sigint() -> None:

@@ -25,6 +25,7 @@ from restow.agent.devices import find_devices
 from restow.agent.events import EventLog
 from restow.agent.folders import JOB_NAME, Folders
 from restow.agent.gates import Gates
+from restow.agent.hangs import Hangs
 from restow.agent.leases import Leases, pulse_of
 from restow.agent.link import LinkGate
 from restow.agent.network import interface_of
@@ -47,6 +48,7 @@ from restow.messages import (
     Guard,
     Halt,
     Keep,
+    Kill,
     Launch,
     LinkMeasured,
     OpenStore,
@@ -107,6 +109,7 @@ class Agent:
         self._checkpoints = Checkpoints(
             config.node, self.folders, self._events, self._tasks, self._ranks.workers, self._ranks.nursery
         )
+        self._hangs = Hangs(config.node, self._events, self._ranks.workers)
         self._ranks.on_checkpoint = self._checkpoints.exited
         self._gates = Gates(
             self.folders.gates, devices, drains=any(local.is_gpu for local in devices.values()), on_fenced=self._fenced
@@ -135,6 +138,7 @@ class Agent:
         self._tasks.spawn(self._watch_progress())
         self._tasks.spawn(self._gates.watch())
         self._tasks.spawn(self._link.watch())
+        self._tasks.spawn(self._hangs.watch())
         self._tasks.spawn(Leases(self.folders, self._ranks, self._switches.is_under_way).watch())
 
     async def stop(self, keep_ranks: bool = False) -> None:
@@ -213,6 +217,10 @@ class Agent:
                 await self._switches.abandon(command)
             case Stop():
                 await self._stop_ranks(command)
+            case Kill():
+                for worker in self._ranks.workers.of(command.job):
+                    if (worker.role, worker.generation, worker.rank) == ("rank", command.generation, command.rank):
+                        await self._ranks.end(worker, 0.0)
             case Halt():
                 self._rescues.halt(command)
             case Keep():
@@ -241,8 +249,12 @@ class Agent:
         self._checkpoints.hello(worker)
 
     def _said(self, worker: Worker, message: dict[str, Any]) -> None:
-        about = self._checkpoints if message["type"] in KINDS else self._switches
-        about.said(worker, message)
+        if message["type"] == "where":
+            self._hangs.said(worker, message)
+        elif message["type"] in KINDS:
+            self._checkpoints.said(worker, message)
+        else:
+            self._switches.said(worker, message)
 
     def _fenced(self, job: str, rank: int, device: int, held_s: float, reason: str) -> None:
         worker = next((w for w in self._ranks.workers.of(job) if w.rank == rank and w.device == device), None)

@@ -109,7 +109,7 @@ class Ranks:
             pid=0, job=job, generation=generation, rank=rank, role="twin" if is_twin else "rank", born=generation,
             secret=command.secret, page=str(self._folders.page(job, rank, generation)),
             log=str(self._folders.log(job, rank, generation, rehearsal=is_twin)), device=slot.device,
-            world=len(command.placement),
+            world=len(command.placement), hang_s=command.spec.hang_s,
         )  # fmt: skip
         environment = rank_environment(
             command, rank, base=self._base, folders=self._folders, node=node, address=self._config.address,

@@ -15,7 +15,7 @@ from restow.page import Page, open_page
 if TYPE_CHECKING:
     from restow.agent.channel import Channel
 
-_LABEL = ("job", "generation", "rank", "role", "born", "secret", "page", "log", "parked", "greeted", "device", "world")
+_LABEL = ("job", "generation", "rank", "role", "born", "secret", "page", "log", "parked", "greeted", "device", "world", "hang_s")
 
 
 @dataclass(kw_only=True)
@@ -32,6 +32,7 @@ class Worker:
     page: str  # path
     log: str  # path of what it prints now or, as a twin, first
     device: int = -1  # index of the one that it computes on; -1: not known
+    hang_s: float = 0.0  # without a step for so long it stands still; 0: some usual steps; below 0: never
     world: int = 1  # ranks of its gang, wherever they are
     parked: bool = False  # a twin that has rehearsed
     shared: Page | None = None

@@ -119,6 +119,13 @@ _SENTENCES: dict[str, Callable[[Wire], str]] = {
     "MigrateAsked": lambda e: f"asked to move to {slots(e['placement'])}",
     "PauseAsked": lambda e: "asked to pause",
     "ResumeAsked": lambda e: "asked to go on",
+    "RankHung": lambda e: f"{e['job']}: rank {e['rank']} has made no step for {e['silent_s']:.0f} s; it is at " + (
+        " > ".join(e["stack"]) or "a place that it does not tell"
+    ),
+    "JobHung": lambda e: f"{e['job']}: {e['reason']}",
+    "RankSlow": lambda e: (
+        f"{e['job']}: rank {e['rank']} computes {1e3 * e['own_s']:.0f} ms of each step, the others {1e3 * e['others_s']:.0f} ms"
+    ),
     "CheckpointAsked": lambda e: f"{e['job']}: is to make a checkpoint",
     "CheckpointProposed": lambda e: f"{e['job']}: a checkpoint is to be made of step {e['step']}",
     "SnapshotRefused": lambda e: f"{e['job']}: rank {e['rank']} has passed step {e['step']}; the checkpoint is made of a later one",

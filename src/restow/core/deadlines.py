@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from restow.core import hangs
 from restow.core.config import CoreConfig
 from restow.core.record import Record
 from restow.job import JobState, Phase
@@ -44,7 +45,8 @@ class Watch:
     def _gang(self, record: Record, now_s: float) -> list[Wait]:
         job, config = record.job, self.config
         key = (job.id, job.generation)
-        waits: list[Wait] = []
+        waits: list[Wait] = [((*key, "hung"), 0.0, event) for event in hangs.hang_due(record, now_s, config)]
+        waits += [((*key, "slow", event.rank), config.slow_s, event) for event in hangs.slow_due(record, now_s)]
         if job.state is JobState.STARTING:
             missing = [f"rank {rank} on {p.slot.node}" for rank, p in record.gang() if not p.is_started] or [
                 "its store" if record.store is None else "its state"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from restow.core import checkpoints, recovery, suspending, switching
+from restow.core import checkpoints, hangs, recovery, suspending, switching
 from restow.core.config import CoreConfig
 from restow.core.lifecycle import GONE, Cause, step
 from restow.core.record import Process, Record
@@ -26,6 +26,8 @@ def launch(record: Record, time_s: float) -> None:
     )  # fmt: skip
     record.store, record.ending, record.torn, record.known_step = None, None, 0, 0
     record.signatures, record.unmovable, record.progress = {}, {}, {}
+    record.hung, record.hang_told, record.doomed = {}, False, frozenset()
+    record.change(slow=frozenset())
     record.nodes_used.update(nodes_of(job.intended))
     suspending.launched(record)
 
@@ -78,6 +80,7 @@ def progressed(record: Record, event: Progressed) -> None:
         return
     record.known_step = max(record.known_step, event.step)
     record.progress[event.rank] = event
+    hangs.progressed(record, event)
     latest = list(record.progress.values())
     profile = replace(
         job.profile,
@@ -190,6 +193,8 @@ def gang_exited(record: Record, event: RankExited) -> None:
         reason = f"{event.reason}, and rank {event.rank} with it" if is_node_lost else reason
         if event.code < 0 and checkpoints.fall_back(record, reason, event.time_s):
             return
+        if event.code > 0 and retry(record, reason, event.time_s):
+            return
         record.change(exit_code=event.code)
         end(record, JobState.FAILED, reason, event.time_s)
         return
@@ -197,6 +202,18 @@ def gang_exited(record: Record, event: RankExited) -> None:
     switching.give_up(record, "the job ended by itself", event.time_s)
     if len(record.job.exited) == record.job.workers:
         finish(record, event.time_s)
+
+
+def retry(record: Record, reason: str, time_s: float) -> bool:
+    """An error of its own: once more, if its spec wants that, from its last checkpoint or else from the start."""
+    job = record.job
+    if job.retried >= job.spec.retries or job.cancel_asked or job.state is JobState.STOPPING:
+        return False
+    reason = f"{reason}; try {job.retried + 2} of {job.spec.retries + 1}"
+    record.change(retried=job.retried + 1)
+    if not checkpoints.fall_back(record, reason, time_s):
+        end(record, JobState.PENDING, reason, time_s)
+    return True
 
 
 def finish(record: Record, time_s: float) -> None:

@@ -25,6 +25,7 @@ from restow.messages import (
     Guard,
     Halt,
     Keep,
+    Kill,
     Launch,
     OpenStore,
     OpenVault,
@@ -162,6 +163,10 @@ def wanted(
         elif record.job.switch:
             commands += _switching(record, cluster_secret)
         commands += _snapshot(record, cluster_secret)
+        if record.job.state is JobState.RUNNING:
+            for rank in sorted(record.doomed & record.job.alive):
+                kill = Kill(job=record.job.id, generation=record.job.generation, rank=rank)
+                commands.append((record.job.placement[rank].node, kill))
         if record.job.sharing and record.job.state in (JobState.STARTING, JobState.RUNNING):
             share = Share(job=record.job.id, generation=record.job.generation, sharing=record.job.sharing)
             commands += [(node, share) for node in nodes_of(record.job.placement)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from restow.job import Job, JobState, Phase
-from restow.messages import Progressed, RankExited, RankHalted
+from restow.messages import Progressed, RankExited, RankHalted, RankHung
 from restow.placement import Placement, Slot
 
 
@@ -82,6 +82,9 @@ class Record:
     back: frozenset[int] = frozenset()  # old ranks that said, after the verdict `done`, that they went back
     exits: dict[tuple[int, int], RankExited] = field(default_factory=dict)  # held back until the switch is decided
     abandoned: dict[int, Abandoned] = field(default_factory=dict)  # generation →
+    hung: dict[int, RankHung] = field(default_factory=dict)  # rank → where it stands still
+    hang_told: bool = False  # and the user knows
+    doomed: frozenset[int] = frozenset()  # ranks that are to be ended for it
     checkpointing: Checkpointing | None = None
     checkpoint_tried_step: int = 0  # how far the job was when the last one by steps was asked for
     rescue: Rescue | None = None  # while STOPPING, when the job is to go on

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from restow.cluster import Link, Node, Snapshot
-from restow.core import checkpoints, gang, reconcile, recovery, suspending, switching
+from restow.core import checkpoints, gang, hangs, reconcile, recovery, suspending, switching
 from restow.core.config import CoreConfig
 from restow.core.deadlines import Watch
 from restow.core.record import Record
@@ -34,6 +34,7 @@ from restow.messages import (
     DeviceFenced,
     Event,
     GangEvent,
+    JobHung,
     JobSubmitted,
     LaunchFailed,
     LeaseRanOut,
@@ -48,9 +49,11 @@ from restow.messages import (
     RankConnected,
     RankExited,
     RankHalted,
+    RankHung,
     RankKept,
     RankReady,
     RankRolledBack,
+    RankSlow,
     RankStarted,
     RankSwitched,
     ResumeAsked,
@@ -429,6 +432,9 @@ class ClusterState:
         RankRolledBack: lambda self, record, event: switching.rank_rolled_back(record, event, self.config),
         SwitchFailed: _switch_failed,
         DeviceFenced: lambda self, record, event: None,  # for people; the gate has dealt with it
+        RankHung: lambda self, record, event: hangs.rank_hung(record, event),
+        JobHung: lambda self, record, event: hangs.job_hung(record, event),
+        RankSlow: lambda self, record, event: hangs.rank_slow(record, event),
         CheckpointProposed: lambda self, record, event: checkpoints.proposed(record, event),
         SnapshotRefused: lambda self, record, event: checkpoints.refused(record, event),
         CheckpointWritten: lambda self, record, event: checkpoints.written(record, event),

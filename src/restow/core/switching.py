@@ -277,7 +277,7 @@ def _complete(record: Record, time_s: float) -> None:
     record.change(
         generation=generation, placement=switch.placement, alive=frozenset(range(job.workers)), exited=frozenset(),
         profile=replace(job.profile, step_s=0.0, exposed_s=0.0, waited_s=0.0, held_s=0.0, alone_step_s=0.0),  # anew where it is now
-        moves=job.moves + 1, moved_s=time_s, failed_moves=0, not_before_s=0.0,
+        slow=frozenset(), moves=job.moves + 1, moved_s=time_s, failed_moves=0, not_before_s=0.0,
         steps_done=max(job.steps_done, switch.step or 0),
     )  # fmt: skip
 

@@ -124,6 +124,7 @@ class Consolidate:
         self._drain(snapshot, schedule, board)
         self._grant_wishes(snapshot, schedule, board)
         self._place_pending(snapshot, schedule, board)
+        self._relieve(snapshot, schedule, board)
         self._consolidate(snapshot, schedule, board)
         return schedule
 
@@ -170,6 +171,30 @@ class Consolidate:
             else:
                 schedule.placements.pop(job.id, None)
                 schedule.explain(job.id, f"suspended: {names} is drained and no other machine has room")
+
+    # ------------------------------------------------------------ slow ranks
+
+    def _relieve(self, snapshot: Snapshot, schedule: Schedule, board: Board) -> None:
+        """A rank that computes much longer than its peers goes to a free device, where its spec wants that."""
+        for job in snapshot.jobs:
+            is_wanted = bool(job.slow) and job.spec.on_slow == "move" and job.id not in schedule.moves
+            if not is_wanted or job.sharing or self.hindrance(job, snapshot):
+                continue
+            free = board.usable(job)
+            then = list(job.placement)
+            for rank in sorted(job.slow):
+                best = sorted(free, key=lambda slot: (slot.node != then[rank].node, slot))
+                if best:
+                    free.remove(best[0])
+                    then[rank] = best[0]
+            if tuple(then) == job.placement:
+                schedule.explain(job.id, f"{job.reason}; no other device is free")
+                continue
+            names = " and ".join(f"rank {rank} from {job.placement[rank]} to {then[rank]}" for rank in sorted(job.slow))
+            move = self.move(job, tuple(then), snapshot, f"moves {names}, since it computes much longer than the others")
+            schedule.put(job.id, move.then, move.reason)
+            schedule.moves[job.id] = move
+            board.take(job.id, move.then)
 
     # ------------------------------------------------------------ wishes
 

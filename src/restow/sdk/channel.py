@@ -37,6 +37,12 @@ class Channel:
             if self._socket:
                 self._send(self._socket, fact)
 
+    def say(self, **word: Any) -> None:
+        """What is worth nothing later: it is not repeated to another agent."""
+        with self._lock:
+            if self._socket:
+                self._send(self._socket, word)
+
     def change_hello(self, **changes: Any) -> None:
         """What the next agent is to be told of us: a twin that became the rank says so."""
         with self._lock:

@@ -39,6 +39,7 @@ from restow.sdk.shared_device import SharedDevice
 from restow.sdk.snapshots import Snapshots
 from restow.sdk.terms import AttemptFailed, Outcome, Report, Role, Terms, read_terms
 from restow.sdk.times import StepTimes
+from restow.sdk.whereabouts import whereabouts
 
 SPARE_BYTES = 64 << 20  # beyond its gradients: temporaries of an optimizer, activations of small batches
 
@@ -233,6 +234,8 @@ class Worker:
         if message["type"] in ("guard", "connect"):
             begin = self._begin_guard if message["type"] == "guard" else self._begin_attempt
             threading.Thread(target=begin, args=(read_terms(message),), name="restow-connect", daemon=True).start()
+        elif message["type"] == "where":
+            self.channel.say(type="where", **whereabouts())
         elif message["type"] == "snapshot":
             if self.snapshots and not self.is_twin and message["generation"] == self.generation:
                 self.snapshots.ask(int(message["step"]), Path(message["folder"]))

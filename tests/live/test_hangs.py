@@ -1,0 +1,52 @@
+"""Ranks that stand still, for real: found among those that wait for them, named with their line, and replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.live.cluster import Cluster
+
+WHERE = "a:0 a:1 b:0"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster({"a": 3, "b": 2}) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster) -> list[list[str]]:
+    job = cluster.submit(WHERE, at_hold=False)
+    assert cluster.await_end(job)["state"] == "done"
+    return cluster.output(job)
+
+
+@pytest.mark.parametrize("how", ["forward", "stopped"])
+def test_the_one_that_stands_still_is_named_and_replaced(cluster, undisturbed, how):
+    stops = "1:25:forward" if how == "forward" else ""
+    job = cluster.submit(WHERE, recover=True, stops=stops, hang_s=3.0, on_hang="replace")
+    if how == "stopped":
+        os.kill(cluster.pid(job, 1, 1), signal.SIGSTOP)
+    cluster.release_all(job)
+    (hung,) = cluster.await_event(job, "JobHung")
+    assert hung["ranks"] == [1]
+    assert ("is at script_mlp.py:" if how == "forward" else "does not answer") in hung["reason"]
+    assert cluster.await_end(job)["state"] == "done"
+    printed = [list(dict.fromkeys(lines)) for lines in cluster.output(job)]  # what it had printed of the step that it was stopped in
+    assert printed == undisturbed
+
+
+def test_it_is_only_said_where_the_spec_wants_no_more(cluster):
+    job = cluster.submit(WHERE, recover=True, stops="2:25:backward", hang_s=3.0)
+    cluster.release_all(job)
+    (hung,) = cluster.await_event(job, "JobHung")
+    assert hung["ranks"] == [2]
+    assert cluster.client.show(job.id)["reason"] == hung["reason"]
+    assert not cluster.has_event(job, "RankExited")
+    cluster.client.cancel(job.id)
+    assert cluster.await_end(job)["state"] == "cancelled"
