@@ -37,7 +37,7 @@ def test_the_one_that_stands_still_is_named_and_replaced(cluster, undisturbed, h
     assert hung["ranks"] == [1]
     assert ("is at script_mlp.py:" if how == "forward" else "does not answer") in hung["reason"]
     assert cluster.await_end(job)["state"] == "done"
-    printed = [list(dict.fromkeys(lines)) for lines in cluster.output(job)]  # what it had printed of the step that it was stopped in
+    printed = [list(dict.fromkeys(lines)) for lines in cluster.output(job)]  # it had printed already what it then did again
     assert printed == undisturbed
 
 

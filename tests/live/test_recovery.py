@@ -114,3 +114,20 @@ def test_a_machine_that_is_gone(undisturbed):
         cluster.await_true(lambda: cluster.client.show(job.id)["state"] == "done", "the job never ended", job)
         assert cluster.client.show(job.id)["placement"] == []
         assert [lines[-1] for lines in cluster.output(job)] == [lines[-1] for lines in undisturbed]  # parameters, losses
+
+
+def test_a_machine_that_is_gone_after_its_rank_had_moved_there(undisturbed):
+    """What rank 2 had left where it came from, and what is kept there for it since, are not taken for each other."""
+    with Cluster({"a": 3, "b": 2}) as cluster:
+        job = cluster.submit("a:0 a:1 a:2", recover=True)
+        cluster.migrate(job, WHERE)
+        cluster.await_event(job, "StepAccepted")
+        cluster.release(job)
+        cluster.await_event(job, "RankSwitched", 3)
+        cluster.await_event(job, "RankExited", role="leaver")
+        cluster.await_true(lambda: cluster.client.show(job.id)["step"] == HOLDS[1], "never at its second hold", job)
+        cluster.lose("b")
+        cluster.await_event(job, "RankSwitched", 6)
+        cluster.release_all(job)
+        cluster.await_true(lambda: cluster.client.show(job.id)["state"] == "done", "the job never ended", job)
+        assert [lines[-1] for lines in cluster.output(job)] == [lines[-1] for lines in undisturbed]

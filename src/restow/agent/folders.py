@@ -11,6 +11,7 @@ from pathlib import Path
 from restow.errors import SetupError
 
 SOCKET_PATH_MAX = 107  # bytes in sockaddr_un less the closing zero
+SLOTS = (".slots", ".replica")
 _SHARED = re.compile(r"(?P<job>.+)\.g(?P<generation>\d+)\.r(?P<rank>\d+)\.\w+")
 JOB_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}")  # becomes part of file names
 
@@ -123,10 +124,10 @@ class Folders:
         for path in (self.agent_socket, self.nursery_socket, self.nursery_pid, self.pulse, self.node / "node.json"):
             path.unlink(missing_ok=True)
 
-    def remove_slots(self, job: str) -> None:
-        for path, owner, _, _ in list(self.shared()):
-            if owner == job and path.suffix == ".slots":
-                path.unlink(missing_ok=True)
+    def slots_of(self, job: str, rank: int | None = None) -> list[Path]:
+        """What is here of the private state of this rank (or of all): its own, and replicas that a rank here keeps for it."""
+        found = [(path, number) for path, owner, _, number in self.shared() if owner == job and path.suffix in SLOTS]
+        return [path for path, number in found if rank in (None, number)]
 
     def shared(self) -> Iterator[tuple[Path, str, int, int]]:
         """What is in shared memory: (path, job, generation at birth, rank)."""

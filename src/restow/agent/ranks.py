@@ -15,7 +15,7 @@ from restow.agent.client import NurseryClient
 from restow.agent.devices import LocalDevice
 from restow.agent.environment import base_environment, rank_environment
 from restow.agent.events import EventLog
-from restow.agent.folders import Folders
+from restow.agent.folders import SLOTS, Folders
 from restow.agent.stores import Stores
 from restow.agent.tasks import Tasks
 from restow.agent.vaults import Vaults
@@ -226,7 +226,7 @@ class Ranks:
         keep = self.workers.keys() | self._bearing
         for path, owner, generation, rank in self._folders.shared():
             is_wanted = (owner, generation, rank) in keep or (path.suffix == ".private" and self._is_wanted(owner))
-            is_wanted |= path.suffix == ".slots"  # until its rank ends by itself, or its job is forgotten
+            is_wanted |= path.suffix in SLOTS  # until its rank ends by itself, or its job is forgotten
             if job in (None, owner) and not is_wanted:
                 path.unlink(missing_ok=True)
 
@@ -271,7 +271,8 @@ class Ranks:
             await self.end(worker)
         await self.stores.end(job, self.nursery)
         await self.vaults.forget(job, self.nursery)
-        self._folders.remove_slots(job)
+        for path in self._folders.slots_of(job):
+            path.unlink(missing_ok=True)
         self.sweep(job)
         self.workers.forget(job)
 

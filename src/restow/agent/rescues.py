@@ -68,6 +68,7 @@ class Rescues:
 
     def _left(self, job: str, rank: int) -> dict[int, bytes]:
         """Step → what is left here of what this rank alone held then: its own slots, or a replica of another node's."""
-        shared = self._folders.shared()
-        found = [path for path, owner, _, number in shared if (owner, number, path.suffix) == (job, rank, ".slots")]
-        return slots.read(max(found, key=lambda path: path.stat().st_mtime_ns)) if found else {}
+        left: dict[int, bytes] = {}
+        for path in self._folders.slots_of(job, rank):
+            left |= slots.read(path)
+        return left

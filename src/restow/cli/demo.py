@@ -1,4 +1,4 @@
-"""`restow demo`: a scattered job is found and moved, or gangs share devices, live, on two machines made for it."""
+"""`restow demo`: a scattered job is moved, gangs share devices, or a machine is lost, live, on two machines made for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from restow.errors import SpecError
 
 LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-SCENES = ("consolidate", "multiplex")  # as in demo/perform.py, which is imported late
+SCENES = ("consolidate", "multiplex", "survive")  # as in demo/perform.py, which is imported late
 
 
 @click.command()
@@ -33,11 +33,12 @@ SCENES = ("consolidate", "multiplex")  # as in demo/perform.py, which is importe
     type=click.Choice(SCENES),
     default="consolidate",
     show_default=True,
-    help="consolidate: a scattered job is moved onto one machine. multiplex: two gangs share the same two devices.",
+    help="consolidate: a scattered job is moved onto one machine. multiplex: two gangs share the same two devices. survive: a"
+    " machine is pulled out.",
 )
 @click.option("--fast", is_flag=True, help="Fewer steps.")
 def demo(json_file: Path | None, picture: Path | None, scene: str, fast: bool) -> None:
-    """A scattered job is moved, live, onto one machine, and loses nothing; or two gangs share the same devices.
+    """A scattered job is moved, live, onto one machine, and loses nothing; or gangs share devices; or a machine dies.
 
     Two machines are made on this one, with a link of 200 Mbit/s between them, and real jobs come and go there.
 
@@ -49,12 +50,17 @@ def demo(json_file: Path | None, picture: Path | None, scene: str, fast: bool) -
     any schedule could reach at best; then one is protected and a background job takes what it leaves. At the end both
     gangs run once more, alone, and every loss is compared. Takes about two minutes.
 
-    Both leave nothing behind, after Ctrl-C neither.
+    survive: the cable of a machine is pulled while a gang trains on it; the gang goes on with what is left, and has the
+    machine again when it is back. The same script under elastic torchrun, the same cable, and every loss compared at the
+    end. Takes under three minutes.
+
+    All leave nothing behind, after Ctrl-C neither.
 
     \b
       restow demo
       restow demo --json numbers.json --picture timeline.png
       restow demo --scene multiplex --json numbers.json
+      restow demo --scene survive
     """
     for file in (json_file, picture):
         if file and not file.absolute().parent.is_dir():

@@ -281,6 +281,8 @@ def lose_node(record: Record, node: str, reason: str, time_s: float, config: Cor
     _lose_processes(record, node, reason, time_s, config, spared=job.generation if is_away else None)
     if is_away:
         return
+    if node in nodes_of(record.job.pinned):
+        record.change(pinned=())  # nobody can be there any more
     job = record.job
     if job.state is JobState.STARTING and node in nodes_of(job.placement):
         end(record, JobState.PENDING, f"node {node} was lost ({reason}) before the job ran", time_s)

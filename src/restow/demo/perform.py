@@ -19,6 +19,9 @@ from restow.demo.picture import check_name, draw
 from restow.demo.scene import consolidate
 from restow.demo.stage import Kind, Stage, find_kind
 from restow.demo.story import Story
+from restow.demo.survive.result import SurviveResult
+from restow.demo.survive.scene import survive
+from restow.demo.survive.story import SurviveStory
 from restow.errors import Refused, SpecError
 
 
@@ -75,9 +78,35 @@ def play_multiplex(json_file: Path | None, picture: Path | None, fast: bool) -> 
         raise Refused("a job that shared its devices is not the one left alone; this is a bug in restow, please report it")
 
 
+def play_survive(json_file: Path | None, picture: Path | None, fast: bool) -> None:
+    if picture:
+        raise SpecError("--picture draws the timeline of --scene consolidate; leave it out here")
+    origin_s = time.time()
+    scene, console, kind = survive(fast=fast), Console(), find_kind()
+    notes = _missing(kind, "no machine could be pulled out; a worker was killed instead")
+    with (
+        tempfile.TemporaryDirectory(prefix="restow-demo-") as folder,
+        choose_audience(console, scene, has_link=kind.has_link, origin_s=origin_s) as audience,
+    ):
+        with Stage(scene, kind, audience.say) as stage:
+            story = SurviveStory(scene, stage, audience, Path(folder), origin_s=origin_s)
+            rows = (story.play(), *(() if fast else story.rival()))
+            audience.say("taking the cluster and the lab down")
+        result = SurviveResult(rows=rows, comparison=story.judge(), devices=story.devices, notes=notes)
+        audience.say("done")
+
+    console.print(result.table())
+    for line in result.closing_lines():
+        console.print(line, soft_wrap=True, highlight=False)
+    _close(console, notes, json_file, result.numbers())
+    if not result.comparison.is_identical:
+        raise Refused("the job that lost its machine is not the one left alone; this is a bug in restow, please report it")
+
+
 SCENES: dict[str, Callable[[Path | None, Path | None, bool], None]] = {
     "consolidate": play_consolidate,
     "multiplex": play_multiplex,
+    "survive": play_survive,
 }
 
 

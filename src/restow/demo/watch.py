@@ -55,6 +55,8 @@ def happening(event: Mapping[str, Any], origin_s: float) -> Happening | None:
             text = f"{event['node']} joined with {count} device{'s' * (count != 1)}"
         case "NodeLost":
             text = f"{event['node']} is lost: {event['reason']}"
+        case "RankKept":
+            text = f"what rank {event['rank']} held at step {event['step']} is safe on {event['node']}"
         case "JobSubmitted":
             workers = event["spec"]["workers"]
             text = f"submitted, {workers} worker{'s' * (workers != 1)}"

@@ -58,6 +58,15 @@ class RayNode:
         return ProcessId(pid=self.pid, started=self.started)
 
 
+# Who is there is restow's to say (restow/lease.py); Ray itself shall bear with a network that is out, since a node that it has
+# declared dead ends itself and does not come back.
+PATIENT = {
+    "RAY_health_check_period_ms": "10000",
+    "RAY_health_check_failure_threshold": "180",  # half an hour
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "1800",
+}
+
+
 def authentication(token_file: Path) -> dict[str, str]:
     """What makes Ray processes and drivers show and demand the token."""
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file), "RAY_USAGE_STATS_ENABLED": "0"}
@@ -86,6 +95,7 @@ def start(
         **os.environ,
         **config.absolute_paths(),
         **QUIET,
+        **PATIENT,
         **authentication(token_file),
         "RESTOW_HOME": str(home.path),
         "RESTOW_NODE_NAME": node.name,

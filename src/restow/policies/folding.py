@@ -31,9 +31,8 @@ class Folding:
             number = len(devices_of(job.intended))
             if not job.devices_asked or number == job.devices_asked or not self._is_settled(job, schedule):
                 continue
-            why_not = "" if job.movable else job.why_not or "it has not finished its first steps"
-            if job.switch or job.exited or why_not or snapshot.now_s < job.not_before_s or job.sharing:
-                why_not = why_not or ("it shares its devices" if job.sharing else job.reason)
+            why_not = self._why_not_now(job, snapshot) or ("it shares its devices" if job.sharing else "")
+            if why_not:
                 schedule.explain(job.id, f"asked to have {job.devices_asked} devices, but {why_not}")
                 continue
             then = on_devices(job, job.devices_asked, self._within_reach(job, snapshot, schedule), snapshot)
@@ -71,17 +70,26 @@ class Folding:
             have, most = len(devices_of(job.intended)), job.devices_max
             if job.state is not JobState.RUNNING or have >= most or not self._is_settled(job, schedule) or job.sharing:
                 continue
-            if job.devices_asked or self._consolidate.hindrance(job, snapshot):
+            has_too_few = have < (job.spec.devices[0] or job.workers)  # it lost some: no reason to wait, and none to reckon
+            may_not = self._why_not_now(job, snapshot) if has_too_few else self._consolidate.hindrance(job, snapshot)
+            if job.devices_asked or may_not:
                 continue
             slots = self._within_reach(job, snapshot, schedule)
             for number in range(min(most, len(slots)), have, -1):
                 then = on_devices(job, number, slots, snapshot)
-                has_too_few = have < (job.spec.devices[0] or job.workers)  # it lost some
                 if then and (has_too_few or self._pays(job, then, snapshot)):
                     self._put(job, then, snapshot, schedule, f"goes from {have} to {number} devices, which are free")
                     break
 
     # ------------------------------------------------------------ help
+
+    @staticmethod
+    def _why_not_now(job: Job, snapshot: Snapshot) -> str:
+        """What keeps it from changing its devices, however good the reason is; empty: nothing."""
+        if not job.movable:
+            return job.why_not or "it has not finished its first steps"
+        is_open = not job.switch and not job.exited and snapshot.now_s >= job.not_before_s
+        return "" if is_open else job.reason or "it is on its way"
 
     @staticmethod
     def _is_settled(job: Job, schedule: Schedule) -> bool:

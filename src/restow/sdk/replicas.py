@@ -136,5 +136,6 @@ class Replicas:
     def _slots_of(self, rank: int) -> Slots:
         if rank not in self._received:
             own = Path(self._env.slots)
-            self._received[rank] = Slots(own.with_name(own.name.replace(f".r{self._env.rank}.", f".r{rank}.")))
+            name = own.name.removesuffix(f".r{self._env.rank}.slots")
+            self._received[rank] = Slots(own.with_name(f"{name}.r{rank}.replica"))  # its own may lie here, and be removed
         return self._received[rank]
