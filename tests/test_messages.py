@@ -39,9 +39,9 @@ def test_every_message_comes_back_as_it_was(name):
 
 
 def test_a_command_looks_on_the_wire_as_the_document_says():
-    connect = Connect(job="a", generation=2, now=PLACEMENT, then=PLACEMENT, store=("10.0.0.1", 4000), fill="copy")
+    connect = Connect(job="a", generation=2, present=1, now=PLACEMENT, then=PLACEMENT, store=("10.0.0.1", 4000), fill="copy")
     assert to_json(connect) == {
-        "type": "Connect", "job": "a", "generation": 2, "now": [["m1", 0, 1.0], ["m2", 1, 0.5]],
+        "type": "Connect", "job": "a", "generation": 2, "present": 1, "now": [["m1", 0, 1.0], ["m2", 1, 0.5]],
         "then": [["m1", 0, 1.0], ["m2", 1, 0.5]], "store": ["10.0.0.1", 4000], "fill": "copy", "kept": None,
     }  # fmt: skip
 

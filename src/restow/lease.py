@@ -16,9 +16,9 @@ import struct
 import time
 from pathlib import Path
 
-LEASE_S = 1.0
-GRACE_S = 0.3
-BEAT_S = 0.2  # between two words: four may be late or lost
+LEASE_S = 0.7
+GRACE_S = 0.2
+BEAT_S = 0.1  # between two words: six may be late or lost
 WORD = struct.Struct("<QQ")  # node → controller: number, how often its lease has run out
 ANSWER = struct.Struct("<Q")  # the number again
 _FILE = struct.Struct("<qQ")  # until (monotonic ns; 0: nobody holds us to one), how often it ran out

@@ -56,6 +56,7 @@ class Guard(Command):
     """A switch to `generation` is being prepared: this node's old ranks keep from now on what it takes to do a step again
     without a leaver. Not answered: a leaver lost before that ends the job as it would have without a switch."""
 
+    present: int  # the generation that trains now: ranks of an older one have no part in this
     now: Placement
     then: Placement
     store: tuple[str, int]
@@ -66,6 +67,7 @@ class Guard(Command):
 class Connect(Command):
     """Tell this node's ranks of the job (old generation and twins) to build the group of `generation` in the background."""
 
+    present: int
     now: Placement  # of the old generation; empty: the job comes back from the vault
     then: Placement  # empty: the job is suspended
     store: tuple[str, int]

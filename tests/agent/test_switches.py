@@ -71,8 +71,9 @@ def node() -> Iterator[Node]:
 
 def connect(job: str, now: str = "a:0", then: str = "a:1", generation: int = 2, fill: str = "replica") -> Connect:
     return Connect(
-        job=job, generation=generation, now=parse_placement(now), then=parse_placement(then), store=("127.0.0.1", 1), fill=fill
-    )
+        job=job, generation=generation, present=1, now=parse_placement(now), then=parse_placement(then), store=("127.0.0.1", 1),
+        fill=fill,
+    )  # fmt: skip
 
 
 def prepare(node: Node, job: str, script: str, generation: int = 2, placement: str = "a:1") -> int:

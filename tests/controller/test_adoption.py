@@ -61,3 +61,11 @@ def test_a_rank_that_was_given_up_while_its_node_was_away_is_ended_and_a_leaver_
         changed(elsewhere, generation=1),
     ):
         assert compare({"a": spared}, status((1, 0, "rank")), now_s=500.0)[1] == []
+
+
+def test_what_runs_on_a_node_that_was_lost_and_is_not_believed_to_is_ended_at_once():
+    moved = changed(JOB, generation=3, placement=parse_placement("m2:0 m2:1"), moved_s=99.0)
+    _, commands = compare({"a": moved}, status((1, 0, "rank")), 100.0)
+    assert commands == []  # it may be a leaver of the last move
+    _, commands = compare({"a": moved}, status((1, 0, "rank")), 100.0, was_lost=True)
+    assert [(type(command), command.generation) for command in commands] == [(Stop, 1)]

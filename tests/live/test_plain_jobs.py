@@ -113,7 +113,7 @@ def test_a_rank_is_moved_between_two_agents_and_nobody_can_tell(nodes: dict[str,
     a.tell(Prepare(job=job, generation=2, spec=spec, placement=then, ranks=(0,), store=store, secret=SECRET))
     assert a.await_event(TwinParked, job=job).signature == ready[0].signature
     for node in (a, b):
-        node.tell(Connect(job=job, generation=2, now=now, then=then, store=store, fill="replica"))
+        node.tell(Connect(job=job, generation=2, present=1, now=now, then=then, store=store, fill="replica"))
     assert b.await_event(RankConnected, job=job).rank == 0
     assert {a.await_event(RankConnected, job=job, rank=rank).role for rank in (0, 1, 2)} == {"twin", "rank"}
     step = 30

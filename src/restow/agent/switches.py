@@ -172,6 +172,7 @@ def _terms(kind: str, command: Guard | Connect) -> dict[str, Any]:
     return {
         "type": kind,
         "generation": command.generation,
+        "present": command.present,
         "now": to_json(command.now),
         "then": to_json(command.then),
         "store": list(command.store),

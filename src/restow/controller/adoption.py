@@ -16,8 +16,11 @@ SETTLED_S = 60.0  # after the last move
 UNKNOWN_CODE = -9  # nobody saw the exit status; the reason says so
 
 
-def compare(jobs: Mapping[str, Job], status: Mapping[str, Any], now_s: float) -> tuple[list[Event], list[Command]]:
-    """Events that bring the belief to what `status` says, and commands that end what should not run."""
+def compare(
+    jobs: Mapping[str, Job], status: Mapping[str, Any], now_s: float, *, was_lost: bool = False
+) -> tuple[list[Event], list[Command]]:  # fmt: skip
+    """Events that bring the belief to what `status` says, and commands that end what should not run. `was_lost`: the node has just
+    come back, and whatever ran there and is not believed to was given up."""
     node = status["node"]
     running = {(p["job"], p["generation"], p["rank"]): p for p in status["processes"] if p["role"] == "rank"}
     present = {(p["job"], p["rank"]) for p in status["processes"] if _may_be_a_rank(p, jobs.get(p["job"]))}
@@ -41,7 +44,7 @@ def compare(jobs: Mapping[str, Job], status: Mapping[str, Any], now_s: float) ->
                         code=UNKNOWN_CODE, reason=reason,
                     )
                 )  # fmt: skip
-    return events, list(_endings(jobs, status["processes"], node, now_s))
+    return events, list(_endings(jobs, status["processes"], node, now_s, was_lost))
 
 
 def _may_be_a_rank(process: Mapping[str, Any], job: Job | None) -> bool:
@@ -50,16 +53,25 @@ def _may_be_a_rank(process: Mapping[str, Any], job: Job | None) -> bool:
 
 
 def _endings(
-    jobs: Mapping[str, Job], processes: Iterable[Mapping[str, Any]], node: str, now_s: float
+    jobs: Mapping[str, Job], processes: Iterable[Mapping[str, Any]], node: str, now_s: float, was_lost: bool
 ) -> Iterable[Command]:
     """A node that was lost and came back may still run what was given up meanwhile."""
     stale = {
         (p["job"], p["generation"]) for p in processes
         if p["job"] not in jobs or jobs[p["job"]].state.is_final or _is_left_behind(p, jobs[p["job"]], node, now_s)
+        or (was_lost and _was_given_up(p, jobs[p["job"]], node))
     }  # fmt: skip
     for name, generation in sorted(stale):
         grace_s = jobs[name].spec.stop_grace_s if name in jobs else 10.0
         yield Stop(job=name, generation=generation, grace_s=grace_s)
+
+
+def _was_given_up(process: Mapping[str, Any], job: Job, node: str) -> bool:
+    """It ran when the node was lost. Only a gang that lies there as a whole was waited for."""
+    rank, generation = process["rank"], process["generation"]
+    is_here = bool(job.placement) and job.placement[rank].node == node and generation == job.generation
+    coming = job.switch.placement if job.switch and generation == job.switch.generation else ()
+    return not is_here and not (coming and coming[rank].node == node)
 
 
 def _is_left_behind(process: Mapping[str, Any], job: Job, node: str, now_s: float) -> bool:

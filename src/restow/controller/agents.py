@@ -37,19 +37,22 @@ BROKEN_S = (
 )
 
 Take = Callable[[Sequence[Event]], Awaitable[None]]
-Compare = Callable[[dict[str, Any], bool], Awaitable[None]]  # what runs there; is it another life of the agent?
+Compare = Callable[[dict[str, Any], bool, bool], Awaitable[None]]  # what runs there; another life of the agent? was it lost?
 
 
 class Contact:
     """One node. `joined` is true between NodeJoined and NodeLost."""
 
-    def __init__(self, handle: AgentHandle, *, take: Take, compare: Compare, silence_s: float, pulses: Pulses):
+    def __init__(
+        self, handle: AgentHandle, *, take: Take, compare: Compare, silence_s: float, pulses: Pulses, was_lost: bool = False
+    ):  # fmt: skip
         self.handle = handle
         self._pulses = pulses
         self._line: Line | None = None  # its pulse, once felt
         self._where: dict[str, Any] | None = None  # and where that is
         self.node = handle.node
         self.joined = False
+        self.was_lost = was_lost  # since it was last joined
         self.epoch = ""  # of the agent's present life
         self.after = 0  # highest event number that is journalled
         self.answered = time.monotonic()
@@ -90,7 +93,7 @@ class Contact:
                 await asyncio.sleep(1.0)
 
     async def _lose(self, reason: str) -> None:
-        self.joined = False
+        self.joined, self.was_lost = False, True
         self._let_go()
         self._forget_commands()
         await self._take([NodeLost(time_s=time.time(), node=self.node, reason=reason)])
@@ -177,7 +180,8 @@ class Contact:
         if await self._receive(0.0):
             later = await self.handle.ask("status")
             status["processes"] += later["processes"]  # alive before or after what was unread: not vanished
-            await self._compare(status, is_new)
+            await self._compare(status, is_new, self.was_lost)
+            self.was_lost = False
 
     async def _find_pulse(self, status: dict[str, Any]) -> None:
         if self._line and self._line.is_open:
@@ -244,6 +248,7 @@ class Agents:
         self._silence_s = silence_s
         self._pulses = Pulses()
         self._contacts: dict[str, Contact] = {}
+        self._lost: set[str] = set()  # nodes that did not answer when the controller came back
 
     def send(self, node: str, command: Command) -> None:
         """Queue a command. To a node without contact it is dropped: its NodeLost is on the way and undoes it."""
@@ -281,6 +286,7 @@ class Agents:
                     now_s = time.time()
                     reason = f"did not answer within {self._silence_s:.0f} s after the controller came back"
                     await self._take([NodeLost(time_s=now_s, node=node, reason=reason) for node in sorted(missing)])
+                    self._lost |= missing
                     missing.clear()
                 await asyncio.sleep(min(MEMBERS_S, self._silence_s / 4))
         finally:
@@ -290,7 +296,8 @@ class Agents:
         contact = self._contacts.get(node)
         if contact is None:
             contact = Contact(
-                handle, take=self._take, compare=self._compare, silence_s=self._silence_s, pulses=self._pulses
+                handle, take=self._take, compare=self._compare, silence_s=self._silence_s, pulses=self._pulses,
+                was_lost=node in self._lost,
             )
             self._contacts[node] = contact
             contact.open()

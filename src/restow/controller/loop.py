@@ -177,10 +177,10 @@ class Controller:
             self._apply(progress)
         self._unkept.clear()
 
-    async def _compare(self, status: dict[str, Any], is_new: bool) -> None:
+    async def _compare(self, status: dict[str, Any], is_new: bool, was_lost: bool) -> None:
         if is_new:  # what the agent's former life was told may not have been done
             self.state.ask_again(status["node"])
-        events, commands = adoption.compare(self.state.jobs, status, self.now())
+        events, commands = adoption.compare(self.state.jobs, status, self.now(), was_lost=was_lost)
         for event in events:
             log.warning("%s: %s", status["node"], event)
         await self.take(events)

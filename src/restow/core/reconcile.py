@@ -230,7 +230,7 @@ def _resuming(record: Record, kept: Kept, store: tuple[str, int], cluster_secret
                 secret=secret)))  # fmt: skip
     if len(record.parked) == job.workers:
         connect = Connect(
-            job=job.id, generation=job.generation, now=(), then=job.placement, store=store, fill="vault", kept=kept
+            job=job.id, generation=job.generation, present=0, now=(), then=job.placement, store=store, fill="vault", kept=kept
         )
         commands += [(node, connect) for node in nodes_of(job.placement)]
     return commands
@@ -268,8 +268,8 @@ def _switching(record: Record, cluster_secret: str) -> list[tuple[str, Command]]
     elif phase is Phase.STANDBY or (phase is Phase.RESCUE and not set(moved) <= switch.parked):
         assert switch.store is not None
         guard = Guard(
-            job=job.id, generation=switch.generation, now=job.placement, then=switch.placement, store=switch.store,
-            fill=switch.fill,
+            job=job.id, generation=switch.generation, present=job.generation, now=job.placement, then=switch.placement,
+            store=switch.store, fill=switch.fill,
         )  # fmt: skip
         commands += [(node, guard) for node in old_nodes if job.workers > 1]  # one rank alone has nobody to repeat a step with
         for node in nodes_of(switch.placement[rank] for rank in moved):
@@ -281,8 +281,8 @@ def _switching(record: Record, cluster_secret: str) -> list[tuple[str, Command]]
     elif phase is Phase.CONNECT or phase is Phase.RESCUE:
         assert switch.store is not None
         connect = Connect(
-            job=job.id, generation=switch.generation, now=job.placement, then=switch.placement, store=switch.store,
-            fill=switch.fill,
+            job=job.id, generation=switch.generation, present=job.generation, now=job.placement, then=switch.placement,
+            store=switch.store, fill=switch.fill,
         )  # fmt: skip
         commands += [(node, connect) for node in nodes_of((*job.placement, *switch.placement))]
     elif phase is Phase.PROPOSE and switch.step is not None:

@@ -73,7 +73,7 @@ def on_devices(job: Job, number: int, usable: Iterable[Slot], snapshot: Snapshot
     def cost(placement: Placement) -> tuple[object, ...]:
         seconds = communication_s(placement, job.profile.wire_bytes or UNKNOWN_WIRE_BYTES, snapshot)
         moved = len(moved_ranks(now, placement))
-        return (len(nodes_of(placement)) > 1, round(seconds, 9), len(nodes_of(placement)), moved, placement)
+        return (len(nodes_of(placement)) > 1, float(f"{seconds:.1g}"), len(nodes_of(placement)), moved, placement)
 
     found = (folded(job.workers, devices, now) for devices in _choices(number, slots, devices_of(now)))
     return min(found, key=cost, default=None)

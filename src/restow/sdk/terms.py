@@ -37,6 +37,7 @@ class Terms:
     """What a `connect` message says."""
 
     generation: int
+    present: int  # the generation that is left by it; 0: none is, the job comes back
     now: Placement
     then: Placement
     store: tuple[str, int]
@@ -55,6 +56,7 @@ class Terms:
 def read_terms(message: Mapping[str, Any]) -> Terms:
     return Terms(
         generation=int(message["generation"]),
+        present=int(message["present"]),
         now=tuple(Slot(*slot) for slot in message["now"]),
         then=tuple(Slot(*slot) for slot in message["then"]),
         store=(message["store"][0], int(message["store"][1])),

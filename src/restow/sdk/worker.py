@@ -293,6 +293,8 @@ class Worker:
                 present = self._attempt
                 if terms.generation <= self.generation and not self.is_twin:
                     return None  # late: we are there, or further
+                if terms.present != self.generation and not self.is_twin:
+                    return None  # we were left behind, on a node that was lost: this is no business of ours
                 if present and present.terms.generation >= terms.generation:
                     return present if present.terms.generation == terms.generation else None
                 if self.table is None:
