@@ -46,6 +46,11 @@ class Cluster:
             self._devices_of(name).write_text(json.dumps(listed))
         self.client = Client(Home(path=self._home))
 
+    @property
+    def home(self) -> Path:
+        """RESTOW_HOME of the first node."""
+        return self._home
+
     def _devices_of(self, name: str) -> Path:
         return self._home / f"devices-{name}.json"
 

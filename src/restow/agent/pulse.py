@@ -1,4 +1,4 @@
-"""The pulse of a node: a small process that tells the controller five times a second that this machine is there.
+"""The pulse of a node: a small process that tells the controller ten times a second that this machine is there.
 
 Forked by the nursery before it imports anything big, so that nothing slow ever delays it, and ended with it. It serves on one TCP
 port; whoever proves to know the secret in `pulse.json` gets the node's words and answers them (restow/lease.py). What it knows of
