@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ SAVE_EVERY = 10  # steps
 
 def main() -> None:
     options = workload.options()
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=timedelta(seconds=10))  # a machine that is cut off says nothing, and 30 min are long
     rank, world_size = dist.get_rank(), dist.get_world_size()
     marks = workload.Marks(rank)
     model = workload.model(options)

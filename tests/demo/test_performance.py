@@ -41,6 +41,20 @@ def finish(demo: subprocess.Popen[str]) -> str:
             demo.wait(60)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(availability()[0] == "none", reason=f"no lab here, NOT TESTED: {availability()[1]}")
+def test_a_machine_is_pulled_out_and_the_gang_goes_on(tmp_path):
+    demo = perform(tmp_path, "--scene", "survive", "--json", "numbers.json")
+    text = finish(demo)
+    assert demo.returncode == 0, text
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["bit_identical"] is True
+    assert numbers["rows"][0]["system"] == "restow"
+    assert numbers["rows"][0]["lost_steps"] == 0
+    assert numbers["devices"][:2] == [3, 2]
+    assert "m2 is lost: silent for" in text
+
+
 @pytest.mark.skipif(availability()[0] == "none", reason=f"no lab here, NOT TESTED: {availability()[1]}")
 def test_the_gang_is_moved_and_nothing_is_lost(tmp_path):
     demo = perform(tmp_path, "--json", "numbers.json", "--picture", "timeline.svg")
