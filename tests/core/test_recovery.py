@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from restow.job import JobState
-from restow.messages import Halt, Keep, LeaseRanOut, RankHalted, RankKept, Stop
+from restow.messages import Halt, Keep, LeaseRanOut, RankHalted, RankKept, RankReady, Stop
 from tests.core.obedient import Cluster
 from tests.core.test_suspending import running
 
@@ -164,3 +164,23 @@ def test_ranks_that_were_halted_for_want_of_a_word_go_on_where_they_stand():
     assert cluster.job("a").state is JobState.RUNNING
     assert cluster.job("a").generation > 1
     assert {keep.lost for _, keep in cluster.commands_of(Keep)} == {()}
+
+
+def test_a_job_that_loses_a_rank_in_its_first_steps_starts_again_a_few_times():
+    cluster = Cluster("m1:3")
+    cluster.submit("a", 2)
+    for _ in range(3):
+        cluster.decide(), cluster.send(), cluster.hear(), cluster.send()
+        cluster.agents.reports = [event for event in cluster.agents.reports if not isinstance(event, RankReady)]
+        cluster.hear()
+        assert cluster.job("a").state is JobState.RUNNING
+        cluster.train("a", 1)
+        cluster.hear()
+        cluster.kill("a", 0)
+        cluster.hear(), cluster.send(), cluster.hear()
+        assert "it starts again" in cluster.job("a").reason
+        cluster.agents.programs["a"].step = 0
+    cluster.run()
+    cluster.train("a", 10)
+    cluster.run()
+    assert cluster.job("a").state is JobState.RUNNING

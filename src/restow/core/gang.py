@@ -13,6 +13,8 @@ from restow.messages import LaunchFailed, Progressed, RankExited, RankReady, Ran
 from restow.perf import ring_bytes
 from restow.placement import is_scattered, nodes_of
 
+FIRST_STEPS = 3  # until a job can say what it is, and so can be moved
+EARLY_LOSSES_MAX = 3  # one that is killed again and again as it starts (memory, most often) is not started for ever
 LEARNING_BYTES_MIN = 1_000_000  # below it a collective's time is latency and says nothing about a rate
 
 
@@ -191,7 +193,7 @@ def gang_exited(record: Record, event: RankExited) -> None:
         is_node_lost = event.reason.startswith("node ")
         reason = f"rank {event.rank} on {event.node} {ending_words(event)}"
         reason = f"{event.reason}, and rank {event.rank} with it" if is_node_lost else reason
-        if event.code < 0 and checkpoints.fall_back(record, reason, event.time_s):
+        if event.code < 0 and (checkpoints.fall_back(record, reason, event.time_s) or start_anew(record, reason, event.time_s)):
             return
         if event.code > 0 and retry(record, reason, event.time_s):
             return
@@ -202,6 +204,19 @@ def gang_exited(record: Record, event: RankExited) -> None:
     switching.give_up(record, "the job ended by itself", event.time_s)
     if len(record.job.exited) == record.job.workers:
         finish(record, event.time_s)
+
+
+def start_anew(record: Record, reason: str, time_s: float) -> bool:
+    """A rank was lost before the job had made its first steps: there is nothing yet that could be lost with it."""
+    job = record.job
+    has_begun = job.movable or bool(record.unmovable) or job.steps_done >= FIRST_STEPS
+    is_ours = bool(record.progress or record.signatures)  # a script without the SDK says nothing; to run it twice may do harm
+    may_not = not job.spec.recover or job.cancel_asked or record.early_losses >= EARLY_LOSSES_MAX or record.is_committed
+    if has_begun or not is_ours or may_not:
+        return False
+    record.early_losses += 1
+    end(record, JobState.PENDING, f"{reason}, before the job had made its first steps; it starts again", time_s)
+    return True
 
 
 def retry(record: Record, reason: str, time_s: float) -> bool:

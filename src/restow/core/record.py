@@ -84,6 +84,7 @@ class Record:
     abandoned: dict[int, Abandoned] = field(default_factory=dict)  # generation →
     hung: dict[int, RankHung] = field(default_factory=dict)  # rank → where it stands still
     hang_told: bool = False  # and the user knows
+    early_losses: int = 0  # times that a rank was lost before the job had made its first steps
     doomed: frozenset[int] = frozenset()  # ranks that are to be ended for it
     checkpointing: Checkpointing | None = None
     checkpoint_tried_step: int = 0  # how far the job was when the last one by steps was asked for

@@ -131,7 +131,8 @@ class Job:
         table = self._table
         assert table
         feed = self._feed(loader, 0)
-        if worker.is_twin:
+        has_arrived = worker.is_twin
+        if has_arrived:
             yield from self._rehearse(worker, feed)
             feed = self._arrive(worker, loader)
         else:
@@ -154,6 +155,8 @@ class Job:
                 }
             )
 
+        if has_arrived and worker.sentinel:
+            worker.sentinel.at_save_point(step, capture)  # it may be lost in its very first step here
         passage = worker.passage
         try:
             while total is None or step < total:
