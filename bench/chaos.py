@@ -64,7 +64,7 @@ class Chaos:
     def submit(self) -> None:
         checkpoint = {"folder": str(self.folder / "checkpoints"), "every_steps": 20, "shared": True}
         script = ["--state-mb=4", f"--steps={STEPS}", "--batch=16", "--samples=7200"]
-        job = self.cluster.submit("chaos", "auto", script, workers=WORKERS, checkpoint=checkpoint)
+        job = self.cluster.submit("chaos", "auto", script, workers=WORKERS, checkpoint=checkpoint, retries=5)
         self.jobs[job] = (0, time.monotonic())
 
     def undisturbed(self) -> None:

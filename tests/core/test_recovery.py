@@ -184,3 +184,17 @@ def test_a_job_that_loses_a_rank_in_its_first_steps_starts_again_a_few_times():
     cluster.train("a", 10)
     cluster.run()
     assert cluster.job("a").state is JobState.RUNNING
+
+
+def test_a_job_of_which_nothing_is_left_is_tried_again_as_its_spec_says():
+    cluster = running(retries=1)
+    cluster.agents.deaf = {Halt}
+    for rank in range(3):
+        cluster.kill("a", rank)
+    cluster.agents.programs["a"].step = 0
+    cluster.run()
+    assert (cluster.job("a").state, cluster.job("a").retried) == (JobState.RUNNING, 1)
+    for rank in range(3):
+        cluster.kill("a", rank)
+    cluster.run()
+    assert cluster.job("a").state is JobState.FAILED

@@ -134,10 +134,17 @@ def rank_kept(record: Record, event: RankKept) -> None:
 
 
 def give_up(record: Record, why: str, time_s: float) -> None:
-    """The job goes on from its last checkpoint, or fails, as it would have without all this."""
+    """The job goes on from its last checkpoint, or is tried again as its spec says, or fails, as it would have without all this."""
     rescue = record.rescue
     assert rescue is not None
     if checkpoints.fall_back(record, f"{rescue.reason}, and nothing else is left: {why}", time_s):
+        return
+    job = record.job
+    if job.retried < job.spec.retries and not job.cancel_asked:
+        record.rescue, record.ending = None, JobState.PENDING
+        again = f"it starts again from its first step, try {job.retried + 2} of {job.spec.retries + 1}"
+        reason = f"{rescue.reason}, and nothing is left: {why}; {again}"
+        record.change(retried=job.retried + 1, steps_done=0, movable=False, reason=reason)
         return
     record.rescue, record.ending = None, JobState.FAILED
     record.change(intended=(), reason=f"{rescue.reason}, and could not go on: {why}")
