@@ -111,6 +111,7 @@ class JobSpec:
     max_pause_s: float = 60.0  # the longest pause of training that one move may cost
     stop_grace_s: float = 10.0  # between SIGTERM and SIGKILL
     recover: bool = True  # does the job go on when workers are killed or machines lost?
+    priority: int = 0  # a waiting job of a higher one gets the devices of running ones of a lower, which are suspended
     retries: int = 0  # how often the job starts again after an error of its own
     hang_s: float = 0.0  # without a step for so long it stands still; 0: 20 usual steps and at least a minute; below 0: never
     on_hang: str = "report"  # or replace: the cause is ended and replaced

@@ -24,6 +24,7 @@ checkpoint:                      # true (on demand only), a time, a number of st
   every: 10min                   #   a time, or a number of steps such as 500 steps; default: on demand only
   keep: 2                        #   the newest ones; 0: all
   shared: false                  #   every node sees the folder (a URL: always)
+priority: 0                      # a waiting job of a higher one lets running ones of a lower step aside (suspended)
 retries: 0                       # how often it starts again after an error of its own
 hang: report                     # no step for 20 usual ones and a minute: report or replace the cause, off, or:
   after: 5min                    #   so long instead
@@ -324,6 +325,7 @@ _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "max_pause_s": ("max_pause_s", _seconds),
     "stop_grace_s": ("stop_grace_s", _seconds),
     "recover": ("recover", _choice),
+    "priority": ("priority", _count),
     "retries": ("retries", _count),
     "hang": ("hang", _hang),
     "slow": ("on_slow", _text),

@@ -28,6 +28,7 @@ from restow.errors import SpecError
 @click.option("--no-migrate", is_flag=True, help="restow must not move it by itself.")
 @click.option("--no-recover", is_flag=True, help="The job fails when a worker is killed or its machine lost.")
 @click.option("--max-pause-s", type=float, help="The longest pause that one move may cost (default 60).")
+@click.option("--priority", type=int, help="Running jobs of a lower one step aside for it, if need be (default 0).")
 @click.option("--checkpoint", metavar="EVERY", help="Make checkpoints: 10min, 500steps ... (restow checkpoint --help).")
 @click.option("--share", metavar="MODE", help="auto (default), exclusive, interleave, time-slice, best-effort or free.")
 @click.option("--protect", is_flag=True, help="Jobs that share its devices run in its idle time only.")
@@ -38,7 +39,8 @@ from restow.errors import SpecError
 def submit(
     words: tuple[str, ...], workers: int | None, devices: str | None, name: str | None, env: tuple[str, ...],
     cwd: str | None, memory: str | None, fill: str | None, no_migrate: bool, no_recover: bool, max_pause_s: float | None,
-    checkpoint: str | None, share: str | None, protect: bool, queue: bool, follow: bool, wait_: bool, json_: bool,
+    priority: int | None, checkpoint: str | None, share: str | None, protect: bool, queue: bool, follow: bool, wait_: bool,
+    json_: bool,
 ) -> int:  # fmt: skip
     """Hand in a job, as a YAML spec or as a command.
 
@@ -49,8 +51,8 @@ def submit(
 
     \b
     The keys of a spec: name, command (needed), workers, devices, cwd, env, memory, migrate, fill, max_pause_s,
-    stop_grace_s, recover, checkpoint (true, a time, or these under it: folder, every, keep, shared), share (true, false,
-    a mode, or these under it: allow, mode, protect, max_slowdown, memory, quantum, link).
+    stop_grace_s, priority, retries, hang, slow, recover, checkpoint (true, a time, or these under it: folder, every, keep,
+    shared), share (true, false, a mode, or these under it: allow, mode, protect, max_slowdown, memory, quantum, link).
     Options given beside a spec win, those of share one by one. The command is started once per worker, with
     torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR ...). With -f or -w the exit code is 0 if the job ended with
     success, else 1. Ctrl-C stops the following, never the job.
@@ -58,7 +60,7 @@ def submit(
     written: dict[str, Any] = {
         "workers": workers, "devices": devices, "name": name, "env": pairs(env), "cwd": cwd, "memory": memory, "fill": fill,
         "max_pause_s": max_pause_s, "migrate": False if no_migrate else None,
-        "recover": False if no_recover else None, "checkpoint": checkpoint,
+        "recover": False if no_recover else None, "checkpoint": checkpoint, "priority": priority,
         "share": {**({"mode": share} if share else {}), **({"protect": True} if protect else {})} or None,
     }  # fmt: skip
     written = {key: value for key, value in written.items() if value is not None}

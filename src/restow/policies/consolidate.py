@@ -135,7 +135,10 @@ class Consolidate:
             if job.paused and snapshot.now_s >= job.not_before_s:
                 schedule.explain(job.id, f"paused, as was asked; restow resume {job.id} lets it go on")
             elif job.state is JobState.RUNNING and not job.intended:
-                if not any(node.is_draining for node in snapshot.nodes if node.name in nodes_of(job.placement)):
+                others = {slot[:2] for other in snapshot.jobs if other is not job for slot in other.intended}
+                if any(slot[:2] in others for slot in job.placement):
+                    schedule.explain(job.id, job.reason)  # its devices are promised to a job of a higher priority
+                elif not any(node.is_draining for node in snapshot.nodes if node.name in nodes_of(job.placement)):
                     schedule.put(job.id, job.placement, "stays after all")  # it was about to be suspended
             elif job.intended:
                 where = " ".join(map(str, job.intended))
@@ -228,7 +231,7 @@ class Consolidate:
 
     def _place_pending(self, snapshot: Snapshot, schedule: Schedule, board: Board) -> None:
         waits_for: Job | None = None
-        for job in snapshot.jobs:
+        for job in sorted(snapshot.jobs, key=lambda job: -job.spec.priority):  # the older first among equals
             if not job.waits or schedule.placement(job.id):
                 continue
             if job.pinned:

@@ -15,6 +15,7 @@ from restow.policies import sharing
 from restow.policies.consolidate import Board, Consolidate, ConsolidateConfig, why_not_back
 from restow.policies.folding import Folding
 from restow.policies.layout import best_start
+from restow.policies.preemption import preempt
 from restow.policies.sharing import Pairing, SharingConfig
 
 
@@ -36,6 +37,7 @@ class Restow:
         joined |= self._join(snapshot, schedule, joined)
         self._make_room(snapshot, schedule, joined)
         self.folding.plan(snapshot, schedule)
+        preempt(snapshot, schedule)
         self._regulate(snapshot, schedule, stuck)
         return schedule
 
