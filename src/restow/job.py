@@ -198,6 +198,7 @@ class Saved:
     node: str  # that wrote it, and so sees it
     signatures: tuple[str, ...]  # rank → what its script had built
     time_s: float
+    is_shared: bool = False  # every node sees it
     job: str = ""  # whose it is; empty: the job's own
 
 
@@ -213,6 +214,7 @@ class Kept:
     muted: tuple[int, ...] = ()  # ranks that have made the next step already: what they printed in it is not printed again
     signatures: tuple[str, ...] = ()  # rank → what its script had built; it must build the same again
     checkpoint: str = ""  # the folder or URL; empty: in vaults
+    is_shared: bool = False  # every node sees the checkpoint
     checkpoint_job: str = ""  # the job whose checkpoint it is; empty: its own
 
 

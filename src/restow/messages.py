@@ -272,6 +272,13 @@ class ScheduleAdopted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WaitEnded(Event):
+    """By the clock: a job was away with its node for so long that it goes on elsewhere, from its last checkpoint."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointAsked(Event):
     """A person, or the job itself (SIGUSR1), wants a checkpoint now."""
 

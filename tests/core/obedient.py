@@ -18,6 +18,7 @@ from restow.job import Job, JobSpec, ShareSpec, Sharing
 from restow.messages import (
     Abandon,
     CancelAsked,
+    CheckpointWritten,
     Command,
     Connect,
     Decide,
@@ -53,6 +54,7 @@ from restow.messages import (
     Share,
     ShareAsked,
     SharingMeasured,
+    Snapshot,
     StepAccepted,
     StepRefused,
     Stop,
@@ -186,6 +188,12 @@ class Agents:
         for key, worker in self.here(node, command.job):
             if (worker.role, key[1], key[2]) == ("rank", command.generation, command.rank):
                 self.exit(key, -9)
+
+    def snapshot(self, node: str, command: Snapshot) -> None:
+        """The node of rank 0 writes it."""
+        if ("rank", command.generation, 0) in [(w.role, key[1], key[2]) for key, w in self.here(node, command.job)]:
+            self.say(CheckpointWritten, command, node, rank=0, step=command.step, path=f"{command.folder}/{command.step}", bytes=1,
+                     blocked_s=0.0, write_s=0.0)  # fmt: skip
 
     def halt(self, node: str, command: Halt) -> None:
         """Who is left says where it stands, and the node what is left of the lost."""

@@ -4,8 +4,8 @@ import pytest
 
 from restow.core.reconcile import secret_of
 from restow.errors import IllegalTransition
-from restow.job import JobState
-from restow.messages import Forget, Launch, OpenStore, RankExited, RankStarted, Stop, StoreOpened
+from restow.job import CheckpointSpec, JobState
+from restow.messages import CheckpointAsked, Forget, Launch, OpenStore, RankExited, RankStarted, Stop, StoreOpened
 from restow.placement import Schedule, parse_placement
 from tests.core.obedient import SECRET, Cluster, Program
 
@@ -243,3 +243,28 @@ def test_a_script_without_the_sdk_moves_by_a_restart_when_a_person_asks():
     cluster.run()
     assert (cluster.job("a").state, cluster.where("a"), cluster.job("a").generation) == (JobState.RUNNING, "m2:0", 2)
     assert cluster.job("a").moves == 0
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_a_job_that_is_away_goes_on_elsewhere_from_a_checkpoint_that_others_see(is_shared):
+    cluster = Cluster("m1:2")
+    cluster.submit("a", workers=2, checkpoint=CheckpointSpec(shared=is_shared))
+    cluster.run()
+    cluster.train("a", 20)
+    cluster.run()
+    cluster.observe(CheckpointAsked(time_s=cluster.now_s, job="a"))
+    cluster.run()
+    (saved,) = cluster.job("a").saved
+    cluster.join("m2", 2)
+    cluster.lose("m1")
+    cluster.run()
+    cluster.clock(30.0)
+    cluster.run()
+    assert cluster.job("a").away == "m1"
+    cluster.clock(60.0)
+    cluster.run()
+    if is_shared:
+        assert (cluster.job("a").state, cluster.where("a")) == (JobState.RUNNING, "m2:0 m2:1")
+        assert cluster.job("a").steps_done >= saved.step
+    else:
+        assert cluster.job("a").away == "m1"

@@ -48,8 +48,7 @@ def now(job: str, no_wait: bool, json_: bool) -> int:
             raise Refused(f"job {asked['id']} made no checkpoint within {WAIT_S_MAX:.0f} s; restow events tells what it does")
         events = [event for event in client.events(after=after) if event.get("job") == asked["id"]]
         found = next((e for e in events if e["type"] in ("CheckpointWritten", "CheckpointFailed")), None)
-        ended = any(event["type"] == "JobEnded" for event in events) or client.show(asked["id"])["ended_s"] is not None
-        if found is None and ended:
+        if found is None and client.show(asked["id"])["ended_s"] is not None:
             raise Refused(f"job {asked['id']} ended before it made a checkpoint")
         time.sleep(POLL_S if found is None else 0.0)
     if json_:

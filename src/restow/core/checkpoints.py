@@ -12,7 +12,7 @@ from dataclasses import replace
 from restow.core import gang
 from restow.core.config import CoreConfig
 from restow.core.record import Checkpointing, Record
-from restow.job import JobState, Kept, Saved
+from restow.job import Job, JobState, Kept, Saved
 from restow.messages import (
     CheckpointAsked,
     CheckpointFailed,
@@ -51,7 +51,10 @@ def written(record: Record, event: CheckpointWritten) -> None:
     if doing is None or doing.step != event.step:
         return
     signatures = tuple(record.signatures.get(rank, "") for rank in range(record.job.workers))
-    saved = Saved(step=event.step, path=event.path, node=event.node, signatures=signatures, time_s=event.time_s)
+    is_shared = record.job.spec.checkpoint.shared or "://" in event.path
+    saved = Saved(
+        step=event.step, path=event.path, node=event.node, signatures=signatures, time_s=event.time_s, is_shared=is_shared
+    )  # fmt: skip
     record.checkpointing = None
     others = tuple(other for other in record.job.saved if other.step != event.step)
     count = min(KEPT_MAX, record.job.spec.checkpoint.keep or KEPT_MAX)
@@ -115,8 +118,13 @@ def kept_of(saved: Saved, workers: int, generation: int) -> Kept:
     """A checkpoint as a kept state."""
     return Kept(
         generation=generation, step=saved.step, placement=(Slot(saved.node, 0),) * workers, replicas=(saved.node,),
-        signatures=saved.signatures, checkpoint=saved.path, checkpoint_job=saved.job,
+        signatures=saved.signatures, checkpoint=saved.path, checkpoint_job=saved.job, is_shared=saved.is_shared,
     )  # fmt: skip
+
+
+def is_elsewhere(job: Job) -> bool:
+    """Can a job that is away go on from its last checkpoint on other nodes?"""
+    return bool(job.saved) and job.spec.recover and (job.saved[-1].is_shared or job.saved[-1].node != job.away)
 
 
 def try_older(record: Record) -> None:

@@ -10,11 +10,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from restow.core import hangs
+from restow.core import checkpoints, hangs
 from restow.core.config import CoreConfig
 from restow.core.record import Record
 from restow.job import JobState, Phase
-from restow.messages import Event, LaunchFailed, RankExited, RankReady, RankRolledBack, StepProposed, SwitchFailed
+from restow.messages import (
+    Event,
+    LaunchFailed,
+    RankExited,
+    RankReady,
+    RankRolledBack,
+    StepProposed,
+    SwitchFailed,
+    WaitEnded,
+)
 from restow.placement import moved_ranks
 
 Key = tuple[object, ...]
@@ -33,14 +42,20 @@ class Watch:
         before, self._since = self._since, {}
         events: list[Event] = []
         for record in records:
-            if record.job.away:
-                continue  # its node has no voice
             waits: list[Wait] = [*self._gang(record, now_s), *self._switch(record, now_s)]
+            if record.job.away:
+                waits = self._away(record, now_s)
             for key, wait_s, event in waits:
                 since_s = self._since.setdefault(key, before.get(key, now_s))
                 if now_s - since_s >= wait_s:
                     events.append(event)
         return events
+
+    def _away(self, record: Record, now_s: float) -> list[Wait]:
+        """Its node has no voice; only a checkpoint that others see ends the waiting."""
+        job = record.job
+        ended = WaitEnded(time_s=now_s, job=job.id)
+        return [((job.id, job.away, "away"), self.config.away_s, ended)] if checkpoints.is_elsewhere(job) else []
 
     def _gang(self, record: Record, now_s: float) -> list[Wait]:
         job, config = record.job, self.config

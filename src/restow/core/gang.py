@@ -11,7 +11,7 @@ from restow.core.record import Process, Record
 from restow.job import JobState
 from restow.messages import LaunchFailed, Progressed, RankExited, RankReady, RankStarted, StoreOpened
 from restow.perf import ring_bytes
-from restow.placement import is_scattered, nodes_of
+from restow.placement import Slot, is_scattered, main_node, nodes_of
 
 FIRST_STEPS = 3  # until a job can say what it is, and so can be moved
 EARLY_LOSSES_MAX = 3  # one that is killed again and again as it starts (memory, most often) is not started for ever
@@ -22,6 +22,9 @@ def launch(record: Record, time_s: float) -> None:
     """Start a new generation on the intended slots, which are free."""
     job = record.job
     generation = job.generations + 1
+    if job.kept and job.kept.is_shared:  # one of the nodes where it starts gives it out
+        node = main_node(job.intended)
+        job = replace(job, kept=replace(job.kept, placement=(Slot(node, 0),) * job.workers, replicas=(node,)))
     record.job = replace(
         step(job, Cause.PLACED), generation=generation, generations=generation, placement=job.intended,
         alive=frozenset(), exited=frozenset(), movable=False, why_not="",
@@ -311,6 +314,7 @@ def stop_waiting(record: Record, time_s: float, config: CoreConfig) -> None:
     node = record.job.away
     record.change(away="")
     _lose_processes(record, node, "it is not waited for any more", time_s, config)
+    record.change(intended=())
 
 
 def node_is_back(record: Record, node: str) -> None:

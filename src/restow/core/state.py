@@ -69,6 +69,7 @@ from restow.messages import (
     StoreOpened,
     SwitchFailed,
     TwinParked,
+    WaitEnded,
 )
 from restow.placement import Placement, Schedule, devices_of, is_scattered, rearranged
 
@@ -251,6 +252,11 @@ class ClusterState:
         if wish != record.job.pinned:
             record.change(pinned=wish, failed_moves=0, not_before_s=0.0)
 
+    def _wait_ended(self, event: WaitEnded) -> None:
+        record = self.records.get(event.job)
+        if record and record.job.away:
+            gang.stop_waiting(record, event.time_s, self.config)
+
     def _checkpoint_asked(self, event: CheckpointAsked) -> None:
         record = self.records.get(event.job)
         if record:
@@ -411,6 +417,7 @@ class ClusterState:
         PauseAsked: _pause_asked,
         ResumeAsked: _resume_asked,
         ScheduleAdopted: _schedule_adopted,
+        WaitEnded: _wait_ended,
         CheckpointAsked: _checkpoint_asked,
         ScaleAsked: _scale_asked,
         ShareAsked: _share_asked,

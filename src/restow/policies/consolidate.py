@@ -90,7 +90,7 @@ def why_not_back(job: Job, snapshot: Snapshot) -> str:
     if not job.kept:
         return ""
     alive = {node.name for node in snapshot.nodes if node.is_alive}
-    lost = [node for node in nodes_of(job.kept.placement) if node not in alive]
+    lost = [node for node in nodes_of(job.kept.placement) if node not in alive and not job.kept.is_shared]
     if lost:
         return f"its state of step {job.kept.step} lies on {' and '.join(lost)}, which is lost; it goes on when that is back"
     if snapshot.now_s < job.not_before_s:
