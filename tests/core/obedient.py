@@ -221,7 +221,7 @@ class Agents:
         ))  # fmt: skip
 
     def openvault(self, node: str, command: OpenVault) -> None:
-        if (node, command.job, command.kept.generation) not in self.vaults:
+        if not command.kept.checkpoint and (node, command.job, command.kept.generation) not in self.vaults:
             self.say(SwitchFailed, command, node, rank=-1, reason="there is nothing in the vault")
 
     def discard(self, node: str, command: Discard) -> None:
