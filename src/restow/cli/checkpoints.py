@@ -28,7 +28,7 @@ def checkpoint() -> None:
     """
 
 
-@checkpoint.command()
+@checkpoint.command(short_help="Let a job make one now.")
 @click.argument("job")
 @click.option("--no-wait", is_flag=True, help="Return when the wish is accepted.")
 @json_option
@@ -65,7 +65,7 @@ def now(job: str, no_wait: bool, json_: bool) -> int:
     return 0
 
 
-@checkpoint.command()
+@checkpoint.command(short_help="List those of a job, or in a folder.")
 @click.argument("where", metavar="JOB|FOLDER")
 @json_option
 def ls(where: str, json_: bool) -> None:
@@ -98,7 +98,7 @@ def ls(where: str, json_: bool) -> None:
         out.table(["CHECKPOINT", "JOB", "SIZE", "RANKS", "MADE"], rows)
 
 
-@checkpoint.command()
+@checkpoint.command(short_help="Read them as a whole and compare checksums.")
 @click.argument("where", metavar="JOB|FOLDER|CHECKPOINT")
 @json_option
 def verify(where: str, json_: bool) -> int:
@@ -125,7 +125,7 @@ def verify(where: str, json_: bool) -> int:
     return 0 if all(one["ok"] for one in said) else 1
 
 
-@checkpoint.command()
+@checkpoint.command(short_help="Hand in a job again, which goes on from one.")
 @click.argument("job")
 @click.option("--step", type=int, default=-1, help="Of this step; default: the newest.")
 @json_option
@@ -149,6 +149,8 @@ def _folders(where: str) -> list[str]:
     """Of checkpoints: those of a job, those in a folder, or the one that is meant itself."""
     folder = where
     if "://" not in where and not Path(where).is_dir():
+        if "/" in where:
+            raise NotFound(f"there is no folder {where!r}")
         folder = Client().checkpoints(where)["folder"]
     folder = folder.rstrip("/")
     if files.step_of(folder.rpartition("/")[2]) is not None:

@@ -14,7 +14,8 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -92,7 +93,7 @@ class Snapshots:
             export = dump(self._table.export())
             self._copied.clear()
             self._blocked_s = time.perf_counter() - began_s
-            work = functools.partial(self._keep, wanted, blob, export)
+            work = functools.partial(self._keep, wanted, blob, export, _mark(self._table.device()))
         else:
             work = functools.partial(self._give, wanted, blob)
         threading.Thread(target=self._try, args=(wanted, work), name="restow-snapshot", daemon=True).start()
@@ -127,12 +128,13 @@ class Snapshots:
             store.set(f"{self._rank}/{number}", part)  # type: ignore[arg-type]
         store.set(str(self._rank), len(parts).to_bytes(8, "big") + self._signed(wanted.step, self._rank, blob))  # type: ignore[arg-type]
 
-    def _keep(self, wanted: Wanted, blob: bytes, export: bytes) -> None:
+    def _keep(self, wanted: Wanted, blob: bytes, export: bytes, ready: torch.cuda.Event | None) -> None:
         live = self._table.tensors()
         if _shapes(self._tensors) != _shapes(live):
-            self._tensors = {name: torch.empty_like(tensor) for name, tensor in live.items()}
-        for name, tensor in live.items():
-            self._tensors[name].copy_(tensor)
+            self._tensors = {name: _room_for(tensor) for name, tensor in live.items()}
+        with _beside(ready):
+            for name, tensor in live.items():
+                self._tensors[name].copy_(tensor, non_blocking=True)
         self._copied.set()
         about: dict[str, Any] = {"job": self._job, "generation": 0, "step": wanted.step}
         shutil.rmtree(wanted.folder, ignore_errors=True)
@@ -164,6 +166,34 @@ class Snapshots:
 
     def _signed(self, step: int, rank: int, blob: bytes) -> bytes:
         return hmac.digest(self._secret, b"snapshot/%d/%d/" % (step, rank) + blob, "sha256")
+
+
+def _room_for(tensor: torch.Tensor) -> torch.Tensor:
+    """Host memory for a copy of it; pinned where it comes from a GPU."""
+    room = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+    return room.pin_memory() if tensor.is_cuda else room
+
+
+def _mark(device: torch.device) -> torch.cuda.Event | None:
+    """On a GPU: when everything that was given to it so far is done."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+@contextmanager
+def _beside(ready: torch.cuda.Event | None) -> Iterator[None]:
+    """On a GPU: on a stream of our own, after `ready`; all that was begun inside is done at the end."""
+    if ready is None:
+        yield
+        return
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        stream.wait_event(ready)
+        yield
+    stream.synchronize()
 
 
 def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
