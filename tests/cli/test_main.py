@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from restow import config
+from restow import checkpoint, config
 from restow.cli import main
 from restow.controller.rpc import Server
 from tests.controller.world import World
@@ -206,11 +206,43 @@ def test_the_small_commands_load_neither_torch_nor_ray_nor_yaml():
 
 
 def test_every_command_explains_itself(capsys):
-    for name in main.COMMANDS:
-        if name not in ("lab", "demo"):
-            code, out, _ = restow(capsys, name, "--help")
-            assert code == 0
-            assert "--json" in out
+    words = [[name] for name in main.COMMANDS if name not in ("lab", "demo", "checkpoint")]
+    for command in [*words, *(["checkpoint", name] for name in ("now", "ls", "verify", "restore"))]:
+        code, out, _ = restow(capsys, *command, "--help")
+        assert code == 0
+        assert "--json" in out
+
+
+def test_a_number_of_devices_that_a_job_cannot_have_is_refused(cluster, capsys):
+    restow(capsys, "submit", "-n", "2", "--devices", "1..2", "--", "python", "train.py")
+    wait_until_running(cluster, capsys)
+    assert restow(capsys, "scale", "train-1", "3")[0] == 2
+    assert "can have 1 to 2" in restow(capsys, "scale", "train-1", "3")[2]
+    assert restow(capsys, "scale", "train-1", "many")[0] == 2
+    assert restow(capsys, "scale", "nobody", "1")[0] == 3
+
+
+def test_checkpoints_in_a_folder_are_listed_and_the_damaged_are_named(tmp_path, capsys):
+    whole, half = tmp_path / "step-00000012", tmp_path / "step-00000020"
+    for folder in (whole, half):
+        folder.mkdir()
+        (folder / "data").write_bytes(b"x" * 10)
+    files, path = checkpoint.open_folder(str(whole))
+    told = checkpoint.Manifest(
+        job="a-1", step=12, workers=2, time_s=0.0, signatures=[], names={},
+        files={"data": checkpoint.checksum(files, f"{path}/data")},
+    )  # fmt: skip
+    (whole / checkpoint.MANIFEST).write_text(checkpoint.dumps(told))
+    code, out, _ = restow(capsys, "checkpoint", "ls", str(tmp_path))
+    assert code == 0
+    assert "a-1" in out
+    assert "was never finished" in out
+    assert restow(capsys, "checkpoint", "verify", str(whole)) == (0, f"{whole}: whole, 10 B\n", "")
+    (whole / "data").write_bytes(b"y" * 10)
+    code, out, _ = restow(capsys, "checkpoint", "verify", str(tmp_path))
+    assert code == 1
+    assert "is damaged" in out
+    assert restow(capsys, "checkpoint", "ls", str(tmp_path / "gone"))[0] == 3
 
 
 def test_a_node_is_cordoned_drained_and_used_again(cluster, capsys):
