@@ -65,7 +65,7 @@ def test_other_programs_are_executed(node: Node):
 
 def test_an_exception_is_the_reason_and_its_traceback_shows_the_script_only(node: Node):
     ended, printed = node.python("def f():\n    raise ValueError('no such colour: blue')\nf()")
-    assert (ended.code, ended.reason) == (1, "ValueError: no such colour: blue")
+    assert (ended.code, ended.reason) == (1, "ValueError: no such colour: blue (script.py:2)")
     assert "bootstrap" not in printed
     assert printed.startswith(f'Traceback (most recent call last):\n  File "{node.folder}/script.py", line 3, in <module>')
 

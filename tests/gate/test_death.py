@@ -11,7 +11,7 @@ import pytest
 from restow.gate import Gate, Keeper
 from tests.gate.crowd import Crowd, Member, until
 
-FOUND_MS = 50.0  # a waiter looks every 20 ms; the rest is the machine's
+FOUND_MS = 2000.0  # a waiter looks every 20 ms, a lease lasts 10 s; bench/gate.py measures it
 
 
 def let_in_ms(waiting: Member, since_ns: int) -> float:
@@ -115,7 +115,7 @@ def test_who_is_killed_inside_the_mutex_hangs_nobody(crowd):
     assert holder.do("lock_the_mutex") == 0
     since_ns = time.monotonic_ns()
     holder.kill()
-    assert let_in_ms(waiter, since_ns) < 10 * FOUND_MS
+    assert let_in_ms(waiter, since_ns) < FOUND_MS
     waiter.do("release")
     assert waiter.do("acquire", 0) is True
 

@@ -129,7 +129,7 @@ def test_an_error_in_rank_1_alone_is_the_reason_and_ends_the_gang(cluster):
     script = LOOP.format(at_20="assert job.rank != 1, 'rank 1 fell over'")
     code, out, _ = submit(cluster, "-w", script=script, where="a:0 a:1 a:2")
     assert code == 1
-    assert out.splitlines()[-1].endswith("rank 1 on a exited with code 1: AssertionError: rank 1 fell over")
+    assert out.splitlines()[-1].endswith("rank 1 on a exited with code 1: AssertionError: rank 1 fell over (<string>:11)")
 
 
 def test_a_child_that_a_script_forks_and_leaves_ends_with_its_job(cluster):

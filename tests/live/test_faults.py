@@ -154,7 +154,8 @@ def walk(*usual: tuple[Stage, str], but: tuple[Stage, ...] = ()) -> list[object]
 def assert_nothing_is_lost(cluster: Cluster, job: LiveJob, undisturbed: list[list[str]]) -> None:
     view = cluster.await_end(job)
     assert view["state"] == "done", cluster.story(job)
-    assert cluster.output(job) == undisturbed
+    for printed, expected in zip(cluster.output(job), undisturbed, strict=True):
+        assert printed == expected, [pair for pair in zip(printed, expected, strict=False) if pair[0] != pair[1]][:3]
 
 
 # ---------------------------------------------------------------- who is killed
