@@ -89,7 +89,7 @@ def test_one_rank_dead_is_told_with_its_reason_and_the_others_are_not_ended_here
         "import os, time\nif os.environ['RANK'] == '1':\n    raise MemoryError('no room')\ntime.sleep(1000)", placement="a:0 a:1",
     )  # fmt: skip
     ended = a.await_event(RankExited, job=job)
-    assert (ended.rank, ended.code, ended.reason) == (1, 1, "MemoryError: no room")
+    assert (ended.rank, ended.code, ended.reason) == (1, 1, "MemoryError: no room (<string>:3)")
     assert [p["rank"] for p in a.ask("status")["processes"] if p["job"] == job] == [0]
     a.tell(Forget(job=job, generation=1))
     a.await_event(RankExited, job=job, rank=0)

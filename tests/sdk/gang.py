@@ -98,7 +98,7 @@ class Gang:
         with one more for each node, in which the gates of its devices are."""
         self.gates, self.job = gates, job
         self.placement = parse_placement(placement)
-        self.generation = 1
+        self.generation = self._present = 1  # the newest number used, and the generation that trains
         self.folder = Path(tempfile.mkdtemp(prefix="rg-"))
         self.script = str(script)
         self.holds = list(holds)
@@ -265,6 +265,7 @@ class Gang:
         store = self.open_store()
         moved = moved_ranks(self.placement, target)
         old = [self.live(rank) for rank in range(len(target))]
+        self._present = int(old[0].page.get("generation"))
         for process in old:
             self._tell_terms(process, "guard", target, store, fill)
         twins = [self.start(rank, target, self.generation, "twin", store) for rank in moved]
@@ -275,6 +276,7 @@ class Gang:
             process,
             type=kind,
             generation=self.generation,
+            present=self._present,
             now=[list(slot) for slot in self.placement],
             then=[list(slot) for slot in then],
             store=["127.0.0.1", store.port],
