@@ -78,6 +78,7 @@ def test_another_job_goes_on_from_it(cluster, undisturbed):
     assert [lines[-1] for lines in cluster.output(other)] == [lines[-1] for lines in undisturbed]
 
 
+@pytest.mark.slow
 def test_a_damaged_one_is_passed_over_for_the_one_before(cluster, undisturbed):
     job, first = saved(cluster)
     told = (cluster.folder / "told").read_text().count(f"{job.id} 1 Snapshot ")

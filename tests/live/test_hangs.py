@@ -41,6 +41,7 @@ def test_the_one_that_stands_still_is_named_and_replaced(cluster, undisturbed, h
     assert printed == undisturbed
 
 
+@pytest.mark.slow
 def test_it_is_only_said_where_the_spec_wants_no_more(cluster):
     job = cluster.submit(WHERE, recover=True, stops="2:25:backward", hang_s=3.0)
     cluster.release_all(job)

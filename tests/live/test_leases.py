@@ -87,6 +87,7 @@ def test_a_machine_on_which_everything_was_killed_is_lost_although_its_kernel_an
     cluster.await_true(lambda: cluster.client.show(job.id)["state"] == "done", "the job never ended", job)
 
 
+@pytest.mark.slow
 def test_a_pulse_that_is_killed_comes_back_and_costs_nothing(cluster: Cluster):
     job = cluster.submit("m1:0 m1:1 m2:0", recover=True)
     for node in ("m1", "m2"):
@@ -98,6 +99,7 @@ def test_a_pulse_that_is_killed_comes_back_and_costs_nothing(cluster: Cluster):
     assert lost(cluster) == []
 
 
+@pytest.mark.slow
 def test_ranks_that_were_halted_while_the_controller_stood_still_go_on(cluster: Cluster):
     """The leases of both nodes run out unheard of: what the agents then did must not leave the job hanging."""
     job = cluster.submit("m1:0 m1:1 m2:0", recover=True)
@@ -112,6 +114,7 @@ def test_ranks_that_were_halted_while_the_controller_stood_still_go_on(cluster: 
     assert lost(cluster) == []
 
 
+@pytest.mark.slow
 def test_without_a_controller_nobody_is_held_to_a_lease(cluster: Cluster):
     job = cluster.submit("m1:0 m1:1 m2:0", recover=True)
     lease = LeaseFile(next(cluster.shm.glob("m2/lease")))

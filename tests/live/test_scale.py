@@ -24,7 +24,7 @@ def undisturbed(cluster: Cluster) -> list[list[str]]:
     return cluster.output(job)
 
 
-@pytest.mark.parametrize("number", [3, 2, 1])
+@pytest.mark.parametrize("number", [pytest.param(3, marks=pytest.mark.slow), 2, pytest.param(1, marks=pytest.mark.slow)])
 def test_four_ranks_train_the_same_on_fewer_devices_and_again_on_all(cluster, undisturbed, number):
     job = cluster.submit(WHERE, devices=(1, 4))
     cluster.client.scale(job.id, number)
