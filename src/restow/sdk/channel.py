@@ -37,11 +37,12 @@ class Channel:
             if self._socket:
                 self._send(self._socket, fact)
 
-    def say(self, **word: Any) -> None:
-        """What is worth nothing later: it is not repeated to another agent."""
+    def say(self, **word: Any) -> bool:
+        """What is not to be repeated to another agent. False: there is none now, and it was not said."""
         with self._lock:
             if self._socket:
                 self._send(self._socket, word)
+            return self._socket is not None
 
     def change_hello(self, **changes: Any) -> None:
         """What the next agent is to be told of us: a twin that became the rank says so."""

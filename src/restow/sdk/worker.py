@@ -41,6 +41,7 @@ from restow.sdk.terms import AttemptFailed, Outcome, Report, Role, Terms, read_t
 from restow.sdk.times import StepTimes
 from restow.sdk.whereabouts import whereabouts
 
+ASK_AGAIN_S = 0.2  # while no agent listens
 SPARE_BYTES = 64 << 20  # beyond its gradients: temporaries of an optimizer, activations of small batches
 
 
@@ -94,8 +95,12 @@ class Worker:
         """SIGUSR1 asks for a checkpoint of the job, unless the script wants the signal itself."""
         is_free = signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, None)
         if is_free and threading.current_thread() is threading.main_thread():
+            def ask() -> None:
+                while not self.channel.say(type="checkpoint_asked"):  # once: a fact would be told to every later agent again
+                    time.sleep(ASK_AGAIN_S)
+
             def asked(*_: object) -> None:  # the main thread may hold the channel's lock
-                threading.Thread(target=lambda: self.channel.tell(type="checkpoint_asked"), daemon=True).start()
+                threading.Thread(target=ask, name="restow-asks", daemon=True).start()
 
             signal.signal(signal.SIGUSR1, asked)
 
