@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from restow.demo.stage import Stage, end
@@ -60,9 +61,8 @@ def pull_from_torchrun(scene: Survive, stage: Stage, folder: Path) -> Row:
             end(child)
 
 
-def _await(log: Path, is_so: object, limit_s: float) -> list[int] | None:
+def _await(log: Path, is_so: Callable[[list[int]], object], limit_s: float) -> list[int] | None:
     """The steps that were printed, in order, once it is so of them; None when it takes too long."""
-    assert callable(is_so)
     deadline_s = time.monotonic() + limit_s
     while time.monotonic() < deadline_s:
         steps = [int(number) for number in _STEP.findall(log.read_bytes())]
