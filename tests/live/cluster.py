@@ -40,6 +40,7 @@ LOOK_S = 0.004
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests/sdk/script_mlp.py"
 HOLDS, STEPS = (20, 40), 60
+WHERE = "a:0 a:1 b:0"  # of three ranks on the nodes of conftest.py
 SHM_BYTES = 1 << 20  # of each node: enough for pages and the log of a shadow
 
 

@@ -4,28 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from restow import checkpoint
-from tests.live.cluster import HOLDS, Cluster, LiveJob
-
-WHERE = "a:0 a:1 b:0"
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster({"a": 3, "b": 2}) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster) -> list[list[str]]:
-    job = cluster.submit(WHERE, at_hold=False)
-    assert cluster.await_end(job)["state"] == "done"
-    return cluster.output(job)
+from tests.live.cluster import HOLDS, WHERE, Cluster, LiveJob
 
 
 def saved(cluster: Cluster) -> tuple[LiveJob, int]:

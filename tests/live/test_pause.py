@@ -6,22 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.live.cluster import HOLDS, SHM_BYTES, Cluster, LiveJob
-
-WHERE = "a:0 a:1 b:0"
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster({"a": 3, "b": 2}) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster) -> list[list[str]]:
-    job = cluster.submit(WHERE, at_hold=False)
-    assert cluster.await_end(job)["state"] == "done"
-    return cluster.output(job)
+from tests.live.cluster import HOLDS, SHM_BYTES, WHERE, Cluster, LiveJob
 
 
 @pytest.fixture
