@@ -24,6 +24,24 @@ class Slot(NamedTuple):
         return f"{self.node}:{self.device}" + ("" if self.share == 1.0 else f"@{self.share:g}")
 
 
+class Uses:
+    """Who uses how much of which device. Shares of jobs add up to 1; ranks of one job may take turns on its share."""
+
+    def __init__(self) -> None:
+        self._shares: dict[tuple[str, int], dict[str, float]] = {}
+
+    def add(self, slot: Slot, job: str) -> None:
+        shares = self._shares.setdefault(slot[:2], {})
+        shares[job] = max(slot.share, shares.get(job, 0.0))
+
+    def fits(self, slot: Slot, share: float = 0.0) -> bool:
+        """Is the device of `slot` used at most once, with `share` more of it?"""
+        return sum(self._shares.get(slot[:2], {}).values()) + share <= 1.0 + 1e-9
+
+    def jobs(self, slot: Slot) -> list[str]:
+        return sorted(self._shares.get(slot[:2], {}))
+
+
 Placement = tuple[Slot, ...]
 """Rank → slot: `placement[rank]`. One job's whole gang; never half of it."""
 

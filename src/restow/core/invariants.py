@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING
 
 from restow.errors import IllegalTransition
 from restow.job import JobState, Phase
-from restow.placement import Slot
-
-Uses = dict[tuple[str, int], dict[str, float]]  # device → job → share of it; ranks of one job may take turns there
+from restow.placement import Slot, Uses
 
 if TYPE_CHECKING:
     from restow.core.record import Record
@@ -17,8 +15,7 @@ if TYPE_CHECKING:
 
 def check(state: ClusterState) -> None:
     """Raises IllegalTransition naming the first thing that is wrong. O(jobs x ranks)."""
-    promised: Uses = {}
-    used: Uses = {}
+    promised, used = Uses(), Uses()
     for record in state.records.values():
         _check_job(record)
         for slot in record.job.intended:
@@ -30,11 +27,10 @@ def check(state: ClusterState) -> None:
                 raise IllegalTransition(f"{record.job.id} holds {slot}, a node that is lost")
 
 
-def _add(slots: Uses, slot: Slot, job: str, word: str) -> None:
-    shares = slots.setdefault(slot[:2], {})
-    shares[job] = max(slot.share, shares.get(job, 0.0))
-    if sum(shares.values()) > 1.0 + 1e-9:
-        raise IllegalTransition(f"slot {slot} is {word} twice: by {' and '.join(sorted(shares))}")
+def _add(uses: Uses, slot: Slot, job: str, word: str) -> None:
+    uses.add(slot, job)
+    if not uses.fits(slot):
+        raise IllegalTransition(f"slot {slot} is {word} twice: by {' and '.join(uses.jobs(slot))}")
 
 
 def _check_job(record: Record) -> None:

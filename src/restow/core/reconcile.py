@@ -35,7 +35,7 @@ from restow.messages import (
     Snapshot,
     Stop,
 )
-from restow.placement import Placement, Slot, main_node, moved_ranks, nodes_of
+from restow.placement import Placement, Slot, Uses, main_node, moved_ranks, nodes_of
 
 FORGET_S = 3600.0  # after a restart of the controller, jobs that ended longer ago are not named to the agents again
 
@@ -131,14 +131,13 @@ def are_free(slots: Iterable[Slot], record: Record, records: Iterable[Record]) -
     stay where they are do not count: others may come to take turns with them."""
     restarts = record.job.state is JobState.RUNNING and not record.job.movable  # its own processes will be gone by then
     moved = moved_ranks(record.job.placement, record.job.intended)
-    used: dict[tuple[str, int], dict[str, float]] = {}
+    used = Uses()
     for other in records:
         for (generation, rank), process in other.processes.items():
             stays = generation == record.job.generation and rank not in moved
             if other is not record or not (restarts or stays):
-                shares = used.setdefault(process.slot[:2], {})
-                shares[other.job.id] = max(process.slot.share, shares.get(other.job.id, 0.0))
-    return all(sum(used.get(slot[:2], {}).values()) + slot.share <= 1.0 + 1e-9 for slot in slots)
+                used.add(process.slot, other.job.id)
+    return all(used.fits(slot, slot.share) for slot in slots)
 
 
 def more_is_free(record: Record, records: Iterable[Record]) -> bool:

@@ -71,7 +71,7 @@ from restow.messages import (
     TwinParked,
     WaitEnded,
 )
-from restow.placement import Placement, Schedule, devices_of, is_scattered, rearranged
+from restow.placement import Placement, Schedule, Uses, devices_of, is_scattered, rearranged
 
 LEARNING_RATE = 0.2  # of a node's local rate, from each report: the last ten reports or so count
 FRIENDLINESS_RATE = 0.5  # from each measured pair: the last two or three count
@@ -336,7 +336,7 @@ class ClusterState:
         )
 
     def _check(self, schedule: Schedule) -> None:
-        taken: dict[tuple[str, int], dict[str, float]] = {}
+        taken = Uses()
         wishes: dict[str, tuple[Placement, Placement]] = {}
         for id, placement in sorted(schedule.placements.items()):
             record = self.records.get(id)
@@ -352,9 +352,8 @@ class ClusterState:
                 node = self.nodes.get(slot.node)
                 if node is None or not node.is_alive or slot.device not in {d.index for d in node.devices}:
                     raise IllegalTransition(f"the schedule gives {id} {slot}, which is not there")
-                shares = taken.setdefault(slot[:2], {})
-                shares[id] = max(slot.share, shares.get(id, 0.0))
-                if sum(shares.values()) > 1.0 + 1e-9:
+                taken.add(slot, id)
+                if not taken.fits(slot):
                     raise IllegalTransition(f"the schedule promises {slot} twice, the second time to {id}")
             if record.job.placement and placement != record.job.placement:
                 if record.job.movable and rearranged(record.job.placement, placement) != placement:
