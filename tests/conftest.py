@@ -24,6 +24,8 @@ GRACE_S = 10.0  # what has been told to end may take a moment
 _is_worker = "PYTEST_XDIST_WORKER" in os.environ
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `make test &`: whatever we start would ignore its Ctrl-C, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # `timeout 60 pytest`: fixtures end what they began, as after Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 if not _is_worker:
     # at import, before any module reads the environment; short, since Unix sockets allow 107 characters
     _folder = Path(tempfile.mkdtemp(prefix="rt-", dir="/tmp"))
