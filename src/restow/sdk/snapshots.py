@@ -58,6 +58,7 @@ class Snapshots:
         self._copied = threading.Event()
         self._copied.set()
         self._blocked_s = 0.0
+        self._room_lock = threading.Lock()
         self._tensors: dict[str, torch.Tensor] = {}  # memory of the last copy, touched and so quick to write
 
     # ------------------------------------------------------------ the agent's word
@@ -67,6 +68,8 @@ class Snapshots:
         with self._lock:
             self._wanted, self._wanted_step = Wanted(step, folder), step  # before the look; the training thread looks after
             if self._step < step:
+                if self._rank == KEEPER:
+                    threading.Thread(target=self._make_room, name="restow-snapshot", daemon=True).start()
                 return
             self._forget()
         self._channel.tell(type="snapshot_refused", step=step, at=self._step)
@@ -128,10 +131,16 @@ class Snapshots:
             store.set(f"{self._rank}/{number}", part)  # type: ignore[arg-type]
         store.set(str(self._rank), len(parts).to_bytes(8, "big") + self._signed(wanted.step, self._rank, blob))  # type: ignore[arg-type]
 
+    def _make_room(self) -> None:
+        """Memory for the copy, touched while there is time: before the step for which it was asked."""
+        with self._room_lock:
+            live = self._table.tensors()
+            if _shapes(self._tensors) != _shapes(live):
+                self._tensors = {name: _room_for(tensor) for name, tensor in live.items()}
+
     def _keep(self, wanted: Wanted, blob: bytes, export: bytes, ready: torch.cuda.Event | None) -> None:
+        self._make_room()
         live = self._table.tensors()
-        if _shapes(self._tensors) != _shapes(live):
-            self._tensors = {name: _room_for(tensor) for name, tensor in live.items()}
         with _beside(ready):
             for name, tensor in live.items():
                 self._tensors[name].copy_(tensor, non_blocking=True)
@@ -169,8 +178,8 @@ class Snapshots:
 
 
 def _room_for(tensor: torch.Tensor) -> torch.Tensor:
-    """Host memory for a copy of it; pinned where it comes from a GPU."""
-    room = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+    """Host memory for a copy of it, touched; pinned where it comes from a GPU."""
+    room = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).zero_()
     return room.pin_memory() if tensor.is_cuda else room
 
 
