@@ -44,7 +44,7 @@ def demo(json_file: Path | None, picture: Path | None, scene: str, fast: bool) -
 
     consolidate: a gang of two ends up with one worker on each machine. A neighbour finishes; restow notices, explains,
     and moves the gang together while it trains. At the end the same gang runs once more, never moved, and every loss
-    and every parameter is compared. Takes under two minutes.
+    and every parameter is compared. Takes about two minutes.
 
     multiplex: two gangs on the same two devices, alone, taking turns, packed freely and through the gate, against what
     any schedule could reach at best; then one is protected and a background job takes what it leaves. At the end both
