@@ -200,8 +200,17 @@ class Cluster:
         )  # fmt: skip
         job = LiveJob(view["id"], folder, workers)
         if at_hold:
-            self.await_true(lambda: self.client.show(job.id)["step"] == HOLDS[0], "the job never came to its hold", job)
+            self.await_hold(job, HOLDS[0])
         return job
+
+    def await_hold(self, job: LiveJob, step: int) -> None:
+        """Every rank waits at its hold in this step and the controller knows it. The step that it shows is one that ranks are in;
+        the line of the step is what they print last before they wait."""
+        self.await_true(lambda: self.client.show(job.id)["step"] == step, f"never at its hold in step {step}", job)
+        self.await_true(
+            lambda: all(lines and lines[-1].startswith(f"{step} ") for lines in self.output(job)),
+            f"not every rank came to its hold in step {step}", job,
+        )  # fmt: skip
 
     def migrate(self, job: LiveJob, to: str) -> None:
         self.client.migrate(job.id, to=to)

@@ -20,7 +20,7 @@ def saved(cluster: Cluster) -> tuple[LiveJob, int]:
     cluster.await_told(job, "Snapshot")
     cluster.release(job)
     (written,) = cluster.await_event(job, "CheckpointWritten")
-    cluster.await_true(lambda: cluster.client.show(job.id)["step"] == HOLDS[1], "never at its second hold", job)
+    cluster.await_hold(job, HOLDS[1])
     return job, int(written["step"])
 
 

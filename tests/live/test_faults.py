@@ -188,7 +188,7 @@ def test_a_killed_leaver_costs_no_step(cluster: Cluster, submit, undisturbed, st
     with stage(cluster, job):
         if stage in (twin_parked, connected):
             cluster.release(job)
-            cluster.await_true(lambda: cluster.client.show(job.id)["step"] == HOLDS[1], "never at the second hold", job)
+            cluster.await_hold(job, HOLDS[1])
         cluster.kill(cluster.pid(job, LEAVER, born=1))
         cluster.await_event(job, "RankExited", rank=LEAVER, generation=1)
     assert cluster.await_end(job)["state"] == "done", cluster.story(job)

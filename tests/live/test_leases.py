@@ -43,7 +43,7 @@ def alive(cluster: Cluster) -> set[str]:
 
 def at_second_hold(cluster: Cluster, job: LiveJob) -> None:
     cluster.release(job)
-    cluster.await_true(lambda: cluster.client.show(job.id)["step"] == HOLDS[1], "never at its second hold", job)
+    cluster.await_hold(job, HOLDS[1])
 
 
 def test_a_machine_behind_a_cut_link_is_lost_and_its_ranks_never_train_again(lab: Lab, cluster: Cluster):

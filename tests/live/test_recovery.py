@@ -92,7 +92,7 @@ def test_a_machine_that_is_gone(undisturbed):
     with Cluster({"a": 3, "b": 2}) as cluster:
         job = cluster.submit(WHERE, recover=True, back="a:0 a:1 a:2")
         cluster.release(job)
-        cluster.await_true(lambda: cluster.client.show(job.id)["step"] == HOLDS[1], "never at its second hold", job)
+        cluster.await_hold(job, HOLDS[1])
         cluster.lose("b")
         cluster.await_event(job, "RankSwitched", 3)
         cluster.release_all(job)
@@ -110,7 +110,7 @@ def test_a_machine_that_is_gone_after_its_rank_had_moved_there(undisturbed):
         cluster.release(job)
         cluster.await_event(job, "RankSwitched", 3)
         cluster.await_event(job, "RankExited", role="leaver")
-        cluster.await_true(lambda: cluster.client.show(job.id)["step"] == HOLDS[1], "never at its second hold", job)
+        cluster.await_hold(job, HOLDS[1])
         cluster.lose("b")
         cluster.await_event(job, "RankSwitched", 6)
         cluster.release_all(job)

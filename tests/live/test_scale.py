@@ -33,7 +33,7 @@ def test_four_ranks_train_the_same_on_fewer_devices_and_again_on_all(cluster, un
     cluster.await_event(job, "RankSwitched", 4, generation=2)
     view = cluster.client.show(job.id)
     assert len(set(view["placement"])) == number
-    cluster.await_true(lambda: cluster.client.show(job.id)["step"] == HOLDS[1], "never at its second hold", job)
+    cluster.await_hold(job, HOLDS[1])
     cluster.client.scale(job.id, 4)
     cluster.await_event(job, "StepAccepted", generation=3)
     assert cluster.await_end(job)["state"] == "done"
