@@ -101,7 +101,8 @@ class JobSpec:
 
     command: tuple[str, ...]
     name: str = ""
-    workers: int = 1  # size of the gang; all start together or none does
+    workers: int = 1  # size of the gang, at most; all start together or none does
+    workers_min: int = 0  # it may also have fewer, down to these, see sizes_of; 0: it may not
     devices: tuple[int, int] = (0, 0)  # fewest and most devices that it may have, ranks taking turns on one; (0, 0): one each
     cwd: str = ""  # where the command runs; empty: where it was submitted
     env: tuple[tuple[str, str], ...] = ()  # added to the agent's own environment
@@ -124,10 +125,14 @@ class JobSpec:
             raise SpecError("command is empty; give the program to run, for example [python, train.py]")
         if self.workers < 1:
             raise SpecError(f"workers is {self.workers}; a job needs at least 1")
+        if self.workers_min and not 1 <= self.workers_min <= self.workers:
+            raise SpecError(f"workers is {self.workers_min}..{self.workers}; write the smaller number first, 1 or more")
         low, high = self.devices
         if (low or high) and not 1 <= low <= high <= self.workers:
             way_out = f"write a range between 1 and the number of workers, for example 1..{self.workers}"
             raise SpecError(f"devices is {low}..{high}; {way_out}")
+        if self.workers_min and (low or high):
+            raise SpecError(f"devices is {low}..{high}, and workers is a range too; a job changes one of them, leave one out")
         if self.memory_bytes < 0:
             raise SpecError(f"memory_bytes is {self.memory_bytes}; it cannot be negative")
         if self.fill not in FILLS:
@@ -141,6 +146,13 @@ class JobSpec:
             raise SpecError(f"max_pause_s is {self.max_pause_s}; it must be above 0")
         if not self.stop_grace_s >= 0:
             raise SpecError(f"stop_grace_s is {self.stop_grace_s}; it cannot be negative")
+
+
+def sizes_of(spec: JobSpec) -> tuple[int, ...]:
+    """The world sizes that a job may have, greatest first: those in its range that divide the greatest, so that each worker makes
+    the batches of as many workers as every other and the batch of all of them together stays the same."""
+    least = spec.workers_min or spec.workers
+    return tuple(size for size in range(spec.workers, least - 1, -1) if spec.workers % size == 0)
 
 
 class JobState(Enum):
@@ -263,7 +275,9 @@ class Job:
     moved_s: float | None = None  # when the last switch ended, done or rolled back
     exit_code: int | None = None
     generations: int = 0  # the highest generation number ever used, abandoned ones included; never used again
+    world: int = 0  # how many workers it has, or had when it last ran; 0: it never ran
     devices_asked: int = 0  # how many a person wants it to have (ScaleAsked); 0: as its spec says
+    workers_asked: int = 0  # the same of workers
     pinned: Placement = ()  # where a person wants it (MigrateAsked); policies leave it there
     failed_moves: int = 0  # in a row; a finished move or a new request sets it back
     not_before_s: float = 0.0  # no further move before this time: the last one failed
@@ -283,18 +297,32 @@ class Job:
 
     @property
     def workers(self) -> int:
-        return self.spec.workers
+        """Its world size: as it is, or as it was, or as it is wanted."""
+        return self.world or self.spec.workers
+
+    @property
+    def is_resizable(self) -> bool:
+        return self.spec.workers_min > 0
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The world sizes that it may start with, the best first."""
+        if self.is_resizable and self.kept and self.kept.is_rescued:
+            return (len(self.kept.placement),)  # with the same numbers as if nothing had been lost
+        return (self.workers_asked,) if self.workers_asked else sizes_of(self.spec)
 
     @property
     def devices_min(self) -> int:
         """The fewest devices that it may have: one, where it has lost some and goes on with what is left."""
         if (self.kept and self.kept.is_rescued) or self.is_rescued:
             return 1
-        return self.devices_asked or self.spec.devices[0] or self.workers
+        workers = self.sizes[-1] if self.state is JobState.PENDING else self.workers
+        return self.devices_asked or self.spec.devices[0] or workers
 
     @property
     def devices_max(self) -> int:
-        return self.devices_asked or self.spec.devices[1] or self.workers
+        workers = self.sizes[0] if self.state is JobState.PENDING else self.workers
+        return self.devices_asked or self.spec.devices[1] or workers
 
     @property
     def waits(self) -> bool:
@@ -310,6 +338,11 @@ class Job:
     def share(self) -> ShareSpec:
         """How it may share its devices, as asked last."""
         return self.share_asked or self.spec.share
+
+
+def is_resized(job: Job) -> bool:
+    """Is it to have another number of workers than it has?"""
+    return bool(job.placement and job.intended) and len(job.intended) != len(job.placement)
 
 
 def changed(job: Job, **changes: object) -> Job:

@@ -287,10 +287,12 @@ class CheckpointAsked(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleAsked(Event):
-    """A person wants the job on so many devices, its ranks taking turns where these are fewer (0: as its spec says)."""
+    """A person wants the job on so many devices, its ranks taking turns where these are fewer, or with so many workers (0: as its
+    spec says)."""
 
     job: str
     devices: int
+    workers: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

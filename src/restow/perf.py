@@ -33,6 +33,7 @@ SHADOW_PAUSE_S = 0.03  # 8-32 ms measured
 RESTART_PAUSE_S = (
     7.0  # stop, start and first step of an ordinary script: 4.5-7 s measured; its own checkpoint not counted
 )
+RESIZE_PAUSE_S = 6.0  # state into the vault, all workers started anew and rehearsed, state back: 4-6 s measured for small models
 BUCKET_BYTES = 25 * 2**20  # DDP's default bucket
 UNKNOWN_WIRE_BYTES = (
     25_000_000  # a job that was never measured: one full bucket, so that layouts can be compared at all
@@ -43,7 +44,7 @@ UNKNOWN_WIRE_BYTES = (
 class MoveCost:
     """What a move takes from the job and from the link."""
 
-    fill: str  # replica, copy, shadow, or restart for a job that cannot switch
+    fill: str  # replica, copy, shadow, vault, or restart for a job that cannot switch
     downtime_s: float
     wire_bytes: int
 
@@ -87,7 +88,8 @@ def predict_step_s(profile: Profile, now: Placement, then: Placement, snapshot: 
         return 0.0
     computing_s = profile.step_s - profile.exposed_s - profile.waited_s  # what it waits at a gate is not its own
     computing_s *= _slow_down(now, then, snapshot) * ranks_per_device(then)  # ranks of one device compute one after another
-    if profile.rehearsal_step_s and _kinds(then, snapshot) != _kinds(now, snapshot):
+    computing_s *= len(now) / len(then)  # the batch of all of them together stays, so each has more or less of it
+    if profile.rehearsal_step_s and len(now) == len(then) and _kinds(then, snapshot) != _kinds(now, snapshot):
         computing_s = profile.rehearsal_step_s * ranks_per_device(then)
     payload = profile.wire_bytes
     modelled_now_s = communication_s(now, payload, snapshot, profile.local_bytes_per_s)
@@ -141,6 +143,7 @@ def choose_fill(spec: JobSpec, profile: Profile, now: Placement, then: Placement
 def move_cost(job: Job, now: Placement, then: Placement, snapshot: Snapshot) -> MoveCost:
     """Predicted pause and bytes between machines. A standby is no downtime: it works beside the training.
 
+    vault    6 s                             another number of workers: all of them start anew
     replica  state / 2e9 B/s + 0.05 s        the private state of each moved rank crosses
     shadow   0.03 s                          the same; plus the whole state in the background where there is no replica
     copy     crossing bytes / rate + 0.05 s  what all ranks hold alike crosses once to each node, private state each time
@@ -148,6 +151,9 @@ def move_cost(job: Job, now: Placement, then: Placement, snapshot: Snapshot) -> 
     profile, moved = job.profile, moved_ranks(now, then)
     if not job.movable:
         return MoveCost(fill="restart", downtime_s=RESTART_PAUSE_S, wire_bytes=0)
+    if len(now) != len(then):
+        new_nodes = set(nodes_of(then)) - set(nodes_of(now))
+        return MoveCost(fill="vault", downtime_s=RESIZE_PAUSE_S, wire_bytes=profile.state_bytes * len(new_nodes))
     crossing = [rank for rank in moved if now[rank].node != then[rank].node]
     private = len(crossing) * (profile.private_bytes + PRIVATE_BYTES)
     shared = max(0, profile.state_bytes - profile.private_bytes)

@@ -75,8 +75,9 @@ def is_scattered(placement: Iterable[Slot]) -> bool:
 
 
 def moved_ranks(now: Placement, then: Placement) -> tuple[int, ...]:
-    """The ranks whose slot changes, ascending: all where one placement is empty, since the job is suspended or comes back."""
-    if not now or not then:
+    """The ranks whose slot changes, ascending: all where one placement is empty, since the job is suspended or comes back, and
+    where it is to have another number of them."""
+    if not now or not then or len(now) != len(then):
         return tuple(range(len(now or then)))
     return tuple(rank for rank, (a, b) in enumerate(zip(now, then, strict=True)) if a[:2] != b[:2])
 

@@ -2,7 +2,7 @@
 
 name: digits                     # optional; the job's id is made from it
 command: python train.py --lr 1  # or a list of words; needed
-workers: 2                       # default 1
+workers: 2                       # default 1; 2..8: it may have fewer, each then making the batches of several
 devices: 1..2                    # may have fewer devices than workers, which then take turns; default: one each
 cwd: ../digits                   # default: where you submit; relative to the file
 env: {OMP_NUM_THREADS: "1"}
@@ -108,7 +108,8 @@ def build(written: Mapping[Any, Any], *, cwd: Path, where: Callable[[str], str] 
                 raise SpecError(f"{where(key)}{error}") from None
     if "command" not in fields:
         raise SpecError(f"{where('')}command is missing; give the program to run, for example command: python train.py")
-    fields.update(fields.pop("hang", {}))
+    for key in ("hang", "workers"):
+        fields.update(fields.pop(key, {}))
     folder = Path(fields.get("cwd") or cwd)
     fields["cwd"] = str(folder if folder.is_absolute() else cwd / folder)
     kept = fields.get("checkpoint")
@@ -161,6 +162,12 @@ def parse_range(key: str, value: Any) -> tuple[int, int]:
     if not match:
         raise SpecError(f"{key} is {value!r}; write a number such as 2 or a range such as 1..8")
     return int(match[1]), int(match[2] or match[1])
+
+
+def _workers(key: str, value: Any) -> dict[str, int]:
+    """Fields of the spec, from a number or a range."""
+    low, high = parse_range(key, value)
+    return {"workers": high, "workers_min": 0 if isinstance(value, int) or low == high else low}
 
 
 def _text(key: str, value: Any) -> str:
@@ -315,7 +322,7 @@ _SHARE_READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
 _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "name": ("name", _text),
     "command": ("command", _words),
-    "workers": ("workers", _count),
+    "workers": ("workers", _workers),
     "devices": ("devices", parse_range),
     "cwd": ("cwd", _text),
     "env": ("env", _pairs),

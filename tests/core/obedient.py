@@ -137,7 +137,7 @@ class Agents:
             self.workers[key] = Worker(node, command.generation, "rank")
             self.say(RankStarted, command, node, rank=rank, pid=100 + rank)
             if program.uses_sdk:
-                self.say(RankReady, command, node, rank=rank, signature=f"s{rank}", state_bytes=program.state_bytes,
+                self.say(RankReady, command, node, rank=rank, signature=f"s.{rank}", state_bytes=program.state_bytes,
                          private_bytes=0, movable=True)  # fmt: skip
 
     def prepare(self, node: str, command: Prepare) -> None:
@@ -146,7 +146,7 @@ class Agents:
             key = (command.job, command.generation, rank)
             if key not in self.workers:
                 self.workers[key] = Worker(node, command.generation, "twin")
-                signature = "other" if self.wrong_twins else f"s{rank}"
+                signature = "other" if self.wrong_twins else f"s.{rank}"
                 self.say(TwinParked, command, node, rank=rank, signature=signature, rehearsal_step_s=0.05)
 
     def guard(self, node: str, command: Guard) -> None:
@@ -181,7 +181,7 @@ class Agents:
             self.workers[key].role = "rank"
             node = self.workers[key].node
             self.say(RankSwitched, command, node, rank=rank, step=kept.step, pause_s=0.1, wire_bytes=0)
-            self.say(RankReady, command, node, rank=rank, signature=f"s{rank}", movable=True, private_bytes=0,
+            self.say(RankReady, command, node, rank=rank, signature=f"s.{rank}", movable=True, private_bytes=0,
                      state_bytes=self.programs[command.job].state_bytes)  # fmt: skip
 
     def kill(self, node: str, command: Kill) -> None:

@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from restow.core import invariants
-from restow.job import JobState
-from restow.messages import Event, Progressed
+from restow.job import JobState, sizes_of
+from restow.messages import Event, Progressed, ScaleAsked
 from restow.placement import Slot
+from restow.policies.base import Policy
+from restow.policies.restow import Restow
 from tests.core.obedient import Cluster, Program
 
 JOBS = ("a", "b", "c")
@@ -33,8 +35,8 @@ action = st.one_of(
 class History(Cluster):
     """A cluster to which anything may happen; after each event nobody may train twice."""
 
-    def __init__(self) -> None:
-        super().__init__(" ".join(f"{name}:{devices}" for name, devices in NODES.items()), 25e6)
+    def __init__(self, policy: Policy | None = None) -> None:
+        super().__init__(" ".join(f"{name}:{devices}" for name, devices in NODES.items()), 25e6, policy)
         self.trace: list[object] = []
 
     def observe(self, event: Event) -> None:
@@ -53,6 +55,13 @@ class History(Cluster):
                     steps_total=200, step_s=0.3, exposed_s=0.25, wire_bytes=6_250_000, uses_sdk=bool(second)
                 )
                 self.submit(JOBS[len(ids)], first, program)
+            case "submit a range" if len(ids) < len(JOBS):
+                program = Program(steps_total=200, step_s=0.3, exposed_s=0.1, wire_bytes=6_250_000)
+                self.submit(JOBS[len(ids)], 4, program, workers_min=first)
+            case "scale" if ids and self.job(id).is_resizable:
+                sizes = sizes_of(self.job(id).spec)
+                asked = (0, *sizes)[second % (len(sizes) + 1)]
+                self.observe(ScaleAsked(time_s=self.now_s, job=id, devices=0, workers=asked))
             case "kill" | "kill twin" | "kill leaver" if self.agents.workers:
                 key = sorted(self.agents.workers)[first % len(self.agents.workers)]
                 if what == "kill" or self.agents.workers[key].role == what.split()[1]:
@@ -89,6 +98,7 @@ class History(Cluster):
                 if type(again).__name__ not in (
                     "ScheduleAdopted",
                     "MigrateAsked",
+                    "ScaleAsked",
                     "NodeJoined",
                     "NodeLost",
                 ):  # wishes change
@@ -187,6 +197,24 @@ def test_faults_in_the_middle_of_switches_end_well():
             raise
         seen |= {type(event).__name__ for event in history.journal}
     assert {"RankSwitched", "RankRolledBack", "StepRefused", "NodeLost"} <= seen
+
+
+def test_jobs_that_change_their_size_in_the_middle_of_faults_end_well():
+    sizes: set[int] = set()
+    for seed in range(150):
+        history, rng = History(Restow()), random.Random(seed)
+        actions = [(f"{word} a range" if word == "submit" else word, *numbers) for word, *numbers in random_actions(seed)]
+        for at in range(5, len(actions), 6):
+            actions.insert(at, ("scale", rng.randint(0, 1), rng.randint(0, 7)))
+        try:
+            for action in actions:
+                history.apply(*action)  # type: ignore[arg-type]
+                sizes |= {len(job.placement) for job in history.state.jobs.values()}
+            history.come_to_rest()
+        except BaseException:
+            print(f"seed {seed}")
+            raise
+    assert sizes == {0, 1, 2, 4}
 
 
 def test_every_state_of_a_job_can_be_reached_in_a_history():

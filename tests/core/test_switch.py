@@ -295,7 +295,7 @@ def test_a_leaver_that_dies_while_its_twin_rehearses_is_replaced_when_the_twin_h
     cluster.observe(exited(2, "m2", 1, "rank", -9))
     assert (cluster.job("a").state, cluster.job("a").switch.phase) == (JobState.RUNNING, Phase.RESCUE)
     cluster.told.clear()
-    cluster.observe(TwinParked(time_s=1, job="a", generation=2, node="m1", rank=2, signature="s2", rehearsal_step_s=0.05))
+    cluster.observe(TwinParked(time_s=1, job="a", generation=2, node="m1", rank=2, signature="s.2", rehearsal_step_s=0.05))
     cluster.send()
     assert [(node, type(command)) for node, command in cluster.told] == [("m1", Connect), ("m2", Connect)]
     for rank, node in enumerate(("m1", "m1", "m1")):

@@ -184,13 +184,13 @@ class Cluster:
     # ------------------------------------------------------------ jobs
 
     def submit(self, placement: str, fill: str = "replica", width: int = 64, at_hold: bool = True, back: str = "",
-               recover: bool = False, stops: str = "", devices: tuple[int, int] = (0, 0),
+               recover: bool = False, stops: str = "", devices: tuple[int, int] = (0, 0), flags: tuple[str, ...] = (),
                **spec: Any) -> LiveJob:  # fmt: skip
         """A job that runs where the test wants it; returns when every rank stands at its first hold and the controller knows it."""
         folder = Path(tempfile.mkdtemp(prefix="job-", dir=self.folder))
         workers = len(placement.split())
         holds = f"{folder}:{','.join(map(str, HOLDS))}"
-        command = ["python", str(SCRIPT), "--steps", str(STEPS), "--width", str(width), "--holds", holds, "--stops", stops]
+        command = ["python", str(SCRIPT), "--steps", str(STEPS), "--width", str(width), "--holds", holds, "--stops", stops, *flags]
         view = self.client.submit(
             {
                 "command": command, "name": "net", "workers": workers, "cwd": str(folder), "migrate": False, "fill": fill,

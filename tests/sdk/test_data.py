@@ -332,3 +332,56 @@ def test_a_loader_that_gives_nothing_is_refused():
         feed_of(3, 5, 0, 1)  # type: ignore[arg-type]
     with pytest.raises(ScriptError, match="gives no batch in epoch 0"):
         next(feed_of(DataLoader(Stream(0), batch_size=2), 5, 0, 1))
+
+
+# ---------------------------------------------------------------- more or fewer workers
+
+
+def steps_of(loader: DataLoader, workers: int, most: int, count: int, start: int = 0) -> list[list[float]]:
+    """What all workers together train on, step by step, in the global order."""
+    feeds = [feed_of(loader, seed=3, rank=r, world_size=workers, start_step=start, workers_most=most) for r in range(workers)]
+    found = []
+    for _ in range(count):
+        shares = [take(feed, 1)[0] for feed in feeds]
+        assert len({len(share) for share in shares}) == 1
+        found.append([x for together in zip(*shares, strict=True) for x in together])
+    return found
+
+
+@pytest.mark.parametrize("samples", [96, 101])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("loader_workers", [0, 2])
+def test_other_numbers_of_workers_train_on_the_same_batches(samples, drop_last, loader_workers):
+    loader = DataLoader(Numbers(samples), batch_size=3, shuffle=True, drop_last=drop_last, num_workers=loader_workers)
+    whole = steps_of(loader, workers=8, most=8, count=11)  # more than two epochs
+    assert whole == steps_of(loader, workers=8, most=0, count=11)  # as in a job that always has eight
+    assert len({len(step) for step in whole}) == (1 if drop_last or samples == 96 else 2)
+    for workers in (4, 2, 1):
+        assert steps_of(loader, workers, most=8, count=11) == whole
+        assert steps_of(loader, workers, most=8, count=6, start=5) == whole[5:]
+
+
+def test_noise_of_loader_workers_goes_with_the_sample():
+    loader = DataLoader(Numbers(40, noisy=True), batch_size=2, shuffle=True, num_workers=1)
+    assert steps_of(loader, workers=2, most=4, count=7) == steps_of(loader, workers=4, most=4, count=7)
+
+
+def test_a_distributed_sampler_is_shared_out_anew():
+    data = Numbers(48)
+    loaders = {
+        workers: DataLoader(data, batch_size=3, sampler=DistributedSampler(data, workers, 0, shuffle=True, seed=5))
+        for workers in (1, 2, 4)
+    }
+    whole = steps_of(loaders[4], workers=4, most=4, count=9)
+    assert {x for step in whole[:4] for x in step} == set(range(48)) and whole[:4] != whole[4:8]
+    assert steps_of(loaders[2], workers=2, most=4, count=9) == whole == steps_of(loaders[1], workers=1, most=4, count=9)
+
+
+@pytest.mark.parametrize("loader", [
+    [1, 2, 3],
+    DataLoader(Numbers(8), batch_size=None),
+    DataLoader(Numbers(8), batch_sampler=[[0, 1], [2, 3]]),
+], ids=["list", "single samples", "batches of its own"])  # fmt: skip
+def test_what_cannot_be_shared_out_anew_is_told(loader):
+    with pytest.raises(ScriptError, match="among more or fewer workers"):
+        feed_of(loader, seed=0, rank=0, world_size=2, workers_most=4)

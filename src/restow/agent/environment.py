@@ -38,6 +38,7 @@ def rank_environment(
         "TORCHELASTIC_RUN_ID": job,
         "TORCHELASTIC_RESTART_COUNT": "0",  # older torch asks for it where there is an agent's store
         "RESTOW_JOB": job,
+        "RESTOW_WORKERS_MOST": str(command.spec.workers if command.spec.workers_min else 0),
         "RESTOW_GENERATION": str(generation),
         "RESTOW_ROLE": "twin" if isinstance(command, Prepare) else "rank",
         "RESTOW_PAGE": str(folders.page(job, rank, generation)),

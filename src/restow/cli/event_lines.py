@@ -136,7 +136,8 @@ _SENTENCES: dict[str, Callable[[Wire], str]] = {
     ),
     "CheckpointFailed": lambda e: f"{e['job']}: no checkpoint" + f" of step {e['step']}" * (e["step"] >= 0) + f": {e['reason']}",
     "ScaleAsked": lambda e: (
-        f"{e['job']}: is to have {e['devices']} device{'s' * (e['devices'] != 1)}" if e["devices"]
+        f"{e['job']}: is to have {_count(e['devices'], 'device')}" if e["devices"]
+        else f"{e['job']}: is to have {_count(e['workers'], 'worker')}" if e.get("workers")
         else f"{e['job']}: is to have as many devices as its spec says"
     ),
     "ShareAsked": _asked_to_share,

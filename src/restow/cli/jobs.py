@@ -18,7 +18,7 @@ from restow.errors import SpecError
 
 @click.command()
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SPEC.yaml | -- COMMAND...]")
-@click.option("-n", "--workers", type=int, help="Size of the gang (default 1).")
+@click.option("-n", "--workers", metavar="N|LOW..HIGH", help="Size of the gang (default 1), or a range that it may have.")
 @click.option("--devices", metavar="N|LOW..HIGH", help="It may have fewer devices than workers, which then take turns.")
 @click.option("--name", help="The job's id is made from it; default: the script's name.")
 @click.option("--env", multiple=True, metavar="K=V", help="Set a variable for the workers; may be repeated.")
@@ -37,7 +37,7 @@ from restow.errors import SpecError
 @click.option("-w", "--wait", "wait_", is_flag=True, help="Return when it has ended.")
 @json_option
 def submit(
-    words: tuple[str, ...], workers: int | None, devices: str | None, name: str | None, env: tuple[str, ...],
+    words: tuple[str, ...], workers: str | None, devices: str | None, name: str | None, env: tuple[str, ...],
     cwd: str | None, memory: str | None, fill: str | None, no_migrate: bool, no_recover: bool, max_pause_s: float | None,
     priority: int | None, checkpoint: str | None, share: str | None, protect: bool, queue: bool, follow: bool, wait_: bool,
     json_: bool,
@@ -78,7 +78,7 @@ def submit(
         if not json_:
             click.echo(f"{job['id']}: {job['state']}, {job['workers']} worker{'s' * (job['workers'] != 1)}")
         if follow:
-            print_logs(client.logs(job["id"], follow=True), prefixed=job["workers"] > 1, json_=json_)
+            print_logs(client.logs(job["id"], follow=True), prefixed=asked.workers > 1, json_=json_)
         if follow or wait_:
             job = client.wait(job["id"])
     except KeyboardInterrupt:
@@ -187,7 +187,7 @@ def logs(job: str, follow: bool, rank: int | None, json_: bool) -> None:
       restow logs digits-1 --rank 0
     """
     client = Client()
-    workers = client.show(job)["workers"]
+    workers = client.show(job)["spec"]["workers"]
     print_logs(client.logs(job, rank=rank, follow=follow), prefixed=rank is None and workers > 1, json_=json_)
 
 

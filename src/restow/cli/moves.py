@@ -78,8 +78,9 @@ def scale(job: str, devices: str, json_: bool) -> None:
     """Let a job have so many devices from now on, while it trains.
 
     Where these are fewer than its workers, workers take turns on a device through its gate: slower, with the same numbers.
-    `auto` takes the wish back; then the devices: of its spec count. Returns when the wish is accepted; restow show JOB tells
-    how far it is.
+    A job with a range of workers (workers: 2..8) gets so many workers instead, one on each device; the batch of all of them
+    together stays the same. `auto` takes the wish back; then its spec counts. Returns when the wish is accepted; restow show
+    JOB tells how far it is.
 
     \b
       restow scale gpt-1 2

@@ -17,7 +17,7 @@ from restow.controller import destinations, views
 from restow.controller.loop import Controller
 from restow.core.reconcile import folder_of
 from restow.errors import NotFound, Refused, SpecError
-from restow.job import Job, JobState
+from restow.job import Job, JobState, sizes_of
 from restow.messages import (
     CancelAsked,
     CheckpointAsked,
@@ -80,10 +80,10 @@ class Requests:
     async def logs(self, job: str, rank: int | None = None, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
         """Pieces of text by rank, whole lines unless one is longer than a piece, until the job is final if followed."""
         found = self._find(job)
-        if rank is not None and not 0 <= rank < found.workers:
-            raise NotFound(f"rank is {rank}; job {found.id} has ranks 0 to {found.workers - 1}")
+        if rank is not None and not 0 <= rank < found.spec.workers:
+            raise NotFound(f"rank is {rank}; job {found.id} has ranks 0 to {found.spec.workers - 1}")
         readers = [
-            _LogReader(self._controller, found.id, r) for r in ([rank] if rank is not None else range(found.workers))
+            _LogReader(self._controller, found.id, r) for r in ([rank] if rank is not None else range(found.spec.workers))
         ]
         while True:
             was_final = self._find(found.id).state.is_final  # looked at before reading: then the last lines are in
@@ -109,9 +109,9 @@ class Requests:
         submitted = from_json({"type": "JobSubmitted", "time_s": self._controller.now(), "job": "new", "spec": spec})
         assert isinstance(submitted, JobSubmitted)
         devices = len(self._snapshot().slots)
-        least = submitted.spec.devices[0] or submitted.spec.workers
+        least = submitted.spec.devices[0] or sizes_of(submitted.spec)[-1]
         if least > devices and not queue:
-            what = f"devices is {least}.." if submitted.spec.devices[0] else f"workers is {submitted.spec.workers}"
+            what = f"devices is {least}.." if submitted.spec.devices[0] else f"workers is {least}"
             raise SpecError(f"{what}; the cluster has {devices} device{'s' * (devices != 1)} (--queue waits for more)")
         job = self._new_id(submitted.spec.name or _stem(submitted.spec.command))
         await self._controller.take([JobSubmitted(time_s=self._controller.now(), job=job, spec=submitted.spec)])
@@ -141,15 +141,20 @@ class Requests:
         return self._view(self._find(found.id))
 
     async def scale(self, job: str, devices: int = 0) -> dict[str, Any]:
-        """Let the job have so many devices, its ranks taking turns where these are fewer; 0: as many as its spec says."""
+        """Let the job have so many devices, its ranks taking turns where these are fewer, or so many workers, where its spec gives
+        a range of them; 0: as its spec says."""
         found = self._find(job)
         if found.state.is_final:
             raise Refused(f"job {found.id} is {found.state.value}; it holds no devices")
-        if not 0 <= devices <= found.workers:
+        if found.is_resizable and devices and devices not in sizes_of(found.spec):
+            numbers = ", ".join(map(str, sizes_of(found.spec)))
+            raise SpecError(f"workers is {devices}; job {found.id} can have {numbers}, which divide the most of its spec")
+        if not found.is_resizable and not 0 <= devices <= found.workers:
             raise SpecError(f"devices is {devices}; job {found.id} can have 1 to {found.workers}, one for each worker")
         if found.state is JobState.RUNNING and found.why_not:
             raise Refused(f"job {found.id} cannot change its devices while it trains: {found.why_not}")
-        await self._controller.take([ScaleAsked(time_s=self._controller.now(), job=found.id, devices=devices)])
+        number = {"workers": devices, "devices": 0} if found.is_resizable else {"devices": devices}
+        await self._controller.take([ScaleAsked(time_s=self._controller.now(), job=found.id, **number)])
         self._controller.decide(self._controller.now())
         return self._view(self._find(found.id))
 

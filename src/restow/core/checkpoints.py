@@ -108,16 +108,16 @@ def fall_back(record: Record, why: str, time_s: float) -> bool:
         gang.end(record, JobState.PENDING, why, time_s)
     record.ending, record.rescue = JobState.PENDING, None
     record.change(
-        kept=kept_of(saved, job.workers, job.generations + 1), generations=job.generations + 1, steps_done=saved.step,
+        kept=kept_of(saved, job.generations + 1), generations=job.generations + 1, steps_done=saved.step,
         movable=False, reason=f"{why}; goes on from its checkpoint of step {saved.step}",
     )  # fmt: skip
     return True
 
 
-def kept_of(saved: Saved, workers: int, generation: int) -> Kept:
-    """A checkpoint as a kept state."""
+def kept_of(saved: Saved, generation: int) -> Kept:
+    """A checkpoint as a kept state, of as many workers as there were."""
     return Kept(
-        generation=generation, step=saved.step, placement=(Slot(saved.node, 0),) * workers, replicas=(saved.node,),
+        generation=generation, step=saved.step, placement=(Slot(saved.node, 0),) * len(saved.signatures), replicas=(saved.node,),
         signatures=saved.signatures, checkpoint=saved.path, checkpoint_job=saved.job, is_shared=saved.is_shared,
     )  # fmt: skip
 
@@ -134,4 +134,4 @@ def try_older(record: Record) -> None:
     older = [saved for saved in job.saved if kept and kept.checkpoint and saved.step < kept.step]
     if older and kept:
         saved = older[-1]
-        record.change(kept=kept_of(saved, job.workers, kept.generation), steps_done=saved.step)
+        record.change(kept=kept_of(saved, kept.generation), steps_done=saved.step)

@@ -24,9 +24,9 @@ def launch(record: Record, time_s: float) -> None:
     generation = job.generations + 1
     if job.kept and job.kept.is_shared:  # one of the nodes where it starts gives it out
         node = main_node(job.intended)
-        job = replace(job, kept=replace(job.kept, placement=(Slot(node, 0),) * job.workers, replicas=(node,)))
+        job = replace(job, kept=replace(job.kept, placement=(Slot(node, 0),) * len(job.kept.placement), replicas=(node,)))
     record.job = replace(
-        step(job, Cause.PLACED), generation=generation, generations=generation, placement=job.intended,
+        step(job, Cause.PLACED), generation=generation, generations=generation, placement=job.intended, world=len(job.intended),
         alive=frozenset(), exited=frozenset(), movable=False, why_not="",
     )  # fmt: skip
     record.store, record.ending, record.torn, record.known_step = None, None, 0, 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from restow.errors import IllegalTransition
-from restow.job import JobState, Phase
+from restow.job import JobState, Phase, sizes_of
 from restow.placement import Slot, Uses
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def _add(uses: Uses, slot: Slot, job: str, word: str) -> None:
 def _check_job(record: Record) -> None:
     job, switch = record.job, record.job.switch
     wrong = None
-    if (job.placement and len(job.placement) != job.workers) or (job.intended and len(job.intended) != job.workers):
+    sizes = {job.workers, *(sizes_of(job.spec) if job.is_resizable or not job.placement else ())}
+    if (job.placement and len(job.placement) != job.workers) or (job.intended and len(job.intended) not in sizes):
         wrong = "holds or is promised half a gang"
     elif bool(job.placement) != (job.state in (JobState.STARTING, JobState.RUNNING, JobState.STOPPING)):
         wrong = f"is {job.state.value} with {len(job.placement)} slots"

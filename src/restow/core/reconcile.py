@@ -14,7 +14,7 @@ from dataclasses import replace
 from restow.cluster import Node
 from restow.core import gang, switching
 from restow.core.record import Record
-from restow.job import Job, JobSpec, JobState, Kept, Phase
+from restow.job import Job, JobSpec, JobState, Kept, Phase, is_resized
 from restow.messages import (
     Abandon,
     Command,
@@ -50,16 +50,20 @@ def settle(records: Iterable[Record], time_s: float) -> None:
     withdraw(records)
     for record in records:
         _begin(record, records, time_s)
-        _finish_leaving(record, time_s)  # what was given up just now and has no twins to wait for
+        if _finish_leaving(record, time_s):  # what was given up just now and has no twins to wait for
+            _begin(record, records, time_s)
 
 
-def _finish_leaving(record: Record, time_s: float) -> None:
+def _finish_leaving(record: Record, time_s: float) -> bool:
+    """True if a switch that was given up is over now."""
     job = record.job
     if job.state is JobState.STOPPING and not record.processes and not record.rescue:
         gang.gone(record, time_s)
     elif job.switch and record.phase is Phase.ABORT:
         if not any(generation == job.switch.generation for generation, _ in record.processes):
             record.change(switch=None)
+            return True
+    return False
 
 
 def _share_less(record: Record) -> None:
@@ -104,11 +108,11 @@ def _begin(record: Record, records: list[Record], time_s: float) -> None:
     job = record.job
     if job.state is JobState.PENDING and job.intended and are_free(job.intended, record, records):
         gang.launch(record, time_s)
-    elif job.state is JobState.RUNNING and not job.intended and not record.unmovable:
+    elif job.state is JobState.RUNNING and (not job.intended or is_resized(job)) and not record.unmovable:
         if job.switch and record.is_uncommitted and job.switch.placement:
             switching.give_up(record, "the plan changed", time_s)
         elif job.movable and not (job.switch or job.exited or record.exits):
-            switching.start(record, time_s)  # to nowhere: it is suspended
+            switching.start(record, time_s)  # to nowhere: it is suspended, even if only to come back with more or fewer workers
     elif job.state in (JobState.STARTING, JobState.RUNNING) and not job.intended:
         gang.end(record, JobState.PENDING, job.reason or "its slots were taken away", time_s)
     elif record.is_uncommitted and job.switch and job.intended != job.switch.placement:

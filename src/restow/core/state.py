@@ -23,7 +23,7 @@ from restow.core.config import CoreConfig
 from restow.core.deadlines import Watch
 from restow.core.record import Record
 from restow.errors import IllegalTransition
-from restow.job import Job, JobState
+from restow.job import Job, JobState, sizes_of
 from restow.messages import (
     CancelAsked,
     CheckpointAsked,
@@ -219,7 +219,7 @@ class ClusterState:
         if event.job not in self.records:
             job = Job(id=event.job, spec=event.spec, submitted_s=event.time_s, saved=event.saved)
             if event.saved:
-                kept = checkpoints.kept_of(event.saved[-1], job.workers, 1)
+                kept = checkpoints.kept_of(event.saved[-1], 1)
                 job = replace(job, kept=kept, generations=1, steps_done=kept.step)
             self.records[event.job] = Record(job)
 
@@ -251,6 +251,12 @@ class ClusterState:
             wish = rearranged(record.job.placement, wish)
         if wish != record.job.pinned:
             record.change(pinned=wish, failed_moves=0, not_before_s=0.0)
+        if wish and record.job.workers_asked:  # the later of two wishes counts
+            record.change(workers_asked=len(wish))
+        if wish and record.job.devices_asked:
+            record.change(devices_asked=len(devices_of(wish)))
+        if record.job.state is JobState.PENDING and len(record.job.intended) not in (0, len(wish)):
+            record.change(intended=())
 
     def _wait_ended(self, event: WaitEnded) -> None:
         record = self.records.get(event.job)
@@ -266,7 +272,11 @@ class ClusterState:
         """The policy does it. Earlier failures do not hold it up, and a wish to be somewhere is void."""
         record = self.records.get(event.job)
         if record and not record.job.state.is_final:
-            record.change(devices_asked=event.devices, pinned=(), failed_moves=0, not_before_s=0.0)
+            record.change(
+                devices_asked=event.devices, workers_asked=event.workers, pinned=(), failed_moves=0, not_before_s=0.0
+            )  # fmt: skip
+            if record.job.state is JobState.PENDING:
+                record.change(intended=())  # what it was promised was for another number
 
     def _share_asked(self, event: ShareAsked) -> None:
         """Instead of what the spec says, from now on; what was learned of it and its partners under other terms is forgotten."""
@@ -342,11 +352,13 @@ class ClusterState:
             record = self.records.get(id)
             if record is None or record.job.state.is_final:
                 raise IllegalTransition(f"the schedule places {id}, which is not there any more")
-            if len(placement) != record.job.workers:
+            sizes = sizes_of(record.job.spec) if record.job.is_resizable or not record.job.placement else ()
+            if len(placement) not in (record.job.workers, *sizes):
                 raise IllegalTransition(
                     f"the schedule gives {id} {len(placement)} slots; its gang has {record.job.workers}"
                 )
-            if placement != record.job.placement and len(devices_of(placement)) < record.job.devices_min:
+            is_resized = bool(record.job.placement) and len(placement) != record.job.workers
+            if not is_resized and placement != record.job.placement and len(devices_of(placement)) < record.job.devices_min:
                 raise IllegalTransition(f"the schedule gives {id} {len(devices_of(placement))} devices, fewer than it may have")
             for slot in placement:
                 node = self.nodes.get(slot.node)
@@ -355,7 +367,7 @@ class ClusterState:
                 taken.add(slot, id)
                 if not taken.fits(slot):
                     raise IllegalTransition(f"the schedule promises {slot} twice, the second time to {id}")
-            if record.job.placement and placement != record.job.placement:
+            if record.job.placement and placement != record.job.placement and not is_resized:
                 if record.job.movable and rearranged(record.job.placement, placement) != placement:
                     raise IllegalTransition(f"the schedule moves ranks of {id} onto each other's slots")
             wishes[id] = (record.job.placement, placement)

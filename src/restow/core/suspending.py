@@ -79,11 +79,19 @@ def is_resuming(record: Record, generation: int | None = None) -> bool:
 
 def twin_parked(record: Record, event: TwinParked, config: CoreConfig) -> None:
     kept = record.job.kept
-    if kept and kept.signatures and event.signature != kept.signatures[event.rank]:
+    if kept and kept.signatures and not _is_alike(kept, event, record.job.workers):
         why = f"rank {event.rank} on {event.node} built something else than what was suspended (other code, shapes or buckets)"
         fail(record, why, event.time_s, config)
         return
     record.parked |= {event.rank}
+
+
+def _is_alike(kept: Kept, event: TwinParked, workers: int) -> bool:
+    """Has the rank built what was built when its state was kept? In a gang of another size buckets and collectives may differ."""
+    before = kept.signatures[event.rank % len(kept.signatures)]
+    if workers != len(kept.signatures):
+        return event.signature.partition(".")[0] == before.partition(".")[0]
+    return event.signature == before
 
 
 def rank_connected(record: Record, event: RankConnected) -> None:
@@ -110,6 +118,10 @@ def fail(record: Record, reason: str, time_s: float, config: CoreConfig) -> None
     wait_s = min(config.back_off_s_max, config.back_off_s * 2 ** (failures - 1))
     words = f"could not go on from step {_kept(record).step}: {reason}; its state is kept, next try in {wait_s:g} s at the earliest"
     record.change(failed_moves=failures, not_before_s=time_s + wait_s)
+    size = len(_kept(record).placement)
+    if record.job.is_resizable and record.job.workers != size:
+        words += f"; with {size} workers as before"
+        record.change(workers_asked=size, pinned=())
     gang.end(record, JobState.PENDING, words, time_s)
     record.change(intended=())
 

@@ -21,7 +21,7 @@ from dataclasses import replace
 from restow.core.config import CoreConfig
 from restow.core.lifecycle import Turn, turn
 from restow.core.record import Abandoned, Before, Process, Record
-from restow.job import JobState, Phase, Switch
+from restow.job import JobState, Phase, Switch, is_resized
 from restow.messages import (
     RankConnected,
     RankExited,
@@ -41,13 +41,13 @@ from restow.placement import main_node, moved_ranks, nodes_of
 def start(record: Record, time_s: float) -> None:
     """Begin the way to the intended placement, whose slots are free."""
     job = record.job
-    generation = job.generations + 1
+    generation, then = job.generations + 1, () if is_resized(job) else job.intended
     record.connected, record.dead_steps, record.exits = set(), (), {}
     record.before, record.back = None, frozenset()
     record.nodes_used.update(nodes_of(job.intended))
-    fill = choose_fill(job.spec, job.profile, job.placement, job.intended) if job.intended else "vault"
+    fill = choose_fill(job.spec, job.profile, job.placement, then) if then else "vault"
     record.change(generations=generation, switch=Switch(
-        generation=generation, placement=job.intended, reason=job.reason, fill=fill, started_s=time_s, phase_s=time_s,
+        generation=generation, placement=then, reason=job.reason, fill=fill, started_s=time_s, phase_s=time_s,
     ))  # fmt: skip
 
 

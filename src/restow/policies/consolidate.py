@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from restow.cluster import Snapshot
-from restow.job import Job, JobState, Phase
+from restow.job import Job, JobState, Phase, sizes_of
 from restow.perf import RESTART_PAUSE_S, move_cost, predict_step_s, steps_left
 from restow.placement import (
     Move,
@@ -113,6 +113,7 @@ class Consolidate:
         for job in snapshot.jobs:
             waits_for_wish = job.pinned and not same_devices(job.pinned, job.intended)
             waits_for_wish = waits_for_wish or job.devices_asked not in (0, len(devices_of(job.intended)))
+            waits_for_wish = waits_for_wish or job.workers_asked not in (0, len(job.intended))
             if job.intended and schedule.placement(job.id) == job.intended and not waits_for_wish:
                 schedule.reasons.pop(job.id, None)  # nothing new to say; the reason that brought it there stays
         return schedule
@@ -162,7 +163,9 @@ class Consolidate:
             have = devices_of(job.intended)
             reach = [*(slot for slot in have if slot.node not in draining), *board.usable(job)]
             numbers = range(min(len(have), len(reach)), min(len(have), job.devices_min) - 1, -1)
-            then = next(filter(None, (on_devices(job, number, reach, snapshot) for number in numbers)), None)
+            sizes = [size for size in (sizes_of(job.spec) if job.is_resizable else ()) if size < job.workers]
+            ways = [*((number, job.workers) for number in numbers), *((size, size) for size in sizes if size <= len(reach))]
+            then = next(filter(None, (on_devices(job, number, reach, snapshot, workers) for number, workers in ways)), None)
             if then:
                 reason = f"leaves {names}, which is drained"
                 schedule.put(job.id, then, reason)
@@ -207,6 +210,8 @@ class Consolidate:
                 continue
             if job.paused or job.id in schedule.moves or (job.intended and job.id not in schedule.placements):
                 continue  # it is leaving a node
+            if job.placement and len(job.pinned) != len(job.placement):
+                continue  # it has another number of workers since
             if (job.switch and job.switch.phase in (Phase.COMMIT, Phase.RESCUE, Phase.ABORT)) or snapshot.now_s < job.not_before_s:
                 schedule.explain(job.id, job.reason)  # why the last attempt failed and when the next may be
                 continue
@@ -274,7 +279,9 @@ class Consolidate:
     @staticmethod
     def _start_reason(job: Job, placement: Placement) -> str:
         nodes, devices = nodes_of(placement), len(devices_of(placement))
-        fewer = f", {job.workers} ranks on {count(devices, 'device')}" if devices < job.workers else ""
+        workers = len(placement)
+        fewer = f", {workers} ranks on {count(devices, 'device')}" if devices < workers else ""
+        fewer = f" with {count(workers, 'worker')}" if job.is_resizable and workers < job.spec.workers else fewer
         if job.kept:
             return f"goes on from step {job.kept.step} on {' and '.join(nodes)}{fewer}"
         if fewer:

@@ -53,29 +53,36 @@ def best_start(workers: int, usable: Iterable[Slot], wire_bytes: int, snapshot: 
 def start(job: Job, usable: Iterable[Slot], snapshot: Snapshot) -> Placement | None:
     """For a pending job: on as many of these devices as it may have; None if they are fewer than it needs."""
     slots = list(usable)
-    for number in range(min(job.devices_max, len(slots)), job.devices_min - 1, -1):
-        found = on_devices(job, number, slots, snapshot)
-        if found:
-            return found
+    for workers in job.sizes:
+        most, least = min(job.devices_max, workers, len(slots)), job.devices_min
+        if job.is_resizable and not (job.kept and job.kept.is_rescued):
+            least = workers  # it has fewer workers rather than let them take turns
+        for number in range(most, least - 1, -1):
+            found = on_devices(job, number, slots, snapshot, workers)
+            if found:
+                return found
     return None
 
 
-def on_devices(job: Job, number: int, usable: Iterable[Slot], snapshot: Snapshot) -> Placement | None:
-    """The best placement on exactly `number` of these devices, ranks taking turns where these are fewer: the fewest nodes, the
-    least communication, the fewest moved ranks. None where there are not so many with the memory for it."""
+def on_devices(job: Job, number: int, usable: Iterable[Slot], snapshot: Snapshot, workers: int = 0) -> Placement | None:
+    """The best placement of `workers` ranks (0: as many as it has) on exactly `number` of these devices, ranks taking turns where
+    these are fewer: the fewest nodes, the least communication, the fewest moved ranks. None where there are not so many with the
+    memory for it."""
+    workers = workers or job.workers
     now, bytes_each = job.intended, max(job.spec.memory_bytes, job.profile.memory_bytes)
-    rounds = -(-job.workers // number)
+    now = now if len(now) == workers else ()
+    rounds = -(-workers // number)
     slots = [slot for slot in usable if rounds == 1 or _has_room(slot, rounds * bytes_each, snapshot)]
     if not now:
         devices = best_start(number, slots, job.profile.wire_bytes, snapshot)
-        return folded(job.workers, devices) if devices else None
+        return folded(workers, devices) if devices else None
 
     def cost(placement: Placement) -> tuple[object, ...]:
         seconds = communication_s(placement, job.profile.wire_bytes or UNKNOWN_WIRE_BYTES, snapshot)
         moved = len(moved_ranks(now, placement))
         return (len(nodes_of(placement)) > 1, float(f"{seconds:.1g}"), len(nodes_of(placement)), moved, placement)
 
-    found = (folded(job.workers, devices, now) for devices in _choices(number, slots, devices_of(now)))
+    found = (folded(workers, devices, now) for devices in _choices(number, slots, devices_of(now)))
     return min(found, key=cost, default=None)
 
 

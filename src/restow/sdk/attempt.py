@@ -182,7 +182,17 @@ class Attempt:
     def _own_source(self) -> tuple[str, int]:
         """Arriving: who has our private state."""
         kept = self.terms.kept
-        return ("vault", nodes_of(kept).index(kept[self.rank].node)) if kept else ("rank", self.rank)
+        return ("vault", nodes_of(kept).index(kept[self._kept_rank].node)) if kept else ("rank", self.rank)
+
+    @property
+    def _kept_rank(self) -> int:
+        """Coming back: whose private state is ours. Where there are more workers than before, the new ones begin with a copy."""
+        return self.rank % len(self.terms.kept)
+
+    @property
+    def is_new_rank(self) -> bool:
+        """Coming back: was there no such rank before?"""
+        return 0 < len(self.terms.kept) <= self.rank
 
     def _source_of(self, copy: Copy) -> tuple[str, int]:
         kind, number = copy.source
@@ -349,9 +359,13 @@ class Attempt:
         """Arriving: what this rank alone held when it was suspended."""
         client = self._clients[self._own_source()]
         sizes = json.loads(client.fetch_private(patience_s))
-        blob = torch.empty(sizes[vault.of_rank(self.rank)], dtype=torch.uint8)
-        client.fill({vault.of_rank(self.rank): blob}, patience_s)
-        return blob.numpy().tobytes()
+        name = vault.of_rank(self._kept_rank)
+        blob = torch.empty(sizes[name], dtype=torch.uint8)
+        client.fill({name: blob}, patience_s)
+        private = blob.numpy().tobytes()
+        if len(self.terms.kept) != len(self.terms.then) and self._table.has_gradients(private):
+            raise AttemptFailed("it adds up gradients over several steps, which cannot be shared out anew among other workers")
+        return private
 
     # ------------------------------------------------------------ private state
 

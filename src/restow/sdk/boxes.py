@@ -138,6 +138,11 @@ class StateTable:
         """The `extra` of a blob without installing anything: what must be known before it is safe to install."""
         return dict(_head(blob)["extra"])
 
+    @staticmethod
+    def has_gradients(blob: bytes) -> bool:
+        """Are there gradients in a blob that the next update needs?"""
+        return Gradients.LIVE.value in _head(blob)["gradients"].values()
+
     def install_private(self, blob: bytes) -> dict[str, Any]:
         """Put everything in `blob` back in place (tensors keep their identity) and return its `extra`. Checks before it
         writes: raises ScriptError naming what does not fit."""

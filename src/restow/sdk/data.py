@@ -32,13 +32,15 @@ class Feed:
     """An endless iterator over the batches of `loader` for one rank; step n gives the n-th batch since the run began.
 
     `start` is a `position()` of the same rank; `start_step` a step. `batches_per_epoch` is None where epochs may differ.
+    `workers_most`: of a job that may have another world size, the greatest; see order.py. Raises ScriptError for a loader that
+    cannot be shared out anew.
     """
 
     def __init__(self, loader: Iterable[Any], seed: int, rank: int, world_size: int, start_step: int = 0,
-                 start: Mapping[str, Any] | None = None):
-        self._loader, self._rank, self._world_size = loader, rank, world_size
+                 start: Mapping[str, Any] | None = None, workers_most: int = 0):
+        self._loader, self._gang = loader, (rank, world_size, workers_most)
         self.seed = seed
-        self._source: _Source = _source(loader, seed, rank, world_size)
+        self._source: _Source = _source(loader, seed, *self._gang)
         self.step = 0
         if start is not None:
             self.restore(start)
@@ -77,7 +79,7 @@ class Feed:
         if position["seed"] != self.seed:
             self.close()
             self.seed = position["seed"]
-            self._source = _source(self._loader, self.seed, self._rank, self._world_size)
+            self._source = _source(self._loader, self.seed, *self._gang)
         self.seek(position["step"], position)
 
     def seek(self, step: int, near: Mapping[str, Any] | None = None) -> None:
@@ -111,11 +113,14 @@ class _Source(Protocol):
     def close(self) -> None: ...
 
 
-def _source(loader: Any, seed: int, rank: int, world_size: int) -> _Source:
+def _source(loader: Any, seed: int, rank: int, world_size: int, workers_most: int) -> _Source:
+    if workers_most and (not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset)):
+        raise ScriptError(f"the loader is a {type(loader).__name__} whose batches cannot be shared out anew among more or fewer "
+                          "workers; use a DataLoader over a dataset with a length, or a fixed number of workers")
     if callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None)):
         return _Iterated(loader, seed, rank)
     if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
-        return _Mapped(loader, Order(loader, seed, rank, world_size))
+        return _Mapped(loader, Order(loader, seed, rank, world_size, workers_most))
     if hasattr(loader, "__len__") and hasattr(loader, "__getitem__") and not isinstance(loader, Mapping):
         return _Listed(loader)
     if not hasattr(loader, "__iter__"):

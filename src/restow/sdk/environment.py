@@ -13,6 +13,7 @@ class Environment:
     job: str
     rank: int
     world_size: int
+    workers_most: int  # the greatest world size that the job may have; 0: it may have no other
     generation: int
     role: str  # "rank" or "twin"
     node: str
@@ -40,6 +41,7 @@ def read_environment() -> Environment | None:
         job=os.environ["RESTOW_JOB"],
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
+        workers_most=int(read("RESTOW_WORKERS_MOST", "0")),
         generation=int(os.environ["RESTOW_GENERATION"]),
         role=os.environ["RESTOW_ROLE"],
         node=os.environ["RESTOW_NODE"],

@@ -4,10 +4,14 @@ The script's own sampler draws the order, once per epoch, with every generator t
 A plain order in a job of W ranks is shared out: rank r gets positions r, r+W, r+2W, ... of it. As with torch's
 DistributedSampler all ranks get the same number: the order is filled up from its own beginning, or cut if `drop_last`.
 Samplers of other kinds are left alone, because they may share out already.
+
+A job that may change its number of workers has the same batch, all workers together, whatever that is: a loader's batch_size is
+that of the most workers, and fewer make the batches of several each. The samples of a step and their order do not change.
 """
 
 from __future__ import annotations
 
+import copy
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,9 +36,9 @@ PLAIN = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSa
 
 
 class Order:
-    """The batches of `loader` for one rank."""
+    """The batches of `loader` for one rank. `workers_most`: so many workers would make one batch_size each; 0: those there are."""
 
-    def __init__(self, loader: DataLoader[Any], seed: int, rank: int, world_size: int):
+    def __init__(self, loader: DataLoader[Any], seed: int, rank: int, world_size: int, workers_most: int = 0):
         self.seed, self._rank = seed, rank
         batches: Any = loader.batch_sampler
         is_plain_batch = type(batches) is BatchSampler
@@ -43,7 +47,16 @@ class Order:
         self._draws_batches = batches is not None and not is_plain_batch
         samplers: Any = loader.sampler
         self._sampler: Any = samplers if batches is None else batches.sampler if is_plain_batch else batches
-        self._shares = world_size if type(self._sampler) in PLAIN else 1
+        if workers_most:
+            if self.batch_size is None or type(self._sampler) not in (*PLAIN, DistributedSampler):
+                what = "batch_size=None" if self.batch_size is None and batches is None else type(self._sampler).__name__
+                raise ScriptError(f"the loader has {what}, so its batches cannot be shared out anew among more or fewer workers; "
+                                  "use batch_size with shuffle=True or one of torch's plain samplers, or a fixed number of workers")
+            if type(self._sampler) is DistributedSampler:
+                self._sampler = _unshared(self._sampler)
+            self.batch_size *= workers_most // world_size
+        self._shares = world_size if workers_most or type(self._sampler) in PLAIN else 1
+        self._whole = workers_most or self._shares  # the order is filled up, or cut, to a multiple of it
         self.stride = world_size  # between the positions, in the global order, of this rank's neighbouring samples
         self.is_endless = not hasattr(type(self._sampler), "__len__")
         is_regular = type(self._sampler) in (*PLAIN, DistributedSampler)  # its len() is right and never changes
@@ -134,7 +147,7 @@ class Order:
                     set_epoch(epoch)
             with self._seeded_generators(epoch), Bubble(mix(self.seed, epoch)).inside():
                 drawn = list(self._sampler)
-            if not self._draws_batches and self._shares > 1:
+            if not self._draws_batches and self._whole > 1:
                 drawn = self._share(drawn)
             if not (drawn if self._draws_batches else self._batch_count(len(drawn))):
                 raise ScriptError(self._says_empty(len(drawn)))
@@ -149,7 +162,8 @@ class Order:
 
     def _share_count(self, samples: int) -> int:
         """Samples of one rank out of `samples` in the global order."""
-        return samples // self._shares if self._drop_last else -(-samples // self._shares)
+        wholes = samples // self._whole if self._drop_last else -(-samples // self._whole)
+        return wholes * (self._whole // self._shares)
 
     def _batch_count(self, samples: int) -> int:
         if self.batch_size is None:
@@ -179,6 +193,14 @@ class Order:
             if not self.is_endless:  # an endless one draws from it later
                 for key, g in found.items():
                     g.set_state(states[key])
+
+
+def _unshared(sampler: Any) -> Any:
+    """A DistributedSampler that gives the whole order."""
+    whole = copy.copy(sampler)
+    whole.num_replicas, whole.rank = 1, 0
+    whole.num_samples = whole.total_size = len(sampler.dataset)
+    return whole
 
 
 def _compact(order: list[Any]) -> Sequence[Any]:

@@ -120,7 +120,10 @@ class Job:
             self.step += 1
 
     def _feed(self, loader: Iterable[Any], start_step: int) -> Feed:
-        return Feed(loader, seed=self._seed or 0, rank=self.rank, world_size=self.world_size, start_step=start_step)
+        most = self._worker.environment.workers_most if self._worker else 0
+        return Feed(
+            loader, seed=self._seed or 0, rank=self.rank, world_size=self.world_size, start_step=start_step, workers_most=most
+        )  # fmt: skip
 
     def _moving_steps(self, worker: Worker, loader: Iterable[Any], total: int | None) -> Iterator[Any]:
         if worker.table is None:
@@ -196,9 +199,10 @@ class Job:
         return feed.why_not
 
     def _signature(self) -> str:
-        """Equal on every rank and twin of a data-parallel job: code, tensors, bucket layout and collectives of one step."""
+        """Equal on every rank and twin of a data-parallel job: what is trained by which code, then, after a point, buckets and
+        collectives of one step, which may be others in a gang of another size."""
         assert self._table
-        parts = [self._table.signature(), _code_hash()]
+        what, parts = f"{self._table.signature()}|{_code_hash()}", list[str]()
         for group in groups:
             parts.append(trace_hash(group.trace or []))
             group.rehearsed, group.trace = group.trace or [], None
@@ -206,7 +210,7 @@ class Job:
             if isinstance(thing, DistributedDataParallel):
                 layout = thing._get_ddp_logging_data()
                 parts.append(str(layout.get("rebuilt_bucket_sizes", "")))
-        return hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
+        return ".".join(hashlib.sha256(text.encode()).hexdigest()[:24] for text in (what, "|".join(parts)))
 
     # ------------------------------------------------------------ twins
 
@@ -240,6 +244,8 @@ class Job:
         feed.restore(extra["feed"])
         self.step = int(extra["step"])
         self.is_rehearsal = False
+        if extra["is_new_rank"]:  # what it was given is another rank's, whose random numbers it must not draw
+            randomness.seed_all(randomness.mix(self._seed or 0, self.rank, self.step))
         assert self._table
         worker.say_ready(self._own_signature, self._why_not(feed))
         return feed

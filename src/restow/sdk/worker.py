@@ -541,6 +541,7 @@ class Worker:
             guard.arm(step)
         self._become(attempt, step, pause_s, report)
         self.times.forget()
+        report.extra["is_new_rank"] = attempt.is_new_rank
         return report.extra
 
     def _become(self, attempt: Attempt, step: int, pause_s: float, report: Report) -> None:
