@@ -73,7 +73,10 @@ def test_fewer_workers_and_all_again(cluster, whole, workers):
     cluster.await_true(lambda: cluster.client.show(job.id)["step"] == HOLDS[1], "never at its second hold", job)
     resize(cluster, job, 4, from_hold=HOLDS[1])
     assert_the_same(cluster, job, whole)
-    assert any(f"from {workers} to 4 workers, as was asked" in str(event) for event in cluster.all_events())
+    [fewer, all_again] = [event for event in cluster.events(job) if event["type"] == "MoveMeasured"]
+    assert (len(fewer["now"]), len(fewer["then"]), len(all_again["then"])) == (4, workers, 4)
+    assert f"from {workers} to 4 workers, as was asked" in all_again["reason"]
+    assert all_again["downtime_s"] > 0 and all_again["lost_steps"] == 0
 
 
 def test_the_controller_may_be_killed_meanwhile(cluster, whole):

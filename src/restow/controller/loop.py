@@ -138,6 +138,8 @@ class Controller:
         for job in self.state.jobs.values():
             if job.switch and job.switch.placement:
                 self.measurer.expect(job.id, job.switch.generation, job.placement, job.switch.placement)
+            elif job.kept and self.measurer.is_resize(job.id, job.kept.placement, job.placement):
+                self.measurer.expect(job.id, job.generation, job.kept.placement, job.placement)
         return measured
 
     def _decide(self) -> None:

@@ -48,7 +48,7 @@ class Measurer:
         self._reports: dict[str, dict[int, deque[Progressed]]] = {}  # job → rank → reports of the present generation
         self._pending: dict[tuple[str, int], _Pending] = {}
         self._before: dict[str, float] = {}  # step time when the switch under way began to be prepared
-        self._predicted: dict[str, Move] = {}
+        self._predicted: dict[tuple[str, Placement], Move] = {}  # job, where to → the last prediction
         self.measured: dict[str, list[MoveMeasured]] = {}
 
     def expect(self, job: str, generation: int, now: Placement, then: Placement) -> None:
@@ -56,9 +56,15 @@ class Measurer:
         if (job, generation) not in self._pending:
             self._pending[job, generation] = _Pending(now=now, then=then, before_s=self.step_s(job))
 
+    def is_resize(self, job: str, now: Placement, then: Placement) -> bool:
+        """Was a way there, with another number of workers, predicted for the job?"""
+        return len(now) != len(then) and (job, then) in self._predicted
+
     def step_s(self, job: str) -> float:
         """Seconds per step now, median over the ranks; 0 when there are too few reports."""
-        slopes = [slope for reports in self._reports.get(job, {}).values() if (slope := _slope(reports))]
+        latest = [reports for reports in self._reports.get(job, {}).values() if reports]
+        newest = max((reports[-1].generation for reports in latest), default=0)  # ranks that are no more count no more
+        slopes = [slope for reports in latest if reports[-1].generation == newest and (slope := _slope(reports))]
         return statistics.median(slopes) if slopes else 0.0
 
     def observe(self, event: Event) -> Iterator[MoveMeasured]:
@@ -67,7 +73,7 @@ class Measurer:
                 self.measured.setdefault(event.job, []).append(event)
                 self._pending.pop((event.job, event.generation), None)
             case MovePredicted(move=move):
-                self._predicted[move.job] = move
+                self._predicted[move.job, move.then] = move
             case RankSwitched(job=job, generation=generation, rank=rank):
                 pending = self._pending.get((job, generation))
                 if pending and all(report.rank != rank for report in pending.reports):
@@ -95,9 +101,7 @@ class Measurer:
 
     def _close(self, job: str, generation: int, pending: _Pending) -> MoveMeasured:
         del self._pending[job, generation]
-        predicted = self._predicted.pop(job, None)
-        if predicted and predicted.then != pending.then:
-            predicted = None
+        predicted = self._predicted.pop((job, pending.then), None)
         longest = max(pending.reports, key=lambda report: report.pause_s)
         seen_before = max(pending.steps_before.values(), default=0)
         first_after = min((report.step for report in pending.after), default=longest.step)

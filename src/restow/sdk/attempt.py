@@ -190,6 +190,11 @@ class Attempt:
         return self.rank % len(self.terms.kept)
 
     @property
+    def is_resized(self) -> bool:
+        """Coming back: with another number of workers?"""
+        return 0 < len(self.terms.kept) != len(self.terms.then)
+
+    @property
     def is_new_rank(self) -> bool:
         """Coming back: was there no such rank before?"""
         return 0 < len(self.terms.kept) <= self.rank
@@ -363,7 +368,7 @@ class Attempt:
         blob = torch.empty(sizes[name], dtype=torch.uint8)
         client.fill({name: blob}, patience_s)
         private = blob.numpy().tobytes()
-        if len(self.terms.kept) != len(self.terms.then) and self._table.has_gradients(private):
+        if self.is_resized and self._table.has_gradients(private):
             raise AttemptFailed("it adds up gradients over several steps, which cannot be shared out anew among other workers")
         return private
 

@@ -525,8 +525,8 @@ class Worker:
             _leave()
         step = int(report.extra["step"])
         pause_s = max(0.0, time.time() - float(report.extra["left_at_s"]))
-        if comes_back:
-            pause_s = sum(seconds for _, seconds in report.phases)  # what came before is no pause
+        if comes_back and not attempt.is_resized:
+            pause_s = sum(seconds for _, seconds in report.phases)  # what came before is no pause: nobody wanted it to train
         self.optimizer_steps = int(report.extra["optimizer_steps"])
         self._step_word[0] = step
         self.is_twin = False
