@@ -101,6 +101,7 @@ def test_a_machine_that_is_gone(undisturbed):
         assert [lines[-1] for lines in cluster.output(job)] == [lines[-1] for lines in undisturbed]  # parameters, losses
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_gone_after_its_rank_had_moved_there(undisturbed):
     """What rank 2 had left where it came from, and what is kept there for it since, are not taken for each other."""
     with Cluster({"a": 3, "b": 2}) as cluster:

@@ -91,6 +91,7 @@ def test_the_controller_may_be_killed_meanwhile(cluster, whole):
     assert cluster.has_event(job, "RankSwitched")
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_while_it_begins_costs_nothing(cluster, whole):
     job = submit(cluster)
     cluster.client.scale(job.id, 2)
