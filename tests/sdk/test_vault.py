@@ -9,7 +9,7 @@ import torch
 
 from restow import vault
 from restow.errors import Refused
-from restow.sdk.vault import map_state, tensors_of, write_tensors
+from restow.sdk.vault import map_state, room_for, tensors_of, write_tensors
 
 ABOUT = {"job": "a-1", "generation": 3, "step": 7}
 
@@ -41,6 +41,31 @@ def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path):
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor), name
     assert found["image"].stride() == state()["image"].stride()
+
+
+def test_what_is_written_into_room_made_ahead_is_the_same(tmp_path):
+    tensors = {**state(), "large": torch.randn(700_000)}  # more than one piece
+    write_tensors(tmp_path / "a", "replica", tensors, **ABOUT)
+    room = room_for(tmp_path / "b", "replica", tensors)
+    write_tensors(tmp_path / "b", "replica", tensors, room=room, **ABOUT)
+    assert room
+    room.close()
+    for name in ("replica.state", "replica.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_room_for_other_tensors_is_not_used(tmp_path):
+    room = room_for(tmp_path, "replica", {"weights": torch.zeros(3)})
+    write_tensors(tmp_path, "replica", state(), room=room, **ABOUT)
+    manifest, flat = map_state(tmp_path, "replica")
+    assert torch.equal(tensors_of(manifest, flat)["weights"], state()["weights"])
+    assert room_for(tmp_path, "other", {}) is None
+
+
+def test_without_room_nothing_is_left(tmp_path):
+    with pytest.raises(OSError):
+        vault.Room(tmp_path, "replica", 1 << 60)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("blob", [b"", b"x", bytes(range(256)) * 1000])

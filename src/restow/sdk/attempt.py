@@ -31,7 +31,7 @@ from restow.sdk.private import PrivateStore
 from restow.sdk.takeover import Takeover
 from restow.sdk.terms import AttemptFailed, Outcome, Report, Role, Terms, Trouble
 from restow.sdk.transport import FillClient, FillServer
-from restow.sdk.vault import write_tensors
+from restow.sdk.vault import room_for, write_tensors
 
 CONNECT_TIMEOUT = timedelta(seconds=60)
 FILL_BYTES_PER_S_MIN = 5e6  # a transfer slower than this (40 Mbit/s) is given up
@@ -67,6 +67,7 @@ class Attempt:
         self._has_gathered = False
         self._inners: dict[str, Inner] = {}
         self._replaced: dict[str, Inner] = {}
+        self._room: vault.Room | None = None  # suspending: where the state will be written
         self._agreement: Agreement | None = None
         self._across: FillClient | None = None  # leaving: to our twin; arriving: to our leaver. Only to see it end
         self.busy = threading.Lock()  # held while we take part: `close` from another thread waits for the outcome
@@ -118,6 +119,8 @@ class Attempt:
                 self._gives = any(copy.source == ("rank", self.rank) for copy in self._planned())
             if self.role is Role.LEAVING:
                 self._across = self._client(store, "twin", self.rank)
+            elif self.role is Role.SUSPENDING and self._keeps_replica:
+                self._room = room_for(Path(self.terms.vault), vault.REPLICA, self._table.tensors())
             elif self.role is not Role.SUSPENDING:
                 for group in groups:
                     prefixed = dist.PrefixStore(f"inner/{group.key}", store)
@@ -356,9 +359,15 @@ class Attempt:
         terms, folder = self.terms, Path(self.terms.vault)
         about: dict[str, Any] = {"job": self._job, "generation": terms.generation, "step": step}
         written = vault.write_blob(folder, vault.of_rank(self.rank), private, **about)
-        if self.rank == min(rank for rank, slot in enumerate(terms.now) if slot.node == terms.now[self.rank].node):
-            written += write_tensors(folder, vault.REPLICA, self._table.tensors(), **about)
+        if self._keeps_replica:
+            written += write_tensors(folder, vault.REPLICA, self._table.tensors(), room=self._room, **about)
         return written
+
+    @property
+    def _keeps_replica(self) -> bool:
+        """Suspending: the lowest rank of a node writes what all hold alike."""
+        now = self.terms.now
+        return self.rank == min(rank for rank, slot in enumerate(now) if slot.node == now[self.rank].node)
 
     def _private_from_vault(self, patience_s: float) -> bytes:
         """Arriving: what this rank alone held when it was suspended."""
@@ -444,6 +453,8 @@ class Attempt:
     def _close(self) -> None:
         if self._server:
             self._server.close()
+        if self._room:
+            self._room.close()
         for client in [*self._clients.values(), *([self._across] if self._across else [])]:
             client.close()
         unused = self._replaced if self._replaced else self._inners

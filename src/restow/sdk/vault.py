@@ -16,8 +16,20 @@ from restow.sdk.spans import Span, describe, spans_of
 ALIGN = 64  # tensors start at multiples of it
 
 
-def write_tensors(folder: Path, name: str, tensors: Mapping[str, torch.Tensor], *, job: str, generation: int, step: int) -> int:
-    """Write these tensors as the state `name`; returns its bytes. Raises OSError when there is no room: then there is no state."""
+def room_for(folder: Path, name: str, tensors: Mapping[str, torch.Tensor]) -> vault.Room | None:
+    """Where `write_tensors` can write these tensors, ahead of time. None where there is nothing to write. Raises OSError."""
+    size = sum(_padded_bytes(tensor.nbytes) for tensor in tensors.values())
+    return vault.Room(folder, name, size) if size else None
+
+
+def write_tensors(
+    folder: Path, name: str, tensors: Mapping[str, torch.Tensor], *, job: str, generation: int, step: int,
+    room: vault.Room | None = None,
+) -> int:  # fmt: skip
+    """Write these tensors as the state `name`; returns its bytes. `room`: of the same state, used if it fits.
+
+    Raises OSError when there is no room: then there is no state.
+    """
     entries: list[vault.Entry] = []
     pieces: list[Span] = []
     at = 0
@@ -26,8 +38,13 @@ def write_tensors(folder: Path, name: str, tensors: Mapping[str, torch.Tensor], 
         strides = list(tensor.stride()) if span.is_plain else list(tensor.contiguous().stride())
         entries.append(vault.Entry(name=tensor_name, shape=describe(tensor), strides=strides, at=at, bytes=span.nbytes))
         pieces.append(span)
-        at += span.nbytes + -span.nbytes % ALIGN
-    return vault.write(folder, name, _padded(pieces), entries, job=job, generation=generation, step=step)
+        at += _padded_bytes(span.nbytes)
+    room = room if room and room.size == at else None
+    return vault.write(folder, name, _padded(pieces), entries, job=job, generation=generation, step=step, room=room)
+
+
+def _padded_bytes(size: int) -> int:
+    return size + -size % ALIGN
 
 
 def _padded(pieces: Iterable[Span]) -> Iterable[memoryview]:
