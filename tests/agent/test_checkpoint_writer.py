@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,3 +153,25 @@ def test_it_goes_to_an_object_store_as_well(tmp_path):
     assert manifest.step == 12
     assert torch.equal(tensors["model.head.weight"], net.head.weight)
     assert checkpoint.steps_in("memory://runs/a-1") == [12]
+
+
+@pytest.mark.parametrize("pages", [2, 6])
+def test_a_full_folder_leaves_what_was_there_and_nothing_of_the_new_one(tmp_path, made, pages):
+    """It is full before or within the new one's data."""
+    net, optimizer = trained(1)
+    folder = tmp_path / "full"
+    folder.mkdir()
+    size = sum(file.stat().st_size for file in made[0].iterdir()) + 4096 * (pages + len(list(made[0].iterdir())))
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], capture_output=True).returncode:
+        pytest.skip("NOT TESTED: mount is not allowed here")
+    try:
+        full = replace(orders(tmp_path, 12), folder=str(folder / "a-1"))
+        checkpoint_writer.write(full)
+        shutil.rmtree(tmp_path / "snapshot")
+        snapshot(tmp_path / "snapshot", net, optimizer, 20)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoint_writer.write(replace(full, step=20))
+        assert [path.name for path in (folder / "a-1").iterdir()] == [checkpoint.name_of(12)]
+        checkpoint.verify(str(folder / "a-1" / checkpoint.name_of(12)), bytes.fromhex(SECRET))
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

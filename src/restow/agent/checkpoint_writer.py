@@ -7,6 +7,7 @@ written with torch.distributed.checkpoint, one writer, so that `dcp.load` finds 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -130,7 +132,20 @@ def _save(state: dict[str, Any], folder: Path) -> None:
     from torch.distributed.checkpoint import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    save(state, storage_writer=FileSystemWriter(folder, single_file_per_rank=True, sync_files=True), no_dist=True)
+    with _plainly():
+        save(state, storage_writer=FileSystemWriter(folder, single_file_per_rank=True, sync_files=True), no_dist=True)
+
+
+@contextlib.contextmanager
+def _plainly() -> Iterator[None]:
+    """torch wraps what went wrong into a BaseException with all tracebacks; what it was comes out of here."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        cause, _ = next(iter(error.failures.values()))
+        raise (cause if isinstance(cause, OSError) else RestowError(str(cause))) from None
 
 
 def _sign(orders: Orders, names: dict[str, str], folder: Path) -> None:
@@ -183,6 +198,7 @@ def load(folder: str, secret: bytes) -> tuple[checkpoint.Manifest, dict[str, Any
         missing = sorted(wanted - state.keys())
         if missing:
             raise Refused(f"{folder} holds no {missing[0]}")
-        load_state(state, storage_reader=reader, no_dist=True)
+        with _plainly():
+            load_state(state, storage_reader=reader, no_dist=True)
     privates = {rank: state[f"{_PRIVATE}{rank}"] for rank in range(manifest.workers)}
     return manifest, {name: state[inside] for name, inside in manifest.names.items()}, privates
