@@ -5,7 +5,17 @@ import pytest
 from restow.core.reconcile import secret_of
 from restow.errors import IllegalTransition
 from restow.job import CheckpointSpec, JobState
-from restow.messages import CheckpointAsked, Forget, Launch, OpenStore, RankExited, RankStarted, Stop, StoreOpened
+from restow.messages import (
+    CheckpointAsked,
+    Forget,
+    Launch,
+    OpenStore,
+    RankExited,
+    RankStarted,
+    Snapshot,
+    Stop,
+    StoreOpened,
+)
 from restow.placement import Schedule, parse_placement
 from tests.core.obedient import SECRET, Cluster, Program
 
@@ -268,3 +278,21 @@ def test_a_job_that_is_away_goes_on_elsewhere_from_a_checkpoint_that_others_see(
         assert cluster.job("a").steps_done >= saved.step
     else:
         assert cluster.job("a").away == "m1"
+
+
+def test_a_checkpoint_that_is_never_written_is_given_up_and_the_next_is_made():
+    cluster = Cluster("m1:2")
+    cluster.agents.deaf = {Snapshot}  # its folder hangs
+    cluster.submit("a", workers=2, checkpoint=CheckpointSpec(every_s=600.0))
+    cluster.run()
+    cluster.clock(700.0)
+    cluster.run()
+    assert cluster.state.records["a"].checkpointing
+    cluster.agents.deaf = set()
+    cluster.clock(3601.0)
+    cluster.tick()
+    assert "not written within 3600 s" in str(cluster.journal[-1])
+    assert cluster.state.records["a"].checkpointing is None
+    cluster.clock(700.0)
+    cluster.run()
+    assert cluster.job("a").saved

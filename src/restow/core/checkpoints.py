@@ -81,7 +81,9 @@ def due(record: Record, now_s: float, config: CoreConfig) -> list[Event]:
         is_far = 0 < spec.every_steps <= record.known_step - max(last.step if last else 0, record.checkpoint_tried_step)
         return [CheckpointAsked(time_s=now_s, job=job.id)] if is_late or is_far else []
     if doing.step is not None and doing.generation == job.generation:
-        return []
+        why = f"it was not written within {config.checkpoint_s:g} s; does its folder still answer?"
+        is_stuck = now_s - doing.asked_s > config.checkpoint_s
+        return [CheckpointFailed(**common, rank=-1, step=doing.step, reason=why)] if is_stuck else []  # type: ignore[arg-type]
     if doing.tries >= config.proposals_max:
         return [CheckpointFailed(**common, rank=-1, step=-1, reason=f"{doing.tries} steps were refused")]  # type: ignore[arg-type]
     step_s = job.profile.step_s
