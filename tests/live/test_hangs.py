@@ -20,7 +20,7 @@ def test_the_one_that_stands_still_is_named_and_replaced(cluster, undisturbed, h
     (hung,) = cluster.await_event(job, "JobHung")
     assert hung["ranks"] == [1]
     assert ("is at script_mlp.py:" if how == "forward" else "does not answer") in hung["reason"]
-    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.await_end(job)["state"] == "done", cluster.story(job)
     printed = [list(dict.fromkeys(lines)) for lines in cluster.output(job)]  # it had printed already what it then did again
     assert printed == undisturbed
 

@@ -41,7 +41,7 @@ def test_a_paused_job_holds_nothing_and_goes_on_as_if_nothing_had_been(cluster, 
     assert view["placement"] == []
     assert all(not device["jobs"] for node in cluster.client.nodes() for device in node["devices"])
     cluster.client.resume(job.id)
-    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.await_end(job)["state"] == "done", cluster.story(job)
     assert cluster.output(job) == undisturbed
     assert not list(cluster.shm.glob(f"*/vaults/{job.id}/*"))
     assert not list(cluster.folder.glob(f"*/vaults/{job.id}/*"))
@@ -55,7 +55,7 @@ def suspended(cluster: Cluster, submit: Callable[..., LiveJob], **about: object)
 
 def goes_on(cluster: Cluster, job: LiveJob, undisturbed: list[list[str]]) -> None:
     cluster.client.resume(job.id)
-    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.await_end(job)["state"] == "done", cluster.story(job)
     assert cluster.output(job) == undisturbed
 
 
@@ -65,7 +65,7 @@ def test_it_comes_back_on_other_devices_of_other_nodes(cluster, submit, undistur
     cluster.client.resume(job.id)
     cluster.await_event(job, "RankSwitched", 3)
     assert cluster.client.show(job.id)["placement"] == back.split()
-    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.await_end(job)["state"] == "done", cluster.story(job)
     assert cluster.output(job) == undisturbed
 
 
@@ -136,7 +136,7 @@ def test_without_room_in_the_vault_the_job_trains_on(cluster, submit, undisturbe
     finally:
         filler.unlink()
     cluster.client.resume(job.id)
-    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.await_end(job)["state"] == "done", cluster.story(job)
     assert cluster.output(job) == undisturbed
 
 
@@ -170,7 +170,7 @@ def test_a_drained_node_is_emptied_by_moves_and_where_there_is_no_room_by_suspen
     assert all(not device["jobs"] for node in cluster.client.nodes() for device in node["devices"])
     for node in ("a", "b"):
         cluster.client.drain(node, on=False)
-    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.await_end(job)["state"] == "done", cluster.story(job)
     assert cluster.output(job) == undisturbed
 
 

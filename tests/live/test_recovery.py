@@ -30,7 +30,7 @@ def test_a_killed_rank_costs_nothing(cluster, submit, undisturbed, rank):
     cluster.kill(cluster.pid(job, rank, 1))
     cluster.release(job)
     cluster.await_event(job, "RankSwitched", 3)
-    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.await_end(job)["state"] == "done", cluster.story(job)
     printed = cluster.output(job)
     again = printed[rank].pop(printed[rank].index(undisturbed[rank][20]))  # the killed process had printed this one
     assert again == undisturbed[rank][20]
@@ -45,7 +45,7 @@ def test_wherever_in_a_step_it_is_killed(cluster, submit, undisturbed, rank, pla
     cluster.release(job)
     cluster.await_true((job.folder / f"stop-{rank}-25-{place}").exists, "it never came there", job)
     cluster.kill(cluster.pid(job, rank, 1))
-    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.await_end(job)["state"] == "done", cluster.story(job)
     printed = cluster.output(job)
     if place == "end":
         printed[rank].remove(undisturbed[rank][25])  # the killed process had printed this one
@@ -57,7 +57,7 @@ def test_two_that_are_killed_at_once(cluster, submit, undisturbed):
     for rank in (0, 2):
         cluster.kill(cluster.pid(job, rank, 1))
     cluster.release(job)
-    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.await_end(job)["state"] == "done", cluster.story(job)
     assert [lines[-1] for lines in cluster.output(job)] == [lines[-1] for lines in undisturbed]  # parameters, losses
 
 
@@ -68,7 +68,7 @@ def test_again_and_again(cluster, submit, undisturbed):
         cluster.await_true((job.folder / f"stop-{rank}-{step}-{place}").exists, "it never came there", job)
         [process] = [p for p in cluster.processes(job) if p["rank"] == rank]
         cluster.kill(process["pid"])
-    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.await_end(job)["state"] == "done", cluster.story(job)
     assert cluster.output(job) == undisturbed
 
 
@@ -83,7 +83,7 @@ def test_the_controller_or_the_agents_may_be_killed_with_it(cluster, submit, und
     cluster.kill(pid)
     if who == "controller":
         cluster.kill_controller()
-    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.await_end(job)["state"] == "done", cluster.story(job)
     assert cluster.output(job) == undisturbed
 
 

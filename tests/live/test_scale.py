@@ -20,7 +20,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def undisturbed(cluster: Cluster) -> list[list[str]]:
     job = cluster.submit(WHERE, at_hold=False)
-    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.await_end(job)["state"] == "done", cluster.story(job)
     return cluster.output(job)
 
 
@@ -36,12 +36,12 @@ def test_four_ranks_train_the_same_on_fewer_devices_and_again_on_all(cluster, un
     cluster.await_hold(job, HOLDS[1])
     cluster.client.scale(job.id, 4)
     cluster.await_event(job, "StepAccepted", generation=3)
-    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.await_end(job)["state"] == "done", cluster.story(job)
     assert cluster.has_event(job, "RankSwitched", generation=3)
     assert cluster.output(job) == undisturbed
 
 
 def test_a_job_may_start_on_one_device(cluster, undisturbed):
     job = cluster.submit("b:1 b:1 b:1 b:1", devices=(1, 4), at_hold=False)
-    assert cluster.await_end(job)["state"] == "done"
+    assert cluster.await_end(job)["state"] == "done", cluster.story(job)
     assert cluster.output(job) == undisturbed

@@ -1,4 +1,5 @@
-"""What all ranks hold alike, as of the last two save points, copied beside the training: while a rank waits for others anyway.
+"""What all ranks hold alike, as of the last two save points, copied beside the training: while a rank waits for others anyway. What
+is small is copied by the training thread itself, always: that is quicker than to wake another one.
 
 A rank that is lost in its update leaves private state of the step before, when the others have made that update already; it shows
 when the first collective of the next step fails. So the copy of the step before stays until another one is whole.
@@ -15,6 +16,7 @@ import torch
 from restow.sdk.boxes import StateTable
 
 COPY_BYTES_MAX = 1 << 30  # two copies of it are held
+SMALL_BYTES_MAX = 1 << 20  # 20 us for 70 KB in 15 tensors, 100 us for all of it
 BLOCKED_PART_MAX = 0.01  # of a step: updates that wait longer for their copy are made without one ...
 TRY_EVERY = 64  # ... but for one in so many, to see whether that has changed
 LEARNING_RATE = 0.1
@@ -37,11 +39,11 @@ class Copies:
         self._thread: threading.Thread | None = None
 
     def begin(self, step: int) -> None:
-        """The state of `step` does not change before `wait` has returned: copy it, if that costs little. May be asked often."""
+        """The state of `step` does not change before `finish` has returned: copy it, if that costs little. May be asked often."""
         if self._asked_step == step:
             return
         self._asked_step = step
-        if not self._is_cheap():
+        if self._is_small() or not self._is_cheap():
             return
         with self._changed:
             self._is_copying = True
@@ -50,8 +52,11 @@ class Copies:
             self._thread = threading.Thread(target=self._work, name="restow-copies", daemon=True)
             self._thread.start()
 
-    def wait(self) -> None:
-        """Until nothing is being copied: the state may change."""
+    def finish(self, step: int) -> None:
+        """The state of `step` may change afterwards: what was begun is whole."""
+        if self._is_small():
+            self._put(step, self._copied(self._table.tensors(), self._taken_room()))
+            return
         began_s = time.perf_counter()
         if self._is_copying:
             with self._changed:
@@ -68,9 +73,12 @@ class Copies:
         with self._changed:
             return self._by_step[step]
 
-    def _is_cheap(self) -> bool:
+    def _is_small(self) -> bool:
         if not self._bytes:
-            self._bytes = sum(tensor.nbytes for tensor in self._table.tensors().values())
+            self._bytes = self._table.state_bytes()
+        return self._bytes <= SMALL_BYTES_MAX
+
+    def _is_cheap(self) -> bool:
         is_cheap = self._blocked_s <= BLOCKED_PART_MAX * self._step_s() or self._asked_step % TRY_EVERY == 0
         return is_cheap and self._bytes <= COPY_BYTES_MAX
 
@@ -78,19 +86,25 @@ class Copies:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_copying)
-                step, room = self._asked_step, self._room
-                self._room = {}
+            step = self._asked_step
             try:
-                copy = self._copied(self._table.tensors(), room)
+                self._put(step, self._copied(self._table.tensors(), self._taken_room()))
             except (MemoryError, RuntimeError):  # there is no room for it
-                copy, self._bytes = {}, 1 << 62
+                self._bytes = 1 << 62
             with self._changed:
-                if copy:
-                    self._by_step[step] = copy
-                for old in sorted(self._by_step)[:-2]:
-                    self._room = self._by_step.pop(old)
                 self._is_copying = False
                 self._changed.notify_all()
+
+    def _taken_room(self) -> Tensors:
+        with self._changed:
+            room, self._room = self._room, {}
+            return room
+
+    def _put(self, step: int, copy: Tensors) -> None:
+        with self._changed:
+            self._by_step[step] = copy
+            for old in sorted(self._by_step)[:-2]:
+                self._room = self._by_step.pop(old)
 
     @staticmethod
     def _copied(tensors: Tensors, room: Tensors) -> Tensors:

@@ -1,0 +1,38 @@
+"""Copies of what all ranks hold alike: of the last two steps, whole, and not changed by what comes after."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from restow.sdk.boxes import StateTable
+from restow.sdk.copies import SMALL_BYTES_MAX, Copies
+
+
+@pytest.mark.parametrize("width", [8, 400])
+def test_the_last_two_steps_are_held_as_they_were(width):
+    model = torch.nn.Linear(width, width)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    table = StateTable({"model": model, "optimizer": optimizer})
+    copies, was = Copies(table, lambda: 10.0), {}
+    for step in range(5):
+        model(torch.ones(1, width)).sum().backward()
+        was[step] = {name: tensor.clone() for name, tensor in table.tensors().items()}
+        copies.begin(step)
+        copies.finish(step)
+        optimizer.step()
+    assert (table.state_bytes() <= SMALL_BYTES_MAX) is (width == 8)
+    assert copies.steps() == {3, 4}
+    for step in (3, 4):
+        held = copies.of(step)
+        assert held.keys() == was[step].keys()
+        assert all(torch.equal(held[name], was[step][name]) for name in held)
+
+
+def test_a_small_state_is_copied_however_short_the_steps_are():
+    model = torch.nn.Linear(8, 8)
+    copies = Copies(StateTable({"model": model}), lambda: 0.0)
+    for step in range(100):
+        copies.begin(step)
+        copies.finish(step)
+        assert step in copies.steps()
