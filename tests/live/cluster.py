@@ -263,13 +263,16 @@ class Cluster:
     def has_event(self, job: LiveJob, kind: str, **about: Any) -> bool:
         return any(e["type"] == kind and about.items() <= e.items() for e in self.events(job))
 
-    def await_told(self, job: LiveJob, kind: str) -> None:
-        """A command of this kind was delivered to a node."""
+    def await_told(self, job: LiveJob, kind: str, generation: int = 0) -> None:
+        """A command of this kind (for this generation) was delivered to a node."""
         path = self.folder / "told"
-        self.await_true(
-            lambda: any(line.split()[0] == job.id and line.split()[2] == kind for line in path.read_text().splitlines()),
-            f"{kind} was never delivered", job,
-        )  # fmt: skip
+        wanted = [job.id, str(generation), kind]
+
+        def is_told() -> bool:
+            told = [line.split()[:3] for line in path.read_text().splitlines()]
+            return any(words == wanted or (not generation and words[::2] == wanted[::2]) for words in told)
+
+        self.await_true(is_told, f"{kind} was never delivered", job)
 
     @contextlib.contextmanager
     def held(self, kind: str) -> Iterator[None]:

@@ -46,8 +46,9 @@ def steps_of(cluster: Cluster, job: LiveJob) -> dict[int, tuple[list[int], float
 
 
 def resize(cluster: Cluster, job: LiveJob, workers: int, *, from_hold: int) -> None:
+    generation = cluster.client.show(job.id)["generation"] + 1
     cluster.client.scale(job.id, workers)
-    cluster.await_event(job, "StepAccepted", generation=cluster.client.show(job.id)["generation"] + 1)
+    cluster.await_told(job, "Decide", generation)
     (job.folder / str(from_hold)).touch()
     cluster.await_true(lambda: cluster.client.show(job.id)["state"] == "running" and len(placement(cluster, job)) == workers,
                        f"never with {workers} workers", job)  # fmt: skip
