@@ -73,6 +73,7 @@ def test_the_digit_reader_runs_under_torchrun_with_loader_workers(tmp_path, exam
     assert first["losses"] != second["losses"]  # each rank sees its own images
 
 
+@pytest.mark.slow
 def test_the_gpt_gives_the_same_numbers_twice_and_the_same_parameters_on_both_ranks(tmp_path, examples):
     run(tmp_path, examples / "chars_gpt.py", *TINY_GPT, "--digest", "a.json", ranks=2)
     run(tmp_path, examples / "chars_gpt.py", *TINY_GPT, "--digest", "b.json", ranks=2)

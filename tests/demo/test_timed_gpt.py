@@ -28,6 +28,7 @@ def marks(script, *arguments, ranks=1):
     return read_marks(child.stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_early_prints_the_same_losses_up_to_there(examples):
     script = examples / "timed_gpt.py"
     whole, early = marks(script, "--steps", "8"), marks(script, "--steps", "8", "--stop-after", "3")

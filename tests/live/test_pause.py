@@ -69,7 +69,7 @@ def test_it_comes_back_on_other_devices_of_other_nodes(cluster, submit, undistur
     assert cluster.output(job) == undisturbed
 
 
-@pytest.mark.parametrize("who", ["controller", "agents", "nurseries"])
+@pytest.mark.parametrize("who", ["controller", *(pytest.param(who, marks=pytest.mark.slow) for who in ("agents", "nurseries"))])
 def test_it_outlives_whoever_is_killed_meanwhile(cluster, submit, undisturbed, who):
     job = suspended(cluster, submit)
     if who == "controller":

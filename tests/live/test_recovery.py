@@ -37,8 +37,10 @@ def test_a_killed_rank_costs_nothing(cluster, submit, undisturbed, rank):
     assert printed == undisturbed
 
 
-@pytest.mark.parametrize("place", ["forward", "backward", "update", "end"])
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize(("rank", "place"), [
+    *((2, place) for place in ("forward", "backward", "update", "end")), (0, "update"),
+    *(pytest.param(0, place, marks=pytest.mark.slow) for place in ("forward", "backward", "end")),
+])  # fmt: skip
 def test_wherever_in_a_step_it_is_killed(cluster, submit, undisturbed, rank, place):
     """In `update` the others have made the step already: they go back to what two of them copied before."""
     job = submit(stops=f"{rank}:25:{place}")

@@ -546,6 +546,7 @@ def test_the_script_gets_the_grid_or_its_own_default(monkeypatch):
         sweep_members(default=[])
 
 
+@pytest.mark.slow
 def test_the_example_stops_the_worse_and_reads_digits(examples, tmp_path):
     pytest.importorskip("sklearn", reason="the example needs scikit-learn")
     command = [sys.executable, str(examples / "sweep_digits.py"), "--steps", "40", "--width", "4", "--save", str(tmp_path)]

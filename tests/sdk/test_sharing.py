@@ -90,7 +90,7 @@ def look(*gangs: Gang) -> str:
     ])  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", [FREE, INTERLEAVE, TIME_SLICE])
+@pytest.mark.parametrize("mode", [pytest.param(FREE, marks=pytest.mark.slow), INTERLEAVE, TIME_SLICE])
 def test_two_gangs_of_three_on_the_same_devices_print_what_they_print_alone(folder, mode):
     gates = Gates(folder, THREE, FREE)
     with two_gangs(gates, mode, steps=200) as (one, two):
