@@ -58,7 +58,8 @@ def _measured_together(event: Wire) -> str:
 
 def _submitted(event: Wire) -> str:
     spec = event["spec"]
-    return f"{_count(spec['workers'], 'worker')}: {' '.join(spec['command'])}"
+    least = f"{spec['workers_min']}.." if spec.get("workers_min") else ""
+    return f"{least}{_count(spec['workers'], 'worker')}: {' '.join(spec['command'])}"
 
 
 def _asked_to_share(event: Wire) -> str:

@@ -139,6 +139,8 @@ def show(job: str, json_: bool) -> None:
     lines.append(("state", _state(found) + (f", {found['reason']}" if found["reason"] else "")))
     lines.append(("command", " ".join(found["spec"]["command"])))
     lines.append(("cwd", found["spec"]["cwd"]))
+    if found["spec"]["workers_min"]:
+        lines.append(("workers", f"{found['workers']} of {found['spec']['workers_min']}..{found['spec']['workers']}"))
     lines.append(("step", f"{out.steps(found)}, {out.seconds(found['step_s'])} each"))
     if found["values"]:
         lines.append(("reports", "  ".join(f"{name}={value:.6g}" for name, value in found["values"].items())))
