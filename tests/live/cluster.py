@@ -53,9 +53,9 @@ class LiveJob:
 
 class Cluster:
     """Nodes by name with their number of devices. With a lab they are its machines, and the controller may be on one of them; else
-    all are this one."""
+    all are this one. `core`: times of CoreConfig."""
 
-    def __init__(self, nodes: Mapping[str, int], lab: Lab | None = None, controller_on: str = ""):
+    def __init__(self, nodes: Mapping[str, int], lab: Lab | None = None, controller_on: str = "", **core: float):
         self._enter = lab.nodes[controller_on].enter_command([]) if lab and controller_on else []
         self.folder = Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp"))
         self.shm = Path(tempfile.mkdtemp(prefix="restow-live-", dir="/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"))
@@ -74,6 +74,7 @@ class Cluster:
             wire = {"devices": [{"index": index} for index in range(devices)]}
             (self.folder / f"{name}.devices.json").write_text(json.dumps(wire))
         (self.folder / "held").mkdir()
+        (self.folder / "core.json").write_text(json.dumps(core))
         (self.folder / "nodes.json").write_text(json.dumps(about))
 
     def _bound(self, shm: Path) -> None:

@@ -16,6 +16,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +188,11 @@ async def serve_agent(folder: Path, node: str) -> None:
 def serve_controller(folder: Path) -> None:
     home = config.Home(path=folder / "home")
     home.make()
+    core = replace(QUICK, **json.loads((folder / "core.json").read_text()))
     with daemon.locked(home.lock):
         asyncio.run(
             daemon.serve(
-                home, ProcessEngine(folder), cluster_secret="5e" * 16, about={"cluster_id": CLUSTER}, policy=Placed(), core=QUICK
+                home, ProcessEngine(folder), cluster_secret="5e" * 16, about={"cluster_id": CLUSTER}, policy=Placed(), core=core
             )
         )
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.live.cluster import WHERE
+from tests.live.cluster import WHERE, Cluster
 
 
 @pytest.mark.parametrize("how", ["forward", "stopped"])
@@ -35,3 +35,18 @@ def test_it_is_only_said_where_the_spec_wants_no_more(cluster):
     assert not cluster.has_event(job, "RankExited")
     cluster.client.cancel(job.id)
     assert cluster.await_end(job)["state"] == "cancelled"
+
+
+@pytest.mark.slow
+def test_a_rank_on_a_slow_machine_is_moved_off_it(undisturbed):
+    with Cluster({"a": 3, "b": 2}, slow_s=0.5) as cluster:
+        job = cluster.submit(WHERE, at_hold=False, on_slow="move", migrate=True, flags=("--slow", "b:0.15"))
+        cluster.release_all(job)
+        (slow, *_) = cluster.await_event(job, "RankSlow")
+        assert (slow["rank"], slow["own_s"] > 2 * slow["others_s"]) == (2, True)
+        cluster.await_event(job, "RankSwitched", 3)
+        assert cluster.await_end(job)["state"] == "done", cluster.story(job)
+        assert cluster.output(job) == undisturbed
+        [moved] = [event for event in cluster.events(job) if event["type"] == "MoveMeasured"]
+        assert "since it computes much longer than the others" in moved["reason"]
+        assert moved["then"] == [["a", 0, 1.0], ["a", 1, 1.0], ["a", 2, 1.0]]

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import os
 import random
 import time
 from pathlib import Path
@@ -23,8 +24,10 @@ parser.add_argument(
 parser.add_argument(
     "--stops", default="", help="rank:step:place,... wait at such a place for ever (until killed); places: see `stop`"
 )
+parser.add_argument("--slow", default="", help="node:seconds; a step there takes so much longer")
 parser.add_argument("--plain", action="store_true", help="nothing is random but the order; the samples are printed")
 options = parser.parse_args()
+slow_node, _, slow_s = options.slow.partition(":")
 folder, _, held = options.holds.partition(":")
 holds = {int(step) for step in held.split(",") if step}
 stops = {tuple(stop.split(":")) for stop in options.stops.split(",") if stop}
@@ -100,6 +103,8 @@ for x, y in job.steps(loader, total=options.steps):
     if options.plain:
         loss = torch.nn.functional.cross_entropy(model(x), y.squeeze(1))
     stop("forward")
+    if slow_node and os.environ.get("RESTOW_NODE") == slow_node:
+        time.sleep(float(slow_s))
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -181,15 +181,17 @@ class Consolidate:
     # ------------------------------------------------------------ slow ranks
 
     def _relieve(self, snapshot: Snapshot, schedule: Schedule, board: Board) -> None:
-        """A rank that computes much longer than its peers goes to a free device, where its spec wants that."""
+        """A rank that computes much longer than its peers goes to a free device, where its spec wants that: on a machine where others
+        of its gang are not slow, its own if it is such."""
         for job in snapshot.jobs:
             is_wanted = bool(job.slow) and job.spec.on_slow == "move" and job.id not in schedule.moves
             if not is_wanted or job.sharing or self.hindrance(job, snapshot):
                 continue
             free = board.usable(job)
             then = list(job.placement)
+            quick = {slot.node for rank, slot in enumerate(job.placement) if rank not in job.slow}
             for rank in sorted(job.slow):
-                best = sorted(free, key=lambda slot: (slot.node != then[rank].node, slot))
+                best = sorted(free, key=lambda slot: (slot.node not in quick, slot.node != then[rank].node, slot))
                 if best:
                     free.remove(best[0])
                     then[rank] = best[0]
