@@ -181,8 +181,8 @@ class Consolidate:
     # ------------------------------------------------------------ slow ranks
 
     def _relieve(self, snapshot: Snapshot, schedule: Schedule, board: Board) -> None:
-        """A rank that computes much longer than its peers goes to a free device, where its spec wants that: on a machine where others
-        of its gang are not slow, its own if it is such."""
+        """A rank that computes much longer than its peers goes to a free device, where its spec wants that: on a machine where
+        others of its gang are not slow, its own if it is such."""
         for job in snapshot.jobs:
             is_wanted = bool(job.slow) and job.spec.on_slow == "move" and job.id not in schedule.moves
             if not is_wanted or job.sharing or self.hindrance(job, snapshot):
