@@ -21,6 +21,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -49,10 +50,10 @@ KILLS = ("rank", "agent", "nursery", "node", "link", "controller")
 
 
 class Chaos:
-    def __init__(self, cluster: Cluster, lab: Lab, seed: int, folder: Path):
+    def __init__(self, cluster: Cluster, lab: Lab, seed: int, folder: Path, kept: Path | None):
         self.cluster, self.lab, self.client = cluster, lab, cluster.client
         self.random = random.Random(seed)
-        self.folder = folder
+        self.folder, self.kept = folder, kept
         self.done: Counter[str] = Counter()
         self.jobs: dict[str, tuple[int, float]] = {}  # id → step last seen, and when
         self.finished: list[dict[str, Any]] = []
@@ -90,6 +91,7 @@ class Chaos:
             elif time.monotonic() - seen_s > HUNG_S:
                 self.finished.append({"job": job, "verdict": "hung", "why": view["reason"]})
                 print(f"hung: {job} {view['state']}: {view['reason']}", file=sys.stderr, flush=True)
+                self.keep(job)
                 del self.jobs[job]
                 self.ask(lambda job=job: self.client.cancel(job))
 
@@ -110,7 +112,15 @@ class Chaos:
             about["again"] = self._again(marks)
         if about["verdict"] != "right":
             print(f"{about['verdict']}: {about['job']}: {about['why']}", file=sys.stderr, flush=True)
+            self.keep(str(about["job"]))
         return about
+
+    def keep(self, job: str) -> None:
+        """What there is to find out why."""
+        if self.kept:
+            said = {"nodes": self.ask(lambda: self.client.nodes(), []), "events": self.ask(lambda: self.client.events(), [])}
+            (self.kept / f"{job}.json").write_text(json.dumps(said, indent=1))
+            shutil.copytree(self.cluster.home / "logs", self.kept / f"{job}.logs", dirs_exist_ok=True)
 
     @staticmethod
     def _again(marks: list[timeline.Mark]) -> int:
@@ -222,12 +232,12 @@ def _kill(pid: int) -> bool:
     return False
 
 
-def measured(kills: int, seed: int, folder: Path) -> dict[str, Any]:
+def measured(kills: int, seed: int, folder: Path, kept: Path | None) -> dict[str, Any]:
     """The numbers, as they are written."""
     with Lab(nodes=2, devices=0, rate_bits_per_s=200e6) as lab:
         devices = {node: [{"index": index, "kind": "cpu"} for index in range(6)] for node in ("m1", "m2")}
         with Cluster(lab, devices=devices) as cluster:
-            chaos = Chaos(cluster, lab, seed, folder)
+            chaos = Chaos(cluster, lab, seed, folder, kept)
             chaos.undisturbed()
             while chaos.kills < kills:
                 while len(chaos.jobs) < JOBS:
@@ -253,10 +263,13 @@ def main() -> None:
     parser.add_argument("--json", type=new_file, required=True, help="write the numbers here")
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="a folder for the events and logs of jobs that did not end as they should")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="restow-chaos-") as folder:
-        numbers = measured(options.kills, options.seed, Path(folder))
+        if options.keep:
+            options.keep.mkdir(parents=True, exist_ok=True)
+        numbers = measured(options.kills, options.seed, Path(folder), options.keep)
     options.json.write_text(json.dumps(numbers, indent=1) + "\n")
     print(
         f"{numbers['kills']} kills ({', '.join(f'{n} {kind}' for kind, n in sorted(numbers['by_kind'].items()))}),"

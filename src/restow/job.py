@@ -113,7 +113,7 @@ class JobSpec:
     stop_grace_s: float = 10.0  # between SIGTERM and SIGKILL
     recover: bool = True  # does the job go on when workers are killed or machines lost?
     priority: int = 0  # a waiting job of a higher one gets the devices of running ones of a lower, which are suspended
-    retries: int = 0  # how often the job starts again after an error of its own
+    retries: int = 0  # how often the job starts again after an error of its own, or a loss that nothing is left of
     hang_s: float = 0.0  # without a step for so long it stands still; 0: 20 usual steps and at least a minute; below 0: never
     on_hang: str = "report"  # or replace: the cause is ended and replaced
     on_slow: str = "report"  # or move: a rank that is much slower than its peers goes to a free device
@@ -284,7 +284,7 @@ class Job:
     why_not: str = ""  # if not movable: one line with what would help
     away: str = ""  # a lost node that it lies on as a whole: it may train there unseen, and is waited for
     slow: frozenset[int] = frozenset()  # ranks that compute much longer than their peers where they are
-    retried: int = 0  # times that it was started again after an error of its own
+    retried: int = 0  # times that it was started again after an error of its own, or a loss that nothing is left of
     paused: bool = False  # a person wants it to hold no devices (PauseAsked) until ResumeAsked
     kept: Kept | None = None  # its state, while it is suspended
     is_rescued: bool = False  # it came back after a loss, perhaps with fewer devices than it should have

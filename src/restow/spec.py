@@ -25,7 +25,7 @@ checkpoint:                      # true (on demand only), a time, a number of st
   keep: 2                        #   the newest ones; 0: all
   shared: false                  #   every node sees the folder (a URL: always)
 priority: 0                      # a waiting job of a higher one lets running ones of a lower step aside (suspended)
-retries: 0                       # how often it starts again after an error of its own
+retries: 0                       # how often it starts again after an error of its own, or a loss that nothing is left of
 hang: report                     # no step for 20 usual ones and a minute: report or replace the cause, off, or:
   after: 5min                    #   so long instead
   then: report

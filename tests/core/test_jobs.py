@@ -9,6 +9,7 @@ from restow.messages import (
     CheckpointAsked,
     Forget,
     Launch,
+    LaunchFailed,
     OpenStore,
     RankExited,
     RankStarted,
@@ -296,3 +297,34 @@ def test_a_checkpoint_that_is_never_written_is_given_up_and_the_next_is_made():
     cluster.clock(700.0)
     cluster.run()
     assert cluster.job("a").saved
+
+
+def test_a_gang_whose_store_could_not_be_opened_starts_again_a_few_times():
+    cluster = Cluster("m1:2")
+    cluster.agents.deaf = {OpenStore}
+    cluster.submit("a", workers=2)
+    for generation in range(1, 5):
+        cluster.run()
+        assert (cluster.job("a").state, cluster.job("a").generation) == (JobState.STARTING, generation)
+        reason = "store: the nursery was killed while it was asked"
+        cluster.observe(LaunchFailed(time_s=1.0, job="a", generation=generation, node="m1", rank=-1, reason=reason))
+    cluster.run()
+    assert (cluster.job("a").state, cluster.job("a").reason) == (JobState.FAILED, f"the gang could not be started: {reason}")
+
+
+def test_one_of_which_nothing_is_left_is_tried_again_where_its_spec_says_so():
+    cluster = Cluster("m1:2")
+    cluster.submit("a", workers=2, retries=1)
+    cluster.run()
+    cluster.train("a", 30)
+    cluster.run()
+    for state in (JobState.RUNNING, JobState.FAILED):
+        for rank in (0, 1):
+            cluster.kill("a", rank)
+        cluster.agents.left.clear()  # nothing of what they alone held is found
+        cluster.run()
+        assert cluster.job("a").state is state
+        if state is JobState.RUNNING:
+            assert cluster.job("a").retried == 1
+            cluster.train("a", 30)
+            cluster.run()

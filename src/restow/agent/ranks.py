@@ -153,7 +153,8 @@ class Ranks:
             if child["code"] is not None:
                 self._exited(child)
             elif label["kind"] == "store":
-                self.stores.add(pid, label, self._folders.run)
+                if not self.stores.add(pid, label, self._folders.run):
+                    self._tasks.spawn(self.nursery.end(pid, 0.0))
             elif label["kind"] == "vault":
                 self.vaults.adopt(pid, label)
             elif label["kind"] == "checkpoint":

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from restow.agent.client import NurseryClient
+from restow.errors import Unreachable
 from restow.messages import StoreOpened
 
 log = logging.getLogger(__name__)
 
 ANSWER_S = 5.0
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,20 +50,21 @@ class Stores:
         if known:
             return known
         label = {"kind": "store", "job": job, "generation": generation}
-        opened = await nursery.open_store(address, label)
+        opened = await _twice(nursery, lambda: nursery.open_store(address, label))
         keeper = Keeper(job=job, generation=generation, **opened)
         self._keepers[job, generation] = keeper
         label |= {"host": keeper.host, "port": keeper.port}  # for an agent that comes after us
-        await nursery.label(keeper.pid, label)
+        await _twice(nursery, lambda: nursery.label(keeper.pid, label))
         return keeper
 
-    def add(self, pid: int, label: dict[str, Any], run: Path) -> None:
-        """One that an earlier agent opened."""
+    def add(self, pid: int, label: dict[str, Any], run: Path) -> bool:
+        """One that an earlier agent opened. False: nobody knows where it listens, since a kill came in between."""
         key = (label["job"], label["generation"])
         if key not in self._keepers and "port" in label:
             self._keepers[key] = Keeper(
                 pid=pid, job=key[0], generation=key[1], host=label["host"], port=label["port"], socket=str(run / f"{pid}.sock")
             )
+        return key in self._keepers
 
     def remove(self, pid: int) -> None:
         self._keepers = {key: keeper for key, keeper in self._keepers.items() if keeper.pid != pid}
@@ -88,6 +93,15 @@ class Stores:
             {"job": k.job, "generation": k.generation, "host": k.host, "port": k.port, "pid": k.pid}
             for k in self._keepers.values()
         ]
+
+
+async def _twice(nursery: NurseryClient, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Once more, of its successor, when the nursery was killed while it was asked."""
+    try:
+        return await ask()
+    except Unreachable:
+        await nursery.listed.wait()
+        return await ask()
 
 
 async def _write(path: str, name: str, word: str) -> str:

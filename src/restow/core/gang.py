@@ -123,6 +123,11 @@ def launch_failed(record: Record, event: LaunchFailed, config: CoreConfig) -> No
         suspending.fail(record, who + event.reason, event.time_s, config)
     elif event.generation == job.generation and job.state is JobState.STARTING:
         who = f"rank {event.rank} on {event.node}" if event.rank >= 0 else "the gang"
+        is_ours = bool(event.node) and event.rank < 0  # its store could not be opened, which is not the job's fault
+        if is_ours and record.early_losses < EARLY_LOSSES_MAX:
+            record.early_losses += 1
+            end(record, JobState.PENDING, f"{who} could not be started: {event.reason}; it starts again", event.time_s)
+            return
         end(record, JobState.FAILED, f"{who} could not be started: {event.reason}", event.time_s)
 
 
@@ -198,7 +203,7 @@ def gang_exited(record: Record, event: RankExited) -> None:
         reason = f"{event.reason}, and rank {event.rank} with it" if is_node_lost else reason
         if event.code < 0 and (checkpoints.fall_back(record, reason, event.time_s) or start_anew(record, reason, event.time_s)):
             return
-        if event.code > 0 and retry(record, reason, event.time_s):
+        if retry(record, reason, event.time_s):
             return
         record.change(exit_code=event.code)
         end(record, JobState.FAILED, reason, event.time_s)
@@ -223,7 +228,8 @@ def start_anew(record: Record, reason: str, time_s: float) -> bool:
 
 
 def retry(record: Record, reason: str, time_s: float) -> bool:
-    """An error of its own: once more, if its spec wants that, from its last checkpoint or else from the start."""
+    """An error of its own, or a loss that nothing is left of: once more, if its spec wants that, from its last checkpoint or else
+    from the start."""
     job = record.job
     if job.retried >= job.spec.retries or job.cancel_asked or job.state is JobState.STOPPING:
         return False
