@@ -118,7 +118,7 @@ class Chaos:
     def keep(self, job: str) -> None:
         """What there is to find out why."""
         if self.kept:
-            said = {"nodes": self.ask(lambda: self.client.nodes(), []), "events": self.ask(lambda: self.client.events(), [])}
+            said = {"nodes": self.ask(lambda: self.client.nodes(), []), "events": self.ask(lambda: list(self.client.events()), [])}
             (self.kept / f"{job}.json").write_text(json.dumps(said, indent=1))
             shutil.copytree(self.cluster.home / "logs", self.kept / f"{job}.logs", dirs_exist_ok=True)
 
