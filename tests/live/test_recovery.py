@@ -119,3 +119,23 @@ def test_a_machine_that_is_gone_after_its_rank_had_moved_there(undisturbed):
         cluster.release_all(job)
         cluster.await_true(lambda: cluster.client.show(job.id)["state"] == "done", "the job never ended", job)
         assert [lines[-1] for lines in cluster.output(job)] == [lines[-1] for lines in undisturbed]
+
+
+@pytest.fixture(scope="module")
+def accumulated(cluster: Cluster) -> list[list[str]]:
+    job = cluster.submit(WHERE, at_hold=False, flags=("--accumulate", "5"))
+    assert cluster.await_end(job)["state"] == "done", cluster.story(job)
+    return cluster.output(job)
+
+
+@pytest.mark.parametrize("step", [23, pytest.param(24, marks=pytest.mark.slow), pytest.param(25, marks=pytest.mark.slow)])
+def test_a_script_that_adds_up_gradients_loses_nothing_either(cluster, submit, accumulated, step):
+    """In a step without an update, with one, and after it; and the way back rehearses until there was an update."""
+    job = submit(stops=f"1:{step}:end", flags=("--accumulate", "5"))
+    cluster.release(job)
+    cluster.await_true((job.folder / f"stop-1-{step}-end").exists, "it never came there", job)
+    cluster.kill(cluster.pid(job, 1, 1))
+    assert cluster.await_end(job)["state"] == "done", cluster.story(job)
+    printed = cluster.output(job)
+    printed[1].remove(accumulated[1][step])  # the killed process had printed this one
+    assert printed == accumulated

@@ -24,6 +24,7 @@ parser.add_argument(
 parser.add_argument(
     "--stops", default="", help="rank:step:place,... wait at such a place for ever (until killed); places: see `stop`"
 )
+parser.add_argument("--accumulate", type=int, default=1, help="steps whose gradients are added up")
 parser.add_argument("--slow", default="", help="node:seconds; a step there takes so much longer")
 parser.add_argument("--plain", action="store_true", help="nothing is random but the order; the samples are printed")
 options = parser.parse_args()
@@ -105,11 +106,13 @@ for x, y in job.steps(loader, total=options.steps):
     stop("forward")
     if slow_node and os.environ.get("RESTOW_NODE") == slow_node:
         time.sleep(float(slow_s))
-    optimizer.zero_grad()
+    if job.step % options.accumulate == 0:
+        optimizer.zero_grad()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    schedule.step()
+    if job.step % options.accumulate == options.accumulate - 1:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
     history.losses.append(loss.item().hex())
     samples = [round(first * 96) for first in x[:, 0].tolist()] if options.plain else []
     print(job.step, loss.item().hex(), *samples, flush=True)

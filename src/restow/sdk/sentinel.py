@@ -52,6 +52,9 @@ class Sentinel:
         self._slots: Slots | None = Slots(Path(slots))
         self._changed = threading.Condition()
         self._step = -1  # finished steps, as of the last save point
+        self._since = -1  # ... and the earliest save point since which nothing of what all hold alike has changed
+        self._versions = 0  # of it, where steps without an update are known to happen
+        self._skips_updates = False
         self._privates: dict[int, bytes] = {}  # of the last two save points
         self._step_s = step_s
         self._copies = Copies(table, step_s)
@@ -70,10 +73,30 @@ class Sentinel:
                 print(f"restow: rank {self._rank} cannot be replaced if it is lost: {error.strerror}", file=sys.stderr, flush=True)
         self._replicas.put(step, blob)
         with self._changed:
+            self._since = self._since if self._is_unchanged(step) else step
             self._privates = {step: blob} | {old: self._privates[old] for old in self._privates if old == step - 1}
             self._step, self._is_updating = step, False
             self._changed.notify_all()
             self._stand_still()
+
+    def _is_unchanged(self, step: int) -> bool:
+        """Is what all ranks hold alike as it was at the save point before? (Gradients are added up over several steps.)"""
+        if self._is_updating or self._step < 0 or step != self._step + 1:
+            self._versions = self._version() if self._skips_updates else -1
+            return False
+        self._skips_updates, before = True, self._versions
+        self._versions = self._version()
+        return self._versions == before
+
+    def _version(self) -> int:
+        """Another number whenever a tensor of the table was written to."""
+        return sum(tensor._version for tensor in self._table.tensors().values())
+
+    def _held(self) -> set[int]:
+        """Steps whose state the live tensors are."""
+        if self._is_updating or self._is_over:
+            return set()
+        return {step for step in self._privates if self._since <= step} | {self._step}
 
     def before_update(self) -> None:
         """An optimizer is about to run: from here to the save point, what is held is of no step."""
@@ -117,8 +140,7 @@ class Sentinel:
             has_copy = self._rank not in COPIERS or self._step in self._copies.steps()
             tail_s = min(UPDATE_S_MAX, TAIL_S + 2 * self._step_s()) if has_copy else UPDATE_S_MAX
             self._changed.wait_for(lambda: not self._is_updating, tail_s)  # a script may do much between update and save point
-            live = (self._step,) if not self._is_updating and not self._is_over else ()
-            holds = sorted({*live} | self._copies.steps())
+            holds = sorted(self._held() | self._copies.steps())
             word = {"step": self._step, "holds": holds, "privates": sorted(self._privates)}
         self._channel.tell(type="halted", **word)
 
@@ -129,7 +151,7 @@ class Sentinel:
         try:
             written = vault.write_blob(folder, vault.of_rank(self._rank), self._privates[step], **about)
             if message["replica"]:
-                tensors = self._table.tensors() if step == self._step and not self._is_updating else self._copies.of(step)
+                tensors = self._table.tensors() if step in self._held() else self._copies.of(step)
                 written += write_tensors(folder, vault.REPLICA, tensors, **about)
             said = {"generation": about["generation"], "step": step, "bytes": written, "pause_s": 0.0}
             (folder / f"{vault.of_rank(self._rank)}.left").write_text(json.dumps(said))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import itertools
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -27,7 +28,8 @@ from restow.sdk.environment import read_environment, torchrun_environment
 from restow.sdk.group import groups, trace_hash
 from restow.sdk.worker import Worker, no_table
 
-REHEARSAL_STEPS = 3  # the first reduces in registration order, the second rebuilds DDP's buckets, the third is typical
+REHEARSAL_STEPS = 3  # the first reduces in registration order, the second rebuilds DDP's buckets, the third is typical ...
+REHEARSAL_STEPS_MAX = 256  # ... or the first one after it that has an update: a script may add up gradients over several
 
 
 class Job:
@@ -140,11 +142,11 @@ class Job:
             feed = self._arrive(worker, loader)
         else:
             self._seed_rank()
-        step = self.step
+        step = first = self.step
         worker.begin(step, total)
         if self._loops > 1:
             worker.stay(self._own_signature, self._why_not(feed))
-        ready_at = -1 if self._own_signature else step + REHEARSAL_STEPS
+        introduction = None if self._own_signature else _Typical(worker)
         batches = iter(feed)
 
         def capture() -> bytes:
@@ -169,12 +171,16 @@ class Job:
                 yield batch
                 step += 1
                 self.step = step
-                if worker.sentinel and step >= ready_at:
+                is_new = introduction is not None and introduction.is_over(step - first)
+                if is_new:
+                    introduction = None
+                if worker.sentinel and introduction is None:
                     worker.sentinel.at_save_point(step, capture)
                 if worker.snapshots and worker.snapshots.is_due(step):
                     worker.snapshots.take(step, capture)
-                if step <= ready_at:
-                    self._introduce(worker, feed, step - ready_at)
+                if is_new:  # now it can say what this rank is
+                    self._own_signature = self._signature()
+                    worker.say_ready(self._own_signature, self._why_not(feed))
                 is_near = worker.after_step(step) and self._loops == 1
                 worker.save_point(step)
                 if is_near:
@@ -183,15 +189,6 @@ class Job:
                     worker.at_switch(step, capture)
         finally:
             worker.end_loop()  # also when the script breaks out of it
-
-    def _introduce(self, worker: Worker, feed: Feed, countdown: int) -> None:
-        """Record the collectives of the third step, then say what this rank is."""
-        if countdown == -1:
-            for group in groups:
-                group.trace = []
-        elif countdown == 0:
-            self._own_signature = self._signature()
-            worker.say_ready(self._own_signature, self._why_not(feed))
 
     def _why_not(self, feed: Feed) -> str:
         if self._loops > 1:
@@ -216,12 +213,11 @@ class Job:
 
     def _rehearse(self, worker: Worker, feed: Feed) -> Iterator[Any]:
         """A few steps on the solo group: buckets rebuilt, optimizer state made, kernels tuned, memory touched. Then park."""
-        batches = iter(feed)
-        for step in range(REHEARSAL_STEPS + 1):
-            if step == REHEARSAL_STEPS - 1:
-                for group in groups:
-                    group.trace = []
-            elif step == REHEARSAL_STEPS:
+        batches, typical = iter(feed), _Typical(worker)
+        for step in itertools.count():
+            self.step = step
+            is_over = step > 0 and typical.is_over(step)
+            if is_over:
                 self._own_signature = self._signature()
                 worker.make_room()
             batch = worker.passage.fetch(batches, _END) if worker.passage else next(batches, _END)
@@ -230,6 +226,9 @@ class Job:
             began_s = time.perf_counter()
             yield batch
             rehearsal_step_s = time.perf_counter() - began_s
+            if is_over:
+                break
+        self.step = 0
         feed.close()
         if worker.passage:
             worker.passage.lend()
@@ -287,6 +286,23 @@ class Job:
         """Ranks draw different random numbers from here on; models were made with equal ones."""
         if self._seed is not None and self._loops == 1:
             randomness.seed_all(randomness.mix(self._seed, self.rank))
+
+
+class _Typical:
+    """Waits for a typical step, and records its collectives: the third, or the first after it that has an update."""
+
+    def __init__(self, worker: Worker):
+        self._worker, self._updates = worker, worker.optimizer_steps
+
+    def is_over(self, steps: int) -> bool:
+        """At the end of each step, `steps` since the beginning: was it the one?"""
+        has_update, self._updates = self._worker.optimizer_steps > self._updates, self._worker.optimizer_steps
+        if steps >= REHEARSAL_STEPS and (has_update or steps >= REHEARSAL_STEPS_MAX):
+            return True
+        if steps >= REHEARSAL_STEPS - 1:
+            for group in groups:
+                group.trace = []
+        return False
 
 
 _END = object()

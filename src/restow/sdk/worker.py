@@ -522,6 +522,8 @@ class Worker:
         if report.outcome is Outcome.TROUBLE:
             report = attempt.take_over(groups)
         if report.outcome is not Outcome.DONE:
+            if comes_back:
+                self.channel.tell(type="failed", generation=attempt.terms.generation, reason=report.reason)
             _leave()
         step = int(report.extra["step"])
         pause_s = max(0.0, time.time() - float(report.extra["left_at_s"]))
