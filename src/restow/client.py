@@ -132,6 +132,8 @@ class Client:
             connection.close()
             joined = any(self._home.nodes.glob("*.json")) and not self._home.cluster.exists()
             way_out = "this machine has joined another's cluster, ask there" if joined else "start one with restow up"
+            if self._home.is_being_changed():
+                way_out = "restow up or down is at work there, wait until it has finished"
             raise Unreachable(f"no controller runs for {self._home.path}; {way_out} (or set RESTOW_HOME)") from None
         except OSError as error:
             connection.close()

@@ -63,6 +63,20 @@ class Home:
     def logs(self) -> Path:
         return self.path / "logs"
 
+    @property
+    def up_lock(self) -> Path:
+        """Held by `restow up` and `down` while they are at work."""
+        return self.path / "up.lock"
+
+    def is_being_changed(self) -> bool:
+        """Is a `restow up` or `down` at work? Asks the kernel, without touching the lock."""
+        try:
+            inode = str(self.up_lock.stat().st_ino)
+            locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        except OSError:
+            return False
+        return any("FLOCK" in words and words[-3].rpartition(":")[2] == inode for words in locks)
+
     def vaults(self, node: str) -> Path:
         """The states of suspended jobs that this machine keeps on disk as node `node`."""
         return self.path / "vaults" / node

@@ -167,6 +167,8 @@ def parse_range(key: str, value: Any) -> tuple[int, int]:
 def _workers(key: str, value: Any) -> dict[str, int]:
     """Fields of the spec, from a number or a range."""
     low, high = parse_range(key, value)
+    if low < 1 and low != high:
+        raise SpecError(f"{key} is {low}..{high}; a job needs at least 1")
     return {"workers": high, "workers_min": 0 if isinstance(value, int) or low == high else low}
 
 

@@ -94,7 +94,7 @@ def test_a_gang_that_would_overlap_two_others_waits_and_both_reasons_are_said():
     cluster.run(decide=False)
     cluster.submit("b", 2, waiting())
     cluster.run()
-    assert cluster.job("b").reason == "needs 2 slots, 0 are free; a has 1 workers, and jobs that share must have the same devices"
+    assert cluster.job("b").reason == "needs 2 slots, 0 are free; a has 1 worker, and jobs that share must have the same devices"
 
 
 def test_a_group_takes_one_newcomer_at_a_time_so_that_each_is_measured():

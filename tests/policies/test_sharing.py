@@ -125,7 +125,7 @@ def test_a_protected_job_joins_one_that_only_wants_idle_time_without_a_promise()
         (pending("b", mode="exclusive"), job("a"), "its spec does not let it share devices"),
         (pending("b"), job("a", allow=False), "a does not share its devices"),
         (pending("b"), job("a", mode="exclusive"), "a does not share its devices"),
-        (pending("b"), job("a", where="m1:0", workers=1), "a has 1 workers, and jobs that share must have the same devices"),
+        (pending("b"), job("a", where="m1:0", workers=1), "a has 1 worker, and jobs that share must have the same devices"),
         (pending("b"), replace(job("a"), state=JobState.STARTING), "a is starting, moving or ending"),
         (pending("b"), replace(job("a"), intended=parse_placement("m1:0 m1:1")), "a is starting, moving or ending"),
         (pending("b"), replace(job("a"), exited=frozenset({1})), "a is starting, moving or ending"),
@@ -145,7 +145,7 @@ def test_who_may_not_join_is_told_why(newcomer, host, reason):
 
 def test_a_gang_that_would_overlap_others_only_partly_is_refused():
     reason = why_not(pending("b"), job("a", where="m1:0", workers=1), job("c", where="m2:0", workers=1))
-    assert reason == "a has 1 workers, and jobs that share must have the same devices"
+    assert reason == "a has 1 worker, and jobs that share must have the same devices"
 
 
 def test_a_job_that_has_missed_the_promise_with_others_is_promised_less():

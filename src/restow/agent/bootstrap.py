@@ -207,7 +207,7 @@ def run(script: Script, birth: Birth, run_files: RunFiles) -> int:
     def note(code: int, reason: str) -> int:
         if os.getpid() == pid:  # not a child that the script forked and that came back here
             try:
-                run_files.words(pid).write_text(json.dumps({"code": code, "reason": reason[:200]}))
+                run_files.words(pid).write_text(json.dumps({"code": code, "reason": reason[:400]}))
             except OSError as error:
                 print(f"restow: last words could not be written: {error}", file=sys.stderr)
         return code
@@ -237,7 +237,7 @@ def _last_words(error: BaseException, birth: Birth) -> str:
     line = footprint.memory_error_line(error, f"job {birth.environment.get('RESTOW_JOB', '')}") if footprint else None
     if line:
         print(f"restow: {line}", file=sys.stderr)
-    return line or f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")[:160] + _place(error)
+    return line or f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")[:320] + _place(error)
 
 
 def _place(error: BaseException) -> str:

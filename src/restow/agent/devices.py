@@ -39,7 +39,8 @@ def read_devices(file: Path) -> dict[int, LocalDevice]:
         entries = wire["devices"] if isinstance(wire, dict) else wire
         found = {device.device.index: device for device in map(_from_entry, entries)}
     except OSError as error:
-        raise SetupError(f"device file {file}: {error.strerror}; correct RESTOW_DEVICES or unset it") from None
+        sample = '{"devices": [{"index": 0}, {"index": 1}]}'
+        raise SetupError(f"device file {file}: {error.strerror}; unset RESTOW_DEVICES, or name a file such as {sample}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SetupError(f'device file {file} is wrong ({error!r}); write {{"devices": [{{"index": 0, "core": 0}}]}}') from None
     if not found or len(found) != len(entries):

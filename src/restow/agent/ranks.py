@@ -16,6 +16,7 @@ from restow.agent.devices import LocalDevice
 from restow.agent.environment import base_environment, rank_environment
 from restow.agent.events import EventLog
 from restow.agent.folders import SLOTS, Folders
+from restow.agent.proposals import progress_of
 from restow.agent.stores import Stores
 from restow.agent.tasks import Tasks
 from restow.agent.vaults import Vaults
@@ -179,6 +180,9 @@ class Ranks:
             self._tasks.spawn(self.nursery.taken(pid))
             return
         worker = self.workers.remove(pid) or Worker.from_label(pid, label)
+        last = progress_of(worker, self._config.node, now_s())
+        if last:  # how far it came
+            self._events.put(last)
         worker.close()
         self.on_changed()
         self.workers.seen.add(worker.key)

@@ -161,7 +161,7 @@ def _job_of(note: Path) -> str:
 @contextlib.contextmanager
 def _alone(home: config.Home) -> Iterator[None]:
     """One up, join or down at a time for this home."""
-    with (home.path / "up.lock").open("w") as file:
+    with home.up_lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -68,7 +68,10 @@ def submit(
         raise SpecError(
             "nothing to run; give a spec (restow submit train.yaml) or a command (restow submit -- python train.py)"
         )
-    if len(words) == 1 and words[0].endswith((".yaml", ".yml")):
+    is_spec = words[0].endswith((".yaml", ".yml"))
+    if is_spec and len(words) > 1:
+        raise SpecError(f"both a spec ({words[0]}) and a command ({' '.join(words[1:])}); give one of them")
+    if is_spec:
         asked = specs.load(Path(words[0]), cwd=Path.cwd(), instead=written)
     else:
         asked = specs.build({"command": list(words), **written}, cwd=Path.cwd())

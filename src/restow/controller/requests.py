@@ -112,6 +112,9 @@ class Requests:
         least = submitted.spec.devices[0] or sizes_of(submitted.spec)[-1]
         if least > devices and not queue:
             what = f"devices is {least}.." if submitted.spec.devices[0] else f"workers is {least}"
+            if submitted.spec.workers_min:
+                asked = f"{submitted.spec.workers_min}..{submitted.spec.workers}"
+                what = f"workers is {asked}, of which {least} is the least that divides the most"
             raise SpecError(f"{what}; the cluster has {devices} device{'s' * (devices != 1)} (--queue waits for more)")
         job = self._new_id(submitted.spec.name or _stem(submitted.spec.command))
         await self._controller.take([JobSubmitted(time_s=self._controller.now(), job=job, spec=submitted.spec)])

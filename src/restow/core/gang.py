@@ -206,6 +206,9 @@ def gang_exited(record: Record, event: RankExited) -> None:
         if retry(record, reason, event.time_s):
             return
         record.change(exit_code=event.code)
+        gone = ", ".join(f"rank {rank}" for rank in sorted(record.job.exited))
+        if gone and event.code > 0:
+            reason = f"{gone} ended by itself while others trained; then {reason}"
         end(record, JobState.FAILED, reason, event.time_s)
         return
     record.change(exited=record.job.exited | {event.rank})

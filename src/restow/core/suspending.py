@@ -87,8 +87,8 @@ def twin_parked(record: Record, event: TwinParked, config: CoreConfig) -> None:
 
 
 def _is_alike(kept: Kept, event: TwinParked, workers: int) -> bool:
-    """Has the rank built what was built when its state was kept? In a gang of another size buckets and collectives may differ. Nobody
-    knows (empty) where a rank was lost before it had said so."""
+    """Has the rank built what was built when its state was kept? In a gang of another size buckets and collectives may differ.
+    Nobody knows (empty) where a rank was lost before it had said so."""
     before = kept.signatures[event.rank % len(kept.signatures)]
     if not before:
         return True

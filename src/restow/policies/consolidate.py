@@ -134,13 +134,15 @@ class Consolidate:
     def _keep(self, snapshot: Snapshot, schedule: Schedule) -> None:
         for job in snapshot.jobs:
             if job.paused and snapshot.now_s >= job.not_before_s:
-                schedule.explain(job.id, f"paused, as was asked; restow resume {job.id} lets it go on")
+                is_there = job.state is JobState.PENDING
+                words = "paused, as was asked;" if is_there else "is being paused, as was asked;"
+                schedule.explain(job.id, f"{words} restow resume {job.id} lets it go on")
             elif job.state is JobState.RUNNING and not job.intended:
                 others = {slot[:2] for other in snapshot.jobs if other is not job for slot in other.intended}
                 if any(slot[:2] in others for slot in job.placement):
                     schedule.explain(job.id, job.reason)  # its devices are promised to a job of a higher priority
                 elif not any(node.is_draining for node in snapshot.nodes if node.name in nodes_of(job.placement)):
-                    schedule.put(job.id, job.placement, "stays after all")  # it was about to be suspended
+                    schedule.put(job.id, job.placement, "goes on where it is")  # it was about to be suspended
             elif job.intended:
                 where = " ".join(map(str, job.intended))
                 schedule.put(job.id, job.intended, f"stays on {where}" if job.state is not JobState.PENDING else "")

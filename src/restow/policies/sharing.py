@@ -131,7 +131,7 @@ def hindrance(job: Job, hosts: Sequence[Job], snapshot: Snapshot, config: Sharin
         if len(devices_of(host.intended)) < host.workers:
             return f"{host.id} has fewer devices than ranks, which take turns already"
         if host.workers != job.workers:
-            return f"{host.id} has {host.workers} workers, and jobs that share must have the same devices"
+            return f"{host.id} has {host.workers} worker{'s' * (host.workers != 1)}, and jobs that share must have the same devices"
     why_not = memory_hindrance(everybody, snapshot)
     if why_not:
         return why_not

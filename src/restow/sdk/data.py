@@ -115,8 +115,8 @@ class _Source(Protocol):
 
 def _source(loader: Any, seed: int, rank: int, world_size: int, workers_most: int) -> _Source:
     if workers_most and (not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset)):
-        raise ScriptError(f"the loader is a {type(loader).__name__} whose batches cannot be shared out anew among more or fewer "
-                          "workers; use a DataLoader over a dataset with a length, or a fixed number of workers")
+        raise ScriptError(f"the loader is a {type(loader).__name__}, which cannot be shared out anew among more or fewer workers; "
+                          "use a DataLoader over a dataset with a length, or a fixed number of workers")
     if callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None)):
         return _Iterated(loader, seed, rank)
     if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):

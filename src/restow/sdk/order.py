@@ -50,8 +50,8 @@ class Order:
         if workers_most:
             if self.batch_size is None or type(self._sampler) not in (*PLAIN, DistributedSampler):
                 what = "batch_size=None" if self.batch_size is None and batches is None else type(self._sampler).__name__
-                raise ScriptError(f"the loader has {what}, so its batches cannot be shared out anew among more or fewer workers; "
-                                  "use batch_size with shuffle=True or one of torch's plain samplers, or a fixed number of workers")
+                raise ScriptError(f"the loader has {what} and cannot be shared out anew among more or fewer workers; use "
+                                  "batch_size with shuffle=True or one of torch's plain samplers, or a fixed number of workers")
             if type(self._sampler) is DistributedSampler:
                 self._sampler = _unshared(self._sampler)
             self.batch_size *= workers_most // world_size
