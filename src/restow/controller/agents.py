@@ -64,7 +64,16 @@ class Contact:
         self._tasks: list[asyncio.Task[None]] = []
 
     def open(self) -> None:
-        self._tasks = [asyncio.create_task(each) for each in (self._pump(), self._deliver(), self._feel())]
+        self._tasks = [asyncio.create_task(self._for_ever(each)) for each in (self._pump, self._deliver, self._feel)]
+
+    async def _for_ever(self, work: Callable[[], Awaitable[None]]) -> None:
+        """A mistake of ours, or of the engine's, is told; it must not put the node out of reach until the controller is restarted."""
+        while True:
+            try:
+                await work()
+            except Exception:
+                log.exception("%s: %s failed", self.node, work.__name__)
+                await asyncio.sleep(RETRY_S)
 
     async def close(self) -> None:
         for task in self._tasks:

@@ -100,7 +100,8 @@ class Pulses:
                     with suppress(BlockingIOError):
                         self._hear(line)
                     if not line.is_open:
-                        self._selector.unregister(line.connection)
+                        with suppress(KeyError, ValueError):
+                            self._selector.unregister(line.connection)
                         line.connection.close()
 
     def _hear(self, line: Line) -> None:

@@ -67,7 +67,7 @@ class RayHandle:
                 answer = await getattr(self._actor, method).remote(*arguments)
         except TimeoutError:
             raise Unreachable(f"node {self.node} does not answer within {limit_s:.0f} s") from None
-        except RayError as error:
+        except (RayError, RuntimeError, ValueError, OSError) as error:  # Ray raises some that are not its own
             raise Unreachable(f"node {self.node} does not answer: {type(error).__name__}") from None
         if "error" in answer:
             raise getattr(errors, answer["error"])(answer["line"])
