@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 WAIT_S = 2.0  # one long poll, at most a quarter of the silence; an idle agent costs half a call per second
 RETRY_S = 0.3
+MISTAKES_MAX = 5  # in telling one command
 MEMBERS_S = 1.0  # how often the engine is asked for new nodes, at most a quarter of the silence
 COMPARE_S = 20.0  # how often what runs is compared with what is believed, although every change is reported
 
@@ -67,7 +68,7 @@ class Contact:
         self._tasks = [asyncio.create_task(self._for_ever(each)) for each in (self._pump, self._deliver, self._feel)]
 
     async def _for_ever(self, work: Callable[[], Awaitable[None]]) -> None:
-        """A mistake of ours, or of the engine's, is told; it must not put the node out of reach until the controller is restarted."""
+        """A mistake of ours, or of the engine, is told; it must not put the node out of reach until the controller is restarted."""
         while True:
             try:
                 await work()
@@ -228,7 +229,7 @@ class Contact:
     async def _deliver(self) -> None:
         """In order, one after the other; a command is tried until it is delivered or its node is lost."""
         while True:
-            command = await self._commands.get()
+            command, mistakes = await self._commands.get(), 0
             while True:
                 try:
                     await self.handle.tell(command)
@@ -241,6 +242,12 @@ class Contact:
                 except RestowError as error:
                     log.error("%s refuses %s: %s", self.node, command, error)
                     break
+                except Exception:  # as in _for_ever, but the command must not get lost by it
+                    log.exception("%s: telling %s failed", self.node, command)
+                    mistakes += 1
+                    if mistakes == MISTAKES_MAX:
+                        break
+                    await asyncio.sleep(RETRY_S)
 
     def _forget_commands(self) -> None:
         while not self._commands.empty():
