@@ -102,3 +102,16 @@ def test_a_worker_that_is_killed_while_it_begins_costs_nothing(cluster, whole):
         [parked, *_] = cluster.await_event(job, "TwinParked", 2)
         cluster.kill(next(p["pid"] for p in cluster.processes(job) if p["rank"] == parked["rank"] and p["generation"] > 2))
     assert_the_same(cluster, job, whole)
+
+
+@pytest.mark.slow
+def test_a_script_that_adds_up_gradients_goes_on_with_as_many_as_before(cluster):
+    flags = ("--plain", "--accumulate", "30")
+    alone = cluster.submit(WHERE, workers_min=1, at_hold=False, flags=flags)
+    assert cluster.await_end(alone)["state"] == "done"
+    job = cluster.submit(WHERE, workers_min=1, flags=flags)
+    cluster.client.scale(job.id, 2)
+    cluster.await_event(job, "StepAccepted")
+    cluster.release(job)
+    cluster.await_true(lambda: "adds up gradients" in str(cluster.all_events()[-40:]), "it was not said", job)
+    assert_the_same(cluster, job, steps_of(cluster, alone))

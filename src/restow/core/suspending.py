@@ -116,15 +116,19 @@ def rank_switched(record: Record, event: RankSwitched) -> None:
 
 
 def fail(record: Record, reason: str, time_s: float, config: CoreConfig) -> None:
-    """This attempt is over; the state stays where it is, and the next attempt waits longer after each failure in a row."""
+    """This attempt is over; the state stays where it is, and the next attempt waits longer after each failure in a row. With
+    another number of workers than before there is none: it comes back as it was, at once."""
+    size = len(_kept(record).placement)
+    if record.job.is_resizable and record.job.workers != size:
+        record.change(workers_asked=size, pinned=(), failed_moves=0, not_before_s=0.0)
+        words = f"could not go on with {record.job.workers} workers: {reason}; goes on with {size} as before"
+        gang.end(record, JobState.PENDING, words, time_s)
+        record.change(intended=())
+        return
     failures = record.job.failed_moves + 1
     wait_s = min(config.back_off_s_max, config.back_off_s * 2 ** (failures - 1))
     words = f"could not go on from step {_kept(record).step}: {reason}; its state is kept, next try in {wait_s:g} s at the earliest"
     record.change(failed_moves=failures, not_before_s=time_s + wait_s)
-    size = len(_kept(record).placement)
-    if record.job.is_resizable and record.job.workers != size:
-        words += f"; with {size} workers as before"
-        record.change(workers_asked=size, pinned=())
     gang.end(record, JobState.PENDING, words, time_s)
     record.change(intended=())
 
