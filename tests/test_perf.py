@@ -111,3 +111,14 @@ def test_a_job_that_cannot_switch_pays_a_restart():
 
 def test_without_a_total_a_job_is_taken_to_live_as_long_again():
     assert steps_left(job(step_s=0.5), now_s=100.0) == 200
+
+
+def test_more_or_fewer_workers_share_out_what_grows_with_the_batch():
+    """The batch of all together stays. Half of computing is taken to grow with it until two sizes are known."""
+    four, two, one = at("m1:0 m1:1 m1:2 m1:3"), at("m1:0 m1:1"), at("m1:0")
+    alone = Profile(step_s=0.4)
+    assert predict_step_s(alone, four, two, machines()) == pytest.approx(0.4 * 1.5)
+    assert predict_step_s(alone, two, four, machines()) == pytest.approx(0.4 * 0.75)
+    known = Profile(step_s=0.4, by_size=((2, 0.6), (4, 0.4)))  # 0.2 + 0.8 / workers
+    assert predict_step_s(known, four, one, machines()) == pytest.approx(1.0)
+    assert predict_step_s(known, four, two, machines()) == pytest.approx(0.6)  # as it was

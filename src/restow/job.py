@@ -246,6 +246,7 @@ class Profile:
     held_s: float = 0.0  # part of step_s in which the gate was its own; 0 where the gate was free
     alone_step_s: float = 0.0  # step_s when nobody else was on its devices, the last time that was so
     local_bytes_per_s: float = 0.0  # learned while the whole gang was on one node: ring traffic by exposed time
+    by_size: tuple[tuple[int, float], ...] = ()  # (workers, computing part of step_s) at each world size so far
     rehearsal_step_s: float = 0.0  # what a twin needed for one step alone, the last time one parked
 
 

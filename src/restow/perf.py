@@ -88,7 +88,7 @@ def predict_step_s(profile: Profile, now: Placement, then: Placement, snapshot: 
         return 0.0
     computing_s = profile.step_s - profile.exposed_s - profile.waited_s  # what it waits at a gate is not its own
     computing_s *= _slow_down(now, then, snapshot) * ranks_per_device(then)  # ranks of one device compute one after another
-    computing_s *= len(now) / len(then)  # the batch of all of them together stays, so each has more or less of it
+    computing_s = _resized_s(profile, computing_s, len(now), len(then))
     if profile.rehearsal_step_s and len(now) == len(then) and _kinds(then, snapshot) != _kinds(now, snapshot):
         computing_s = profile.rehearsal_step_s * ranks_per_device(then)
     payload = profile.wire_bytes
@@ -98,6 +98,22 @@ def predict_step_s(profile: Profile, now: Placement, then: Placement, snapshot: 
     if ratio > 1 and is_scattered(now) != is_scattered(then):
         ratio = 1.0  # what slows a link says nothing about memory, and the other way round
     return computing_s + ratio * modelled_then_s
+
+
+def _resized_s(profile: Profile, computing_s: float, now: int, then: int) -> float:
+    """Computing time of a rank among `then` workers instead of `now`, the batch of all of them together being the same.
+
+    Where it had so many before, as it was then. Else a + b / workers: a part that is there for each batch, however small (the
+    update, above all), and one that grows with it; from two sizes that it had, or, knowing only one, half and half.
+    """
+    known = {**dict(profile.by_size), now: computing_s}
+    if then in known:
+        return known[then]
+    if len(known) == 1:
+        return computing_s * (1 + now / then) / 2
+    few, many = min(known), max(known)
+    grows = max(0.0, (known[few] - known[many]) / (1 / few - 1 / many))
+    return max(0.0, known[many] - grows / many) + grows / then
 
 
 def _slow_down(now: Placement, then: Placement, snapshot: Snapshot) -> float:

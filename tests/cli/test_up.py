@@ -157,7 +157,7 @@ def test_a_port_in_use_is_one_line(home):
     [
         ("RESTOW_NODE_ADDRESS", "192.0.2.77", "node address is '192.0.2.77': Cannot assign requested address; give one of this"),
         ("RESTOW_NODE_ADDRESS", "no.such.invalid", "node address is 'no.such.invalid': "),
-        ("RESTOW_DEVICES", "/nowhere.json", "device file /nowhere.json: No such file or directory; unset RESTOW_DEVICES, or name a file such as"),
+        ("RESTOW_DEVICES", "/nowhere.json", "device file /nowhere.json: No such file or directory; unset RESTOW_DEVICES"),
         ("RESTOW_SHM", "/nowhere", "shared memory /nowhere: No such file or directory; make it or set RESTOW_SHM"),
         ("RESTOW_NODE_NAME", "a b", "node name is 'a b'; use letters"),
     ],

@@ -97,6 +97,7 @@ def test_it_makes_room_for_one_that_waits_and_takes_it_back():
     assert (size(cluster), size(cluster, "b")) == ((JobState.RUNNING, 2), (JobState.RUNNING, 2))
     assert "goes from 4 to 2 workers to let b in" in cluster.job("a").reason
     cluster.end("b")
+    cluster.agents.programs["a"].step_s = 0.5
     cluster.run()
     for _ in range(3):
         cluster.clock(1000.0)

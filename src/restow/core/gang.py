@@ -11,7 +11,7 @@ from restow.core.record import Process, Record
 from restow.job import JobState
 from restow.messages import LaunchFailed, Progressed, RankExited, RankReady, RankStarted, StoreOpened
 from restow.perf import ring_bytes
-from restow.placement import Slot, is_scattered, main_node, nodes_of
+from restow.placement import Slot, devices_of, is_scattered, main_node, nodes_of
 
 FIRST_STEPS = 3  # until a job can say what it is, and so can be moved
 EARLY_LOSSES_MAX = 3  # one that is killed again and again as it starts (memory, most often) is not started for ever
@@ -107,6 +107,10 @@ def progressed(record: Record, event: Progressed) -> None:
         and job.workers > 1
     ):
         profile = replace(profile, local_bytes_per_s=ring_bytes(job.workers, profile.wire_bytes) / profile.exposed_s)
+    if job.is_resizable and len(devices_of(job.placement)) == job.workers:
+        computing_s = profile.step_s - profile.exposed_s - profile.waited_s
+        by_size = {**dict(profile.by_size), job.workers: computing_s}
+        profile = replace(profile, by_size=tuple(sorted(by_size.items())))
     total = event.steps_total if event.steps_total is not None else job.steps_total
     record.change(profile=profile, steps_done=min(report.step for report in latest), steps_total=total)
 
