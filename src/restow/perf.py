@@ -106,6 +106,8 @@ def _resized_s(profile: Profile, computing_s: float, now: int, then: int) -> flo
     Where it had so many before, as it was then. Else a + b / workers: a part that is there for each batch, however small (the
     update, above all), and one that grows with it; from two sizes that it had, or, knowing only one, half and half.
     """
+    if now == then or not now:
+        return computing_s
     known = {**dict(profile.by_size), now: computing_s}
     if then in known:
         return known[then]
