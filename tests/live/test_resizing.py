@@ -106,7 +106,7 @@ def test_a_worker_that_is_killed_while_it_begins_costs_nothing(cluster, whole):
 
 @pytest.mark.slow
 def test_a_script_that_adds_up_gradients_goes_on_with_as_many_as_before(cluster):
-    flags = ("--plain", "--accumulate", "30")
+    flags = ("--plain", "--accumulate", "15")  # the last update before the hold is that of step 14
     alone = cluster.submit(WHERE, workers_min=1, at_hold=False, flags=flags)
     assert cluster.await_end(alone)["state"] == "done"
     job = cluster.submit(WHERE, workers_min=1, flags=flags)
