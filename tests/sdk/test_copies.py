@@ -36,3 +36,15 @@ def test_a_small_state_is_copied_however_short_the_steps_are():
         copies.begin(step)
         copies.finish(step)
         assert step in copies.steps()
+
+
+def test_tensors_that_change_their_shape_end_the_copies_and_not_the_training():
+    state = torch.zeros(4)
+    copies = Copies(StateTable({"model": torch.nn.Linear(2, 2)}), lambda: 0.0)
+    copies._table = type("Table", (), {"tensors": lambda self: {"a": state}, "state_bytes": lambda self: state.nbytes})()
+    for step in range(4):
+        copies.finish(step)
+    state = torch.zeros(5)
+    copies.finish(4)
+    copies.finish(5)
+    assert copies.steps() == {2, 3}

@@ -55,7 +55,7 @@ class Copies:
     def finish(self, step: int) -> None:
         """The state of `step` may change afterwards: what was begun is whole."""
         if self._is_small():
-            self._put(step, self._copied(self._table.tensors(), self._taken_room()))
+            self._copy(step)
             return
         began_s = time.perf_counter()
         if self._is_copying:
@@ -86,21 +86,19 @@ class Copies:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_copying)
-            step = self._asked_step
-            try:
-                self._put(step, self._copied(self._table.tensors(), self._taken_room()))
-            except (MemoryError, RuntimeError):  # there is no room for it
-                self._bytes = 1 << 62
+            self._copy(self._asked_step)
             with self._changed:
                 self._is_copying = False
                 self._changed.notify_all()
 
-    def _taken_room(self) -> Tensors:
+    def _copy(self, step: int) -> None:
         with self._changed:
             room, self._room = self._room, {}
-            return room
-
-    def _put(self, step: int, copy: Tensors) -> None:
+        try:
+            copy = self._copied(self._table.tensors(), room)
+        except (MemoryError, RuntimeError):  # there is no room for it, or its tensors have other shapes: none is made any more
+            self._bytes = 1 << 62
+            return
         with self._changed:
             self._by_step[step] = copy
             for old in sorted(self._by_step)[:-2]:
