@@ -36,6 +36,7 @@ class _Pending:
     now: Placement
     then: Placement
     before_s: float
+    predicted: Move | None
     reports: list[RankSwitched] = field(default_factory=list)
     after: list[Progressed] = field(default_factory=list)
     steps_before: dict[int, int] = field(default_factory=dict)  # rank → its highest step in the old generation
@@ -48,17 +49,19 @@ class Measurer:
         self._reports: dict[str, dict[int, deque[Progressed]]] = {}  # job → rank → reports of the present generation
         self._pending: dict[tuple[str, int], _Pending] = {}
         self._before: dict[str, float] = {}  # step time when the switch under way began to be prepared
-        self._predicted: dict[tuple[str, Placement], Move] = {}  # job, where to → the last prediction
+        self._predicted: dict[str, Move] = {}  # job → the last prediction
         self.measured: dict[str, list[MoveMeasured]] = {}
 
     def expect(self, job: str, generation: int, now: Placement, then: Placement) -> None:
         """A switch of `job` to `generation` has begun to be prepared; repeated calls change nothing."""
         if (job, generation) not in self._pending:
-            self._pending[job, generation] = _Pending(now=now, then=then, before_s=self.step_s(job))
+            predicted = self._predicted.get(job)
+            predicted = predicted if predicted and predicted.then == then else None
+            self._pending[job, generation] = _Pending(now=now, then=then, before_s=self.step_s(job), predicted=predicted)
 
     def is_resize(self, job: str, now: Placement, then: Placement) -> bool:
-        """Was a way there, with another number of workers, predicted for the job?"""
-        return len(now) != len(then) and (job, then) in self._predicted
+        """Was the way there, with another number of workers, the last that was predicted for the job?"""
+        return len(now) != len(then) and job in self._predicted and self._predicted[job].then == then
 
     def step_s(self, job: str) -> float:
         """Seconds per step now, median over the ranks; 0 when there are too few reports."""
@@ -73,7 +76,7 @@ class Measurer:
                 self.measured.setdefault(event.job, []).append(event)
                 self._pending.pop((event.job, event.generation), None)
             case MovePredicted(move=move):
-                self._predicted[move.job, move.then] = move
+                self._predicted[move.job] = move
             case RankSwitched(job=job, generation=generation, rank=rank):
                 pending = self._pending.get((job, generation))
                 if pending and all(report.rank != rank for report in pending.reports):
@@ -101,7 +104,9 @@ class Measurer:
 
     def _close(self, job: str, generation: int, pending: _Pending) -> MoveMeasured:
         del self._pending[job, generation]
-        predicted = self._predicted.pop((job, pending.then), None)
+        predicted = pending.predicted
+        if predicted is self._predicted.get(job):
+            self._predicted.pop(job, None)
         longest = max(pending.reports, key=lambda report: report.pause_s)
         seen_before = max(pending.steps_before.values(), default=0)
         first_after = min((report.step for report in pending.after), default=longest.step)
