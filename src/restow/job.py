@@ -276,7 +276,7 @@ class Job:
     moved_s: float | None = None  # when the last switch ended, done or rolled back
     exit_code: int | None = None
     generations: int = 0  # the highest generation number ever used, abandoned ones included; never used again
-    world: int = 0  # how many workers it has, or had when it last ran; 0: it never ran
+    world_size: int = 0  # how many workers it has, or had when it last ran; 0: it never ran
     devices_asked: int = 0  # how many a person wants it to have (ScaleAsked); 0: as its spec says
     workers_asked: int = 0  # the same of workers
     pinned: Placement = ()  # where a person wants it (MigrateAsked); policies leave it there
@@ -299,7 +299,7 @@ class Job:
     @property
     def workers(self) -> int:
         """Its world size: as it is, or as it was, or as it is wanted."""
-        return self.world or self.spec.workers
+        return self.world_size or self.spec.workers
 
     @property
     def is_resizable(self) -> bool:

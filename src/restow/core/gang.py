@@ -26,8 +26,8 @@ def launch(record: Record, time_s: float) -> None:
         node = main_node(job.intended)
         job = replace(job, kept=replace(job.kept, placement=(Slot(node, 0),) * len(job.kept.placement), replicas=(node,)))
     record.job = replace(
-        step(job, Cause.PLACED), generation=generation, generations=generation, placement=job.intended, world=len(job.intended),
-        alive=frozenset(), exited=frozenset(), movable=False, why_not="",
+        step(job, Cause.PLACED), generation=generation, generations=generation,
+        placement=job.intended, world_size=len(job.intended), alive=frozenset(), exited=frozenset(), movable=False, why_not="",
     )  # fmt: skip
     record.store, record.ending, record.torn, record.known_step = None, None, 0, 0
     record.signatures, record.unmovable, record.progress = {}, {}, {}

@@ -36,7 +36,7 @@ def _add(uses: Uses, slot: Slot, job: str, word: str) -> None:
 def _check_job(record: Record) -> None:
     job, switch = record.job, record.job.switch
     wrong = None
-    sizes = {job.workers, *(sizes_of(job.spec) if job.is_resizable or not job.placement else ())}
+    sizes = (job.workers, *sizes_of(job.spec))
     if (job.placement and len(job.placement) != job.workers) or (job.intended and len(job.intended) not in sizes):
         wrong = "holds or is promised half a gang"
     elif bool(job.placement) != (job.state in (JobState.STARTING, JobState.RUNNING, JobState.STOPPING)):

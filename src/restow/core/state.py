@@ -352,8 +352,7 @@ class ClusterState:
             record = self.records.get(id)
             if record is None or record.job.state.is_final:
                 raise IllegalTransition(f"the schedule places {id}, which is not there any more")
-            sizes = sizes_of(record.job.spec) if record.job.is_resizable or not record.job.placement else ()
-            if len(placement) not in (record.job.workers, *sizes):
+            if len(placement) not in (record.job.workers, *sizes_of(record.job.spec)):
                 raise IllegalTransition(
                     f"the schedule gives {id} {len(placement)} slots; its gang has {record.job.workers}"
                 )
