@@ -30,7 +30,7 @@ from restow.errors import RestowError, Unreachable
 from restow.messages import Command, to_json
 from restow.placement import Schedule, parse_placement
 from restow.policies.consolidate import Board, Consolidate, why_not_back
-from restow.policies.folding import Folding
+from restow.policies.sizing import Sizing
 
 MODULE = "tests.live.daemons"
 CLUSTER = "0123abcd"
@@ -46,7 +46,7 @@ class Placed(Consolidate):
 
     def plan(self, snapshot: Snapshot) -> Schedule:
         schedule = super().plan(snapshot)
-        Folding(self).plan(snapshot, schedule)
+        Sizing(self).plan(snapshot, schedule)
         return schedule
 
     def _place_pending(self, snapshot: Snapshot, schedule: Schedule, board: Board) -> None:

@@ -308,7 +308,7 @@ class Consolidate:
                 if job.pinned and not same_devices(job.pinned, job.intended):
                     continue  # its wish waits, which was explained above
                 if len(devices_of(job.intended)) < job.workers:
-                    continue  # its ranks take turns; policies/folding.py sees to it
+                    continue  # its ranks take turns; policies/sizing.py sees to it
                 if job.sharing:
                     continue  # jobs that share have the same devices; policies/restow.py parts them first
                 hindrance = self.hindrance(job, snapshot)

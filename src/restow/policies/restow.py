@@ -13,10 +13,10 @@ from restow.perf import steps_left
 from restow.placement import Move, Schedule, same_devices
 from restow.policies import sharing
 from restow.policies.consolidate import Board, Consolidate, ConsolidateConfig, why_not_back
-from restow.policies.folding import Folding
 from restow.policies.layout import best_start
 from restow.policies.preemption import preempt
 from restow.policies.sharing import Pairing, SharingConfig
+from restow.policies.sizing import Sizing
 
 
 class Restow:
@@ -25,7 +25,7 @@ class Restow:
     def __init__(self, consolidate: ConsolidateConfig | None = None, share: SharingConfig | None = None):
         self.consolidate = Consolidate(consolidate)
         self.share = share or SharingConfig()
-        self.folding = Folding(self.consolidate)
+        self.sizing = Sizing(self.consolidate)
 
     def decide(self, snapshot: Snapshot) -> Schedule:
         return self.consolidate.pruned(self.plan(snapshot), snapshot)
@@ -36,7 +36,7 @@ class Restow:
         joined = self._grant_wishes(snapshot, schedule)
         joined |= self._join(snapshot, schedule, joined)
         self._make_room(snapshot, schedule, joined)
-        self.folding.plan(snapshot, schedule)
+        self.sizing.plan(snapshot, schedule)
         preempt(snapshot, schedule)
         self._regulate(snapshot, schedule, stuck)
         return schedule

@@ -15,7 +15,7 @@ from restow.policies.consolidate import Board, Consolidate
 from restow.policies.layout import on_devices, start
 
 
-class Folding:
+class Sizing:
     """The part of the policy that changes how many devices running jobs have."""
 
     def __init__(self, consolidate: Consolidate):
