@@ -382,7 +382,7 @@ def main(node: str, shm: str, address: str, warm: str) -> None:
         if warm == "warm":
             warm_up()
             file = os.environ.get("RESTOW_DEVICES")
-            rate = measure_local(list(find_devices(Path(file) if file else None).values()))
+            rate = measure_local(list(find_devices(Path(file) if file else None).values()), folders.node)
         nursery = Nursery(folders, pulse_pid, beat)
     except Exception:  # raised again below: the agent that waits for `ready` shall read the reason
         traceback.print_exc()

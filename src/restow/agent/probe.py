@@ -10,9 +10,9 @@ import os
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from restow.agent.devices import LocalDevice
 
@@ -21,26 +21,29 @@ ROUNDS = 12
 PATIENCE_S = 10.0
 
 
-def measure_local(devices: Sequence[LocalDevice]) -> float:
-    """Bytes per second of one rank in an all-reduce between the first two devices; 0.0 where that cannot be measured."""
+def measure_local(devices: Sequence[LocalDevice], folder: Path) -> float:
+    """Bytes per second of one rank in an all-reduce between the first two devices; 0.0 where that cannot be measured. `folder`: of
+    the node, so that what a kill in between leaves is gone at the next start."""
     if len(devices) < 2 or devices[0].is_gpu:
         return 0.0
     reading, writing = os.pipe()
-    with tempfile.TemporaryDirectory(prefix="restow-probe-") as folder:
-        children = []
-        for rank in range(2):
-            child = os.fork()
-            if child == 0:
-                _exchange(rank, devices[rank], f"{folder}/store", writing)
-            children.append(child)
-        os.close(writing)
-        deadline_s = time.monotonic() + PATIENCE_S
-        while children and time.monotonic() < deadline_s:
-            children = [child for child in children if os.waitpid(child, os.WNOHANG) == (0, 0)]
-            time.sleep(0.005)
-        for child in children:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+    store = folder / "probe.store"
+    store.unlink(missing_ok=True)
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if child == 0:
+            _exchange(rank, devices[rank], str(store), writing)
+        children.append(child)
+    os.close(writing)
+    deadline_s = time.monotonic() + PATIENCE_S
+    while children and time.monotonic() < deadline_s:
+        children = [child for child in children if os.waitpid(child, os.WNOHANG) == (0, 0)]
+        time.sleep(0.005)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    store.unlink(missing_ok=True)
     with os.fdopen(reading) as pipe:
         said = pipe.read().strip()
     return float(said) if said else 0.0

@@ -72,7 +72,7 @@ class Contact:
         while True:
             try:
                 await work()
-            except Exception:
+            except Exception:  # whatever a call into the engine raises that is none of our errors
                 log.exception("%s: %s failed", self.node, work.__name__)
                 await asyncio.sleep(RETRY_S)
 
