@@ -19,6 +19,7 @@ import pytest
 
 from restow import config
 from restow.engine import processes, ray_node
+from restow.errors import SetupError
 
 live = pytest.mark.live
 
@@ -149,6 +150,11 @@ def test_a_port_in_use_is_one_line(home):
         refused = restow("up", "--port", str(port))
     assert refused.returncode == 6
     assert refused.stderr == f"restow: port {port} at {address}: Address already in use; choose another with --port\n"
+    with socket.socket() as other:  # on one address only, and not ours
+        other.bind(("127.0.0.2", 0))
+        other.listen()
+        with pytest.raises(SetupError, match="Address already in use"):
+            ray_node.check_port(address, other.getsockname()[1])
     assert left_behind(home) == []
 
 

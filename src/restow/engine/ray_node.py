@@ -163,12 +163,12 @@ def check_address(address: str) -> None:
 
 
 def check_port(address: str, port: int) -> None:
-    """Raises SetupError when the port cannot be bound."""
+    """Raises SetupError when the port cannot be bound: on all addresses, as Ray does, so also where another program has it on one."""
     check_address(address)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((address, port))
+            probe.bind(("", port))
         except OSError as error:
             raise SetupError(f"port {port} at {address}: {error.strerror}; choose another with --port") from None
 
