@@ -163,7 +163,7 @@ def check_address(address: str) -> None:
 
 
 def check_port(address: str, port: int) -> None:
-    """Raises SetupError when the port cannot be bound: on all addresses, as Ray does, so also where another program has it on one."""
+    """Raises SetupError when the port cannot be bound on all addresses, as Ray does: another program may have it on one only."""
     check_address(address)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
