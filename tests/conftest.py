@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +22,19 @@ import pytest
 MARK = "RESTOW_TEST"
 GRACE_S = 10.0  # what has been told to end may take a moment
 
+
+def _sweep(*folders: Path) -> None:
+    """Remove those of test runs that were killed: the process whose number they carry is gone."""
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for folder in folders:
+        pid = folder.name.split("-")[-2]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            for mount in mounts:
+                if mount.startswith(f"{folder}/"):
+                    subprocess.run(["umount", "-l", mount], check=False)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 _is_worker = "PYTEST_XDIST_WORKER" in os.environ
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `make test &`: whatever we start would ignore its Ctrl-C, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -28,8 +42,10 @@ if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # `timeout 60 pytest`: f
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 if not _is_worker:
     # at import, before any module reads the environment; short, since Unix sockets allow 107 characters
-    _folder = Path(tempfile.mkdtemp(prefix="rt-", dir="/tmp"))
-    _shm = Path(tempfile.mkdtemp(prefix="restow-test-", dir="/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"))
+    _memory = Path("/dev/shm" if Path("/dev/shm").is_dir() else "/tmp")
+    _sweep(*Path("/tmp").glob("rt-*-*"), *_memory.glob("restow-test-*-*"))
+    _folder = Path(tempfile.mkdtemp(prefix=f"rt-{os.getpid()}-", dir="/tmp"))
+    _shm = Path(tempfile.mkdtemp(prefix=f"restow-test-{os.getpid()}-", dir=_memory))
     os.environ[MARK] = _folder.name
     os.environ["RESTOW_HOME"] = str(_folder / "home")
     os.environ["RESTOW_RUN"] = str(_folder)

@@ -32,7 +32,7 @@ class Node:
 
     def __init__(self, name: str = "a", *, warm: bool = True, devices: str = "", environment: dict[str, str] | None = None):
         self.folder = Path(tempfile.mkdtemp(prefix="ra-"))
-        self.shm = Path(tempfile.mkdtemp(prefix="restow-agent-", dir="/dev/shm"))
+        self.shm = Path(tempfile.mkdtemp(prefix="agent-", dir=os.environ["RESTOW_SHM"]))
         devices_file = None
         if devices:
             devices_file = self.folder / "devices.json"

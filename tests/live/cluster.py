@@ -58,7 +58,7 @@ class Cluster:
     def __init__(self, nodes: Mapping[str, int], lab: Lab | None = None, controller_on: str = "", **core: float):
         self._enter = lab.nodes[controller_on].enter_command([]) if lab and controller_on else []
         self.folder = Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp"))
-        self.shm = Path(tempfile.mkdtemp(prefix="restow-live-", dir="/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"))
+        self.shm = Path(tempfile.mkdtemp(prefix="live-", dir=os.environ["RESTOW_SHM"]))
         self.nodes = list(nodes)
         self.is_bounded = True  # shared memory of each node is SHM_BYTES
         self.client = Client(config.Home(path=self.folder / "home"), answer_s_max=PATIENCE_S)

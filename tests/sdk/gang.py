@@ -103,7 +103,7 @@ class Gang:
         self.script = str(script)
         self.holds = list(holds)
         self.arguments = [*arguments, "--holds", f"{self.folder}:{','.join(map(str, self.holds))}"]
-        self.shm = Path(tempfile.mkdtemp(prefix="restow-gang-", dir="/dev/shm"))
+        self.shm = Path(tempfile.mkdtemp(prefix="gang-", dir=os.environ["RESTOW_SHM"]))
         self.processes: list[Process] = []
         self.messages: queue.Queue[tuple[Process, dict[str, Any]]] = queue.Queue()
         self._stores: list[dist.TCPStore] = []
