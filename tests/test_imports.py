@@ -9,7 +9,7 @@ from pathlib import Path
 import restow
 
 ROOT = Path(restow.__file__).parent
-VALUES = {"cluster", "job", "placement", "messages", "errors", "plan"}
+VALUES = {"cluster", "job", "placement", "messages", "codec", "errors", "plan"}
 PURE = {"perf", "bound", "metrics", "core", "policies"}
 DRIVERS = {"controller", "sim"}
 HARMLESS = {"__future__", "collections", "dataclasses", "enum", "functools", "hashlib", "heapq", "hmac", "itertools", "math", "re",

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restow.cluster import Device, Link
+from restow.codec import TYPES, from_json, to_json
 from restow.errors import SpecError
 from restow.job import JobSpec, Kept, Saved, ShareSpec, Sharing
-from restow.messages import TYPES, Connect, Launch, NodeJoined, RankConnected, StoreOpened, from_json, to_json
+from restow.messages import Connect, Launch, NodeJoined, RankConnected, StoreOpened
 from restow.placement import Move, Slot, parse_placement
 
 SPEC = JobSpec(command=("python", "train.py"), workers=2, env=(("A", "1"),))

@@ -1,21 +1,16 @@
 """Everything that is said between the controller and the agents, and everything that goes into the journal.
 
 Events are past tense and come from agents, users or the clock; commands are imperative and go to one agent. Each carries
-the job and the generation it is about. `to_json` / `from_json` are the only wire form; unknown types and fields are errors.
+the job and the generation it is about. Their wire form is codec.py.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from dataclasses import dataclass
-from typing import Any
 
 from restow.cluster import Device, Link
-from restow.errors import SpecError
 from restow.job import JobSpec, Kept, Saved, ShareSpec, Sharing
-from restow.placement import Move, Placement, Slot
+from restow.placement import Move, Placement
 
 # ---------------------------------------------------------------- commands: controller → one agent
 
@@ -575,66 +570,3 @@ class CheckpointFailed(GangEvent):
     rank: int
     step: int
     reason: str
-
-
-# ---------------------------------------------------------------- wire form
-
-_ABSTRACT = {"Command", "Event", "GangEvent"}
-TYPES: dict[str, type] = {
-    name: thing
-    for name, thing in list(globals().items())
-    if isinstance(thing, type) and issubclass(thing, (Command, Event)) and name not in _ABSTRACT
-}
-
-
-def to_json(value: Any) -> Any:
-    """A message (or any value inside one) as plain lists, dicts, strings and numbers."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": type(value).__name__, **fields} if type(value).__name__ in TYPES else fields
-    if isinstance(value, Slot):
-        return [value.node, value.device, value.share]
-    if isinstance(value, (list, tuple, frozenset)):
-        return [to_json(item) for item in value]
-    return value
-
-
-def from_json(wire: Any) -> Any:
-    """The message that `to_json` wrote. Raises SpecError on anything else."""
-    if not isinstance(wire, dict) or not isinstance(wire.get("type"), str) or wire["type"] not in TYPES:
-        raise SpecError(f"message is {str(wire)[:80]!r}; expected an object whose type is one of {', '.join(sorted(TYPES))}")
-    return _build(TYPES[wire["type"]], {k: v for k, v in wire.items() if k != "type"})
-
-
-_hints: dict[type, dict[str, Any]] = {}
-
-
-def _build(kind: Any, wire: Any) -> Any:
-    """`wire` as a value of type `kind`, checked."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return wire
-    if origin in (typing.Union, types.UnionType):
-        return None if wire is None else _build(next(a for a in args if a is not type(None)), wire)
-    if kind is Slot:
-        if isinstance(wire, list) and len(wire) == 3:
-            return Slot(_build(str, wire[0]), _build(int, wire[1]), _build(float, wire[2]))
-    elif origin is tuple and isinstance(wire, list):
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_build(args[0], item) for item in wire)
-        if len(args) == len(wire):
-            return tuple(_build(arg, item) for arg, item in zip(args, wire, strict=True))
-    elif isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(wire, dict):
-        hints = _hints.setdefault(kind, typing.get_type_hints(kind))
-        unknown = wire.keys() - {f.name for f in dataclasses.fields(kind)}
-        if unknown:
-            raise SpecError(f"{kind.__name__} has no field {sorted(unknown)[0]!r}")
-        try:
-            return kind(**{name: _build(hints[name], item) for name, item in wire.items()})
-        except TypeError as error:
-            raise SpecError(f"{kind.__name__}: {error}") from None
-    elif kind is float and isinstance(wire, (int, float)) and not isinstance(wire, bool):
-        return float(wire)
-    elif (kind is int and isinstance(wire, int) and not isinstance(wire, bool)) or (kind in (str, bool) and isinstance(wire, kind)):
-        return wire
-    raise SpecError(f"{str(wire)[:80]!r} is not a {getattr(kind, '__name__', kind)}")

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from restow.agent.loop import Agent, AgentConfig
+from restow.codec import from_json, to_json
 from restow.job import JobSpec
-from restow.messages import Command, Event, Launch, OpenStore, RankExited, StoreOpened, from_json, to_json
+from restow.messages import Command, Event, Launch, OpenStore, RankExited, StoreOpened
 from restow.page import Page, open_page
 from restow.placement import parse_placement
 

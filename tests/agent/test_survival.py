@@ -15,9 +15,10 @@ import pytest
 import torch.distributed as dist
 
 from restow.agent.loop import Agent
+from restow.codec import to_json
 from restow.errors import SetupError
 from restow.job import JobSpec
-from restow.messages import Decide, Launch, LaunchFailed, RankExited, RankReady, RankStarted, Stop, to_json
+from restow.messages import Decide, Launch, LaunchFailed, RankExited, RankReady, RankStarted, Stop
 from restow.placement import parse_placement
 from tests.agent.node import PATIENCE_S, SECRET, Node, is_gone
 from tests.agent.test_channel import RANK

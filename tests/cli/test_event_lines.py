@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from restow.cli.event_lines import _SENTENCES, concerns, event_line
+from restow.codec import TYPES, to_json
 from restow.job import Sharing
-from restow.messages import TYPES, Event, ScheduleAdopted, SharingMeasured, to_json
+from restow.messages import Event, ScheduleAdopted, SharingMeasured
 from restow.placement import Slot
 
 ADOPTED = to_json(ScheduleAdopted(

@@ -10,6 +10,7 @@ import uuid
 from typing import Any
 
 from restow import config
+from restow.codec import from_json, to_json
 from restow.errors import NotFound
 from restow.messages import (
     Command,
@@ -20,8 +21,6 @@ from restow.messages import (
     RankStarted,
     Stop,
     StoreOpened,
-    from_json,
-    to_json,
 )
 
 

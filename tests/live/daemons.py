@@ -23,11 +23,12 @@ from typing import Any
 from restow import config, errors
 from restow.agent.loop import Agent, AgentConfig
 from restow.cluster import Snapshot
+from restow.codec import to_json
 from restow.controller import daemon
 from restow.core.config import CoreConfig
 from restow.engine.base import AgentHandle, EventBatch
 from restow.errors import RestowError, Unreachable
-from restow.messages import Command, to_json
+from restow.messages import Command
 from restow.placement import Schedule, parse_placement
 from restow.policies.consolidate import Board, Consolidate, why_not_back
 from restow.policies.sizing import Sizing

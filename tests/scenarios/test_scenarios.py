@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from restow import messages
+from restow import codec, messages
 from restow.placement import nodes_of, parse_placement
 from tests.core.obedient import Cluster, Program
 
@@ -100,7 +100,7 @@ class Story:
         self.cluster.restart()
 
     def do_deaf(self, words: list[str], _: dict[str, str]) -> None:
-        self.cluster.agents.deaf = {messages.TYPES[word] for word in words}
+        self.cluster.agents.deaf = {codec.TYPES[word] for word in words}
 
     def do_twins(self, words: list[str], _: dict[str, str]) -> None:
         self.cluster.agents.wrong_twins = words == ["wrong"]

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from restow.messages import Event, Progressed, to_json
+from restow.codec import to_json
+from restow.messages import Event, Progressed
 
 BATCH_MAX = 1000
 

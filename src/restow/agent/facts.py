@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from restow.codec import TYPES, from_json
 from restow.errors import SpecError
-from restow.messages import TYPES, GangEvent, from_json
+from restow.messages import GangEvent
 
 _ABOUT_THE_SWITCH = {  # they name the generation of the switch; the others are of the rank's own
     "connected": "RankConnected",

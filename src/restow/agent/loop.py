@@ -36,6 +36,7 @@ from restow.agent.switches import Switches
 from restow.agent.tasks import Tasks
 from restow.agent.workers import Worker, now_s
 from restow.cluster import Link
+from restow.codec import from_json, to_json
 from restow.errors import NotFound, SetupError, SpecError
 from restow.messages import (
     Abandon,
@@ -58,8 +59,6 @@ from restow.messages import (
     Share,
     Snapshot,
     Stop,
-    from_json,
-    to_json,
 )
 
 PROGRESS_S = 0.5

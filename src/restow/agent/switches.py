@@ -15,8 +15,9 @@ from restow.agent.folders import Folders
 from restow.agent.proposals import propose
 from restow.agent.ranks import Ranks
 from restow.agent.workers import Worker, now_s
+from restow.codec import to_json
 from restow.errors import SpecError
-from restow.messages import Abandon, Connect, Decide, Guard, Propose, StepAccepted, StepRefused, to_json
+from restow.messages import Abandon, Connect, Decide, Guard, Propose, StepAccepted, StepRefused
 
 log = logging.getLogger(__name__)
 

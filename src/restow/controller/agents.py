@@ -18,11 +18,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from restow.cluster import Device
+from restow.codec import from_json
 from restow.controller.pulses import Line, Pulses
 from restow.engine.base import AgentHandle, Engine
 from restow.errors import NotFound, RestowError, Unreachable
 from restow.lease import LEASE_S
-from restow.messages import Command, Event, LeaseRanOut, NodeJoined, NodeLost, from_json
+from restow.messages import Command, Event, LeaseRanOut, NodeJoined, NodeLost
 
 log = logging.getLogger(__name__)
 

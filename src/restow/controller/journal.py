@@ -11,8 +11,9 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from restow.codec import from_json, to_json
 from restow.errors import SetupError
-from restow.messages import Event, Progressed, from_json, to_json
+from restow.messages import Event, Progressed
 
 _TABLES = """
 create table if not exists events (number integer primary key, time_s real not null, type text not null, body text not null);

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from restow.cluster import Node, Snapshot
+from restow.codec import from_json, to_json
 from restow.controller import destinations, views
 from restow.controller.loop import Controller
 from restow.core.reconcile import folder_of
@@ -28,8 +29,6 @@ from restow.messages import (
     PauseAsked,
     ResumeAsked,
     ScaleAsked,
-    from_json,
-    to_json,
 )
 from restow.placement import Move, nodes_of, parse_placement
 

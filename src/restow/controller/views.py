@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from restow.cluster import Node
+from restow.codec import to_json
 from restow.job import Job
-from restow.messages import MoveMeasured, Progressed, to_json
+from restow.messages import MoveMeasured, Progressed
 from restow.perf import RESTART_PAUSE_S
 from restow.placement import Placement, nodes_of
 

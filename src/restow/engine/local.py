@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from restow.codec import to_json
 from restow.engine.base import AgentHandle, EventBatch
 from restow.errors import Unreachable
-from restow.messages import Command, to_json
+from restow.messages import Command
 
 
 class LocalHandle:

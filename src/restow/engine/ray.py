@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from restow import config, errors
+from restow.codec import to_json
 from restow.engine.base import AgentHandle, EventBatch
 from restow.engine.ray_node import LABEL, authentication
 from restow.errors import SetupError, Unreachable
-from restow.messages import Command, to_json
+from restow.messages import Command
 
 log = logging.getLogger(__name__)
 
