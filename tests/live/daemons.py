@@ -30,7 +30,8 @@ from restow.engine.base import AgentHandle, EventBatch
 from restow.errors import RestowError, Unreachable
 from restow.messages import Command
 from restow.placement import Schedule, parse_placement
-from restow.policies.consolidate import Board, Consolidate, why_not_back
+from restow.policies.board import Board, why_not_back
+from restow.policies.consolidate import Consolidate
 from restow.policies.sizing import Sizing
 
 MODULE = "tests.live.daemons"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from restow.cluster import Snapshot
 from restow.job import Job, JobState
 from restow.placement import Schedule, Slot, devices_of
-from restow.policies.consolidate import Board, why_not_back
+from restow.policies.board import Board, why_not_back
 from restow.policies.layout import start
 
 

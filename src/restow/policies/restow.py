@@ -12,7 +12,8 @@ from restow.job import Job, JobState
 from restow.perf import steps_left
 from restow.placement import Move, Schedule, same_devices
 from restow.policies import sharing
-from restow.policies.consolidate import Board, Consolidate, ConsolidateConfig, why_not_back
+from restow.policies.board import Board, why_not_back
+from restow.policies.consolidate import Consolidate, ConsolidateConfig
 from restow.policies.layout import best_start
 from restow.policies.preemption import preempt
 from restow.policies.sharing import Pairing, SharingConfig

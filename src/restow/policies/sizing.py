@@ -11,7 +11,8 @@ from __future__ import annotations
 from restow.cluster import Snapshot
 from restow.job import Job, JobState, sizes_of
 from restow.placement import Move, Placement, Schedule, Slot, devices_of
-from restow.policies.consolidate import Board, Consolidate
+from restow.policies.board import Board
+from restow.policies.consolidate import Consolidate
 from restow.policies.layout import on_devices, start
 
 
