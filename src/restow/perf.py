@@ -33,7 +33,7 @@ SHADOW_PAUSE_S = 0.03  # 8-32 ms measured
 RESTART_PAUSE_S = (
     7.0  # stop, start and first step of an ordinary script: 4.5-7 s measured; its own checkpoint not counted
 )
-RESIZE_PAUSE_S = 3.0  # state into the vault, all workers started anew and rehearsed, and back: 1.9-2.4 s measured for 20 MB of state
+RESIZE_PAUSE_S = 3.0  # state into the vault, all workers started anew, and back: 1.9-2.4 s measured for 20 MB of state
 BUCKET_BYTES = 25 * 2**20  # DDP's default bucket
 UNKNOWN_WIRE_BYTES = (
     25_000_000  # a job that was never measured: one full bucket, so that layouts can be compared at all
