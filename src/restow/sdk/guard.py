@@ -48,15 +48,6 @@ SWITCH = "switch"  # the operation of an entry that stands for the second half o
 IN_FLIGHT_PATIENCE_S = 5.0  # for what else was under way on a failed inner: it fails as soon as the peers have closed theirs
 
 
-def room_for(groups: Sequence[SwitchGroup]) -> list[torch.Tensor]:
-    """What one step's collectives will need to be kept, touched ahead: a parked twin has the time for it."""
-    return [
-        torch.zeros(elements, dtype=getattr(torch, dtype.removeprefix("torch.")))
-        for group in groups
-        for _, elements, dtype in group.rehearsed
-    ]
-
-
 class NotSaved(Exception):
     """The step cannot be repeated; one line says why."""
 
@@ -73,9 +64,8 @@ class Guard:
         on_finished: Callable[[Attempt, int, Report], None],
         on_moved: Callable[[Attempt, int, Report], None],
         on_back: Callable[[Attempt, int, str], None],
-        room: Sequence[torch.Tensor] = (),
     ):
-        """`room`: see room_for. All of these are called on the guard's thread:
+        """All of these are called on the guard's thread:
 
         `on_finished(attempt, step, report)`: what `finish_later` came to;
         `on_moved(attempt, step, report)`: a lost leaver's rank was taken over (does not return where we are a leaver);
@@ -85,7 +75,8 @@ class Guard:
         self._table, self._groups = table, list(groups)
         self._on_finished, self._on_moved, self._on_back = on_finished, on_moved, on_back
         self._changed = threading.Condition()
-        self._ledger = Ledger(room)
+        # a twin never does a step again: if another one is lost in its first step, all of them leave
+        self._ledger = Ledger(keeps=attempt.role is not Role.ARRIVING)
         self._queue: deque[Entry] = deque()
         self._stuck_s = 0.0  # since when, time.perf_counter()
         self._is_held = False  # an inner failed, or will be another soon: collectives wait

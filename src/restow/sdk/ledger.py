@@ -111,16 +111,15 @@ class Entry:
 class Ledger:
     """What was done since the save point before the last one. Only the thread that launches collectives writes."""
 
-    def __init__(self, room: Sequence[torch.Tensor] = ()) -> None:
-        """`room`: flat tensors whose pages were touched, so that a bucket's first copy meets no page fault."""
+    def __init__(self, keeps: bool = True) -> None:
+        """`keeps`: will anything have to be done again? Else nothing is copied."""
+        self._keeps = keeps
         self.first = -1  # the earliest step that is here from its beginning
         self.why_not = ""  # why nothing can be done again; empty: it can
         self._step = -1
         self._steps: dict[int, list[Entry]] = {}
         self._bytes = 0
         self._buffers: dict[tuple[Any, ...], list[torch.Tensor]] = defaultdict(list)  # of forgotten entries, used again
-        for free in room:
-            self._buffers[_kind(free)].append(free)
 
     def turn(self, step: int) -> None:
         """A save point: `step` steps are finished, what follows belongs to the next."""
@@ -133,6 +132,8 @@ class Ledger:
         self.first = min(self._steps)
 
     def write(self, group: SwitchGroup, operation: str, arguments: tuple[Any, ...]) -> Entry:
+        if not self._keeps:
+            return Entry(group, operation, arguments, [])
         inputs = list(_inputs(operation, arguments))
         self._bytes += sum(tensor.nbytes for tensor in inputs)
         entries = self._steps[self._step]

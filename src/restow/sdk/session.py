@@ -219,7 +219,6 @@ class Job:
             is_over = step > 0 and typical.is_over(step)
             if is_over:
                 self._own_signature = self._signature()
-                worker.make_room()
             batch = worker.passage.fetch(batches, _END) if worker.passage else next(batches, _END)
             if batch is _END:
                 raise ScriptError(f"the loader ended after {step} batches; a twin needs {REHEARSAL_STEPS + 1} to rehearse")

@@ -29,7 +29,7 @@ from restow.sdk.channel import Channel
 from restow.sdk.environment import Environment
 from restow.sdk.footprint import MemoryWatch, limit_memory
 from restow.sdk.group import NetInner, SoloInner, collective_libraries, groups
-from restow.sdk.guard import Guard, room_for
+from restow.sdk.guard import Guard
 from restow.sdk.memory import KEPT_BYTES, keep_touched_memory, touch_ahead
 from restow.sdk.passage import Passage
 from restow.sdk.replicas import Replicas
@@ -65,7 +65,6 @@ class Worker:
         self._opening = threading.Lock()  # one attempt is opened at a time
         self._announced = (-1, -1)  # generation and step of the last proposal that we told the twins of
         self._guard: Guard | None = None  # from `connect` until the first step after the switch is finished everywhere
-        self._room: list[torch.Tensor] = []  # for the guard of the first attempt
         self._left_generation = self.generation  # where a fallback goes to
         self._is_muted = False  # a twin that repeats a step whose lines are printed already
         self._leader: Leader | None = None  # present while a twin of this node shadows us
@@ -330,16 +329,9 @@ class Worker:
 
     def _make_guard(self, attempt: Attempt) -> Guard:
         assert self.table
-        room, self._room = self._room, []
         return Guard(
-            attempt, self.table, groups, room=room,
-            on_finished=self._conclude, on_moved=self._on_moved, on_back=self._on_back,
+            attempt, self.table, groups, on_finished=self._conclude, on_moved=self._on_moved, on_back=self._on_back,
         )  # fmt: skip
-
-    def make_room(self) -> None:
-        """A twin that rehearses: what its first step will need besides. One more step of rehearsal then settles the heap."""
-        if self._libraries == {"cpu": "gloo"}:
-            self._room = room_for(groups)
 
     def park(self) -> None:
         """A twin has rehearsed: whatever its first step allocates shall be memory that was touched before."""
