@@ -119,6 +119,7 @@ class Leader:
         path = Path(environment.page).with_suffix(f".shadow{attempt.terms.generation}")
         self._log = _Log(path, table, create=True)
         self._words = self._log.words
+        self._words[_STARTED] = 1  # one may be under way that we were not told of: nobody follows before we have seen a whole one
         self._followers = [_CONSUMED + index for index in range(len(followers))]
         for word in self._followers:
             self._words[word] = _IDLE
