@@ -306,6 +306,35 @@ def test_live_gradients_arrive_and_absent_ones_stay_absent():
     assert twin.bias.grad is None
 
 
+@pytest.mark.parametrize(("letters", "bytes_of_gradients"), [("zbs", 0), ("bsz", 0), ("bsZ", 0), ("zbszb", 24)])
+def test_what_is_known_of_gradients_travels_with_them(letters, bytes_of_gradients):
+    def table() -> tuple[nn.Linear, torch.optim.Optimizer, StateTable]:
+        model = nn.Linear(2, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return model, optimizer, StateTable({"model": model, "optimizer": optimizer})
+
+    def act(model: nn.Linear, optimizer: torch.optim.Optimizer, letters: str) -> None:
+        for letter in letters:
+            if letter == "b":
+                model(torch.ones(1, 2)).sum().backward()
+            elif letter == "s":
+                optimizer.step()
+            else:
+                optimizer.zero_grad(set_to_none=letter == "z")
+
+    (model, optimizer, there), (twin, updating, here) = table(), table()
+    act(model, optimizer, "zbs" + letters)
+    act(twin, updating, "zbs")  # its rehearsal
+    here.watch.pause()
+    here.watch.resume()  # it was a shadow meanwhile
+    assert here.private_bytes() == 24  # two by two and two numbers, which may be needed for all we know
+    here.install_private(there.capture_private({}))
+    assert here.private_bytes() == there.private_bytes() == bytes_of_gradients
+    act(model, optimizer, "zbszbs")
+    act(twin, updating, "zbszbs")
+    assert here.private_bytes() == there.private_bytes() == 0
+
+
 def test_closing_takes_the_hooks_off():
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
     table = StateTable({"optimizer": optimizer})

@@ -161,6 +161,7 @@ class StateTable:
                 _install_other(thing, head["loose"]["others"][name])
             for name, optimizer in self._optimizers.items():  # last: schedulers may write into param_groups
                 _install_optimizer(optimizer, head["loose"]["optimizers"][name])
+        self._adopt_gradients(head["gradients"])
         randomness.restore(head["random"])
         return dict(head["extra"])
 
@@ -246,6 +247,13 @@ class StateTable:
             for parameter in _parameters_of(optimizer):
                 found[id(parameter)] = status if found.get(id(parameter), status) is status else Gradients.LIVE
         return found
+
+    def _adopt_gradients(self, words: Mapping[str, str]) -> None:
+        """The gradients are as they are there (those without a word are none): so is what is known of them."""
+        names = {id(parameter): name for name, parameter in self._parameters().items()}
+        for name, optimizer in self._optimizers.items():
+            said = {words.get(names[id(p)], Gradients.ZERO.value) for p in _parameters_of(optimizer)}
+            self.watch.adopt(name, Gradients(said.pop()) if len(said) == 1 else Gradients.LIVE)
 
     def _check(self, head: dict[str, Any], own: dict[str, torch.Tensor], pieces: dict[str, torch.Tensor],
                parameters: dict[str, torch.Tensor]) -> None:

@@ -45,6 +45,10 @@ class GradientWatch:
             watched.is_paused = False
             watched.forget_last()
 
+    def adopt(self, optimizer: str, status: Gradients) -> None:
+        """The gradients have just been given to us, by a process of which this was the status."""
+        self._watched[optimizer].adopt(status)
+
     def close(self) -> None:
         """Take the hook and the wrapper off again."""
         for watched in self._watched.values():
@@ -83,6 +87,15 @@ class _Watched:
 
     def forget_last(self) -> None:
         self._last, self._marks = "", []
+
+    def adopt(self, status: Gradients) -> None:
+        if status is Gradients.LIVE:
+            self.forget_last()
+            return
+        self._last = "zero" if status is Gradients.ZERO else "step"
+        if status is Gradients.SPENT:
+            self._clears = True
+        self._mark()
 
     def _stepped(self, *_: Any) -> None:
         if self.is_paused:
