@@ -363,3 +363,65 @@ def test_pythons_generator_is_captured_after_any_draw():
     for state, number in kept:
         randomness.restore(state)
         assert random.gauss(0, 1) == number
+
+
+@pytest.mark.parametrize("draws", [0, 1, 2, 3, 700])
+def test_pythons_generator_is_captured_after_any_draw(draws):
+    random.seed(3)
+    randomness.capture()
+    random.gauss(0, 1)
+    randomness.capture()
+    for _ in range(draws):
+        random.gauss(0, 1)
+    kept = randomness.capture()
+    expected = [random.gauss(0, 1), random.random(), random.gauss(0, 1)]
+    random.seed(9)
+    randomness.restore(kept)
+    assert [random.gauss(0, 1), random.random(), random.gauss(0, 1)] == expected
+
+
+def replaced(change: str) -> tuple[StateTable, dict[str, torch.Tensor]]:
+    """A table that was asked, and its tensors after something of what it lists was replaced."""
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    table = StateTable({"model": model, "optimizer": optimizer})
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    table.tensors()
+    state = optimizer.state[model.weight]
+    if change == "parameter":
+        model.register_parameter("weight", nn.Parameter(torch.full((2, 2), 7.0)))
+    elif change == "values of a parameter":
+        model.weight.data = torch.full((2, 2), 7.0)
+    elif change == "another group":
+        optimizer.add_param_group({"params": [nn.Parameter(torch.full((2, 2), 7.0))]})
+    elif change == "state":
+        state["exp_avg"] = torch.full((2, 2), 7.0)
+    elif change == "values of state":
+        state["exp_avg"].data = torch.full((2, 2), 7.0)
+    elif change == "more state":
+        state["further"] = torch.full((2, 2), 7.0)
+    elif change == "all state":
+        optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.state[model.weight]["exp_avg"].fill_(7.0)
+    return table, table.tensors()
+
+
+@pytest.mark.parametrize("change", [
+    "parameter", "values of a parameter", "another group", "state", "values of state", "more state", "all state",
+])  # fmt: skip
+def test_what_was_replaced_is_found(change):
+    table, tensors = replaced(change)
+    assert [name for name, tensor in tensors.items() if torch.equal(tensor, torch.full((2, 2), 7.0))]
+
+
+def test_what_an_optimizer_holds_besides_tensors_is_always_looked_at():
+    parameter = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    table = StateTable({"optimizer": optimizer})
+    optimizer.state[parameter]["history"] = [1]
+    before = table.loose()["optimizers"]["optimizer"]["state"]
+    optimizer.state[parameter]["history"].append(2)
+    assert (before, table.loose()["optimizers"]["optimizer"]["state"]) == ({0: {"history": [1, 2]}}, {0: {"history": [1, 2]}})
+    optimizer.state[parameter]["history"] = [3]
+    assert table.loose()["optimizers"]["optimizer"]["state"] == {0: {"history": [3]}}

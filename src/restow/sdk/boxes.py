@@ -21,6 +21,7 @@ from restow.errors import ScriptError
 from restow.sdk import randomness
 from restow.sdk.blob import ALIGN, dump, joined, split, write
 from restow.sdk.gradients import Gradients, GradientWatch
+from restow.sdk.inventory import Inventory, Loose, Parts, Walk, checked, parameters_of, parts_of
 
 __all__ = ["GradientWatch", "Gradients", "StateTable"]
 
@@ -51,7 +52,8 @@ class StateTable:
             else:
                 raise ScriptError(f"{name} is a {type(thing).__name__} without state_dict and load_state_dict; "
                                   "give it both, or carry the tensors and objects in it that have them")
-        self._parts = {name: _parts_of(module) for name, module in self._modules.items()}
+        self._parts = {name: parts_of(module) for name, module in self._modules.items()}
+        self._inventory = Inventory(self._parts, self._optimizers)
         self.watch = GradientWatch(self._optimizers)
 
     def close(self) -> None:
@@ -68,14 +70,8 @@ class StateTable:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The live tensors that every replica holds: `model.<parameter>`, then `optimizer.<index>.<key>`. Shared ones
-        come once, under their first name."""
-        found: dict[str, torch.Tensor] = {name: p.detach() for name, p in self._parameters().items()}
-        for name, optimizer in self._optimizers.items():
-            for index, parameter in enumerate(_parameters_of(optimizer)):
-                for key, value in optimizer.state.get(parameter, {}).items():
-                    if isinstance(value, torch.Tensor):
-                        found[f"{name}.{index}.{key}"] = value
-        return found
+        come once, under their first name. Not to be changed: the same dict is given to all who ask."""
+        return self._inventory.walk().tensors
 
     def private_tensors(self) -> dict[str, torch.Tensor]:
         """What no other rank holds: buffers (DDP gives rank 0's to all only at the next forward), carried tensors,
@@ -106,18 +102,21 @@ class StateTable:
 
     def loose(self) -> dict[str, Any]:
         """All state that is not in `tensors()` and not a buffer, a carried tensor or a gradient."""
+        return self._loose(self._inventory.walk())
+
+    def _loose(self, found: Walk) -> dict[str, Any]:
         return {
             "modules": {name: _module_state(parts) for name, parts in self._parts.items()},
             "others": {name: _state_of(thing) for name, thing in self._others.items()},
-            "optimizers": {name: _optimizer_state(optimizer) for name, optimizer in self._optimizers.items()},
+            "optimizers": {name: _optimizer_state(self._optimizers[name], loose) for name, loose in found.loose.items()},
         }
 
     def capture_private(self, extra: dict[str, Any]) -> bytes:
         """One blob with `extra`, all loose state, private tensors and the random generators' state. Unpickling it runs
         what it says: only for processes of the same job. Well under 1 ms where there are no buffers."""
-        status = self._gradient_status()
+        status, found = self._gradient_status(), self._inventory.walk()
         pieces, gradients = self._own_tensors(), {}
-        for name, parameter in self._parameters().items():
+        for name, parameter in found.parameters.items():
             if parameter.grad is not None:
                 word = status.get(id(parameter), Gradients.LIVE)
                 gradients[name] = word.value
@@ -125,7 +124,7 @@ class StateTable:
                     pieces[f"{name}.grad"] = parameter.grad
         head = {
             "extra": extra,
-            "loose": self.loose(),
+            "loose": self._loose(found),
             "gradients": gradients,
             "pieces": [(name, str(t.dtype), tuple(t.shape)) for name, t in pieces.items()],
             "random": randomness.capture(),
@@ -173,7 +172,7 @@ class StateTable:
         names: dict[str, str] = {}
         options: dict[str, Any] = {}
         for name, optimizer in self._optimizers.items():
-            for index, parameter in enumerate(_parameters_of(optimizer)):
+            for index, parameter in enumerate(parameters_of(optimizer)):
                 for key, value in optimizer.state.get(parameter, {}).items():
                     if isinstance(value, torch.Tensor):
                         names[f"{name}.{index}.{key}"] = f"{name}.state.{inside[id(parameter)]}.{key}"
@@ -209,20 +208,7 @@ class StateTable:
 
     def _parameters(self) -> dict[str, torch.Tensor]:
         """Name → parameter, each once; those that only an optimizer knows come as `<optimizer>.<index>`."""
-        found: dict[str, torch.Tensor] = {}
-        seen: set[int] = set()
-        candidates: list[tuple[str, torch.Tensor]] = []
-        for name, parts in self._parts.items():
-            candidates += [
-                (f"{name}.{prefix}{key}", p) for prefix, part in parts for key, p in part._parameters.items() if p is not None
-            ]
-        for name, optimizer in self._optimizers.items():
-            candidates += [(f"{name}.{index}", p) for index, p in enumerate(_parameters_of(optimizer))]
-        for name, parameter in candidates:
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                found[name] = _checked(name, parameter)
-        return found
+        return self._inventory.walk().parameters
 
     def _own_tensors(self) -> dict[str, torch.Tensor]:
         """Buffers and carried tensors, each once."""
@@ -233,9 +219,9 @@ class StateTable:
                 for key, buffer in part._buffers.items():
                     if buffer is not None and id(buffer) not in seen:
                         seen.add(id(buffer))
-                        found[f"{name}.{prefix}{key}"] = _checked(f"{name}.{prefix}{key}", buffer)
+                        found[f"{name}.{prefix}{key}"] = checked(f"{name}.{prefix}{key}", buffer)
         for name, tensor in self._plain.items():
-            found[name] = _checked(name, tensor.detach())
+            found[name] = checked(name, tensor.detach())
         return found
 
     def _gradient_status(self) -> dict[int, Gradients]:
@@ -244,7 +230,7 @@ class StateTable:
         found: dict[int, Gradients] = {}
         for name, optimizer in self._optimizers.items():
             status = self.watch.status(name)
-            for parameter in _parameters_of(optimizer):
+            for parameter in parameters_of(optimizer):
                 found[id(parameter)] = status if found.get(id(parameter), status) is status else Gradients.LIVE
         return found
 
@@ -252,7 +238,7 @@ class StateTable:
         """The gradients are as they are there (those without a word are none): so is what is known of them."""
         names = {id(parameter): name for name, parameter in self._parameters().items()}
         for name, optimizer in self._optimizers.items():
-            said = {words.get(names[id(p)], Gradients.ZERO.value) for p in _parameters_of(optimizer)}
+            said = {words.get(names[id(p)], Gradients.ZERO.value) for p in parameters_of(optimizer)}
             self.watch.adopt(name, Gradients(said.pop()) if len(said) == 1 else Gradients.LIVE)
 
     def _check(self, head: dict[str, Any], own: dict[str, torch.Tensor], pieces: dict[str, torch.Tensor],
@@ -294,16 +280,7 @@ def _inside(module: torch.nn.Module) -> torch.nn.Module:
             return module
 
 
-_Parts = list[tuple[str, torch.nn.Module]]
-"""A module and all modules in it, each once, with the beginning of the names of what is in them. To walk through a module takes
-ten times as long as to walk through this, and it is done at every save point."""
-
-
-def _parts_of(module: torch.nn.Module) -> _Parts:
-    return [(f"{name}." if name else "", part) for name, part in module.named_modules()]
-
-
-def _module_state(parts: _Parts) -> dict[str, Any]:
+def _module_state(parts: Parts) -> dict[str, Any]:
     extra = {
         prefix.removesuffix("."): part.get_extra_state()
         for prefix, part in parts
@@ -339,27 +316,10 @@ def _install_gradient(parameter: torch.Tensor, word: str | None, value: torch.Te
 # ---------------------------------------------------------------- optimizers
 
 
-def _parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
-    return (p for group in optimizer.param_groups for p in group["params"])
-
-
-def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _optimizer_state(optimizer: torch.optim.Optimizer, loose: Loose) -> dict[str, Any]:
     """Group options, state that is no tensor, state of no parameter, and the names of the state that is tensors."""
-    loose: dict[int, dict[str, Any]] = {}
-    tensors: list[tuple[str, ...]] = []
-    parameters = list(_parameters_of(optimizer))
-    for index, parameter in enumerate(parameters):
-        state = optimizer.state.get(parameter, {})
-        names = tuple(key for key, value in state.items() if isinstance(value, torch.Tensor))
-        tensors.append(names)
-        if len(names) < len(state):
-            loose[index] = {key: value for key, value in state.items() if not isinstance(value, torch.Tensor)}
-    other: dict[Any, Any] = {}
-    if len(optimizer.state) > sum(p in optimizer.state for p in parameters):
-        other = {key: value for key, value in optimizer.state.items() if not isinstance(key, torch.Tensor)}
     groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    return {"groups": groups, "sizes": [len(g["params"]) for g in optimizer.param_groups], "state": loose,
-            "other": other, "tensors": tensors}
+    return {"groups": groups, "sizes": loose.sizes, "state": loose.state, "other": loose.other, "tensors": loose.tensors}
 
 
 def _check_optimizer(name: str, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -367,7 +327,7 @@ def _check_optimizer(name: str, optimizer: torch.optim.Optimizer, state: dict[st
     if sizes != state["sizes"]:
         raise ScriptError(f"{name} has parameter groups of {state['sizes']} there and {sizes} here; "
                           "both must run the same script")
-    for index, (parameter, there) in enumerate(zip(_parameters_of(optimizer), state["tensors"], strict=True)):
+    for index, (parameter, there) in enumerate(zip(parameters_of(optimizer), state["tensors"], strict=True)):
         here = {key for key, value in optimizer.state.get(parameter, {}).items() if isinstance(value, torch.Tensor)}
         for key in sorted(set(there) ^ here):
             side, other = ("there", "here") if key in there else ("here", "there")
@@ -384,7 +344,7 @@ def _install_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) 
                 group[key].copy_(value)  # a learning rate that is a tensor is watched by who holds it
             else:
                 group[key] = value
-    for index, parameter in enumerate(_parameters_of(optimizer)):
+    for index, parameter in enumerate(parameters_of(optimizer)):
         optimizer_state = optimizer.state.get(parameter)
         if optimizer_state is not None:
             for key in [key for key, value in optimizer_state.items() if not isinstance(value, torch.Tensor)]:
@@ -421,14 +381,6 @@ def _tensors_inside(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
             yield from _tensors_inside(f"{name}.{index}", item)
-
-
-def _checked(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    if hasattr(tensor, "device_mesh") or tensor.layout is not torch.strided or tensor.is_quantized:
-        what = "a sharded tensor (DTensor)" if hasattr(tensor, "device_mesh") else f"a {tensor.layout} tensor"
-        raise ScriptError(f"{name} is {what}, which cannot travel yet; "
-                          "restow moves data-parallel jobs with dense tensors")
-    return tensor
 
 
 def _kind(thing: object) -> str:

@@ -108,6 +108,5 @@ class Copies:
     def _copied(tensors: Tensors, room: Tensors) -> Tensors:
         if room.keys() != tensors.keys():
             room = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
-        for name, tensor in tensors.items():
-            room[name].copy_(tensor)
+        torch._foreach_copy_([room[name] for name in tensors], list(tensors.values()))
         return room

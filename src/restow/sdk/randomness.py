@@ -10,6 +10,8 @@ import ctypes
 import hashlib
 import pickle
 import random
+import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,17 +59,31 @@ def restore(state: RandomState) -> None:
 
 
 class _Python:
-    """The pickled state of Python's own generator, pickled again only when it has changed."""
+    """The pickled state of Python's own generator, pickled again only when it has changed. To ask for it makes 625 numbers; whether
+    it has changed since, its memory shows, which in CPython is a position and 624 words behind the object's head."""
+
+    BYTES = 625 * 4
 
     def __init__(self) -> None:
-        self._state: tuple[Any, ...] = ()
+        self._before: tuple[bytes, float | None] = b"", None
         self._pickled = b""
 
     def capture(self) -> bytes:
-        state = random.getstate()
-        if state != self._state:
-            self._state, self._pickled = state, pickle.dumps(state, 5)
+        before = self._read()
+        if not before[0] or before != self._before:
+            state = random.getstate()
+            self._pickled = pickle.dumps(state, 5)
+            words = state[1]
+            is_as_thought = before[0] == struct.pack("=625I", words[-1], *words[:-1])
+            self._before = before if is_as_thought else (b"", None)
         return self._pickled
+
+    def _read(self) -> tuple[bytes, float | None]:
+        """Its memory, and a normal number that it keeps for the next call."""
+        generator: Any = random._inst
+        if sys.implementation.name != "cpython":
+            return b"", None
+        return ctypes.string_at(id(generator) + object.__basicsize__, self.BYTES), generator.gauss_next
 
 
 class _NumPy:
