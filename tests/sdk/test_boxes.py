@@ -406,12 +406,38 @@ def test_what_was_replaced_is_found(change):
 
 
 def test_what_an_optimizer_holds_besides_tensors_is_always_looked_at():
-    parameter = nn.Parameter(torch.ones(1))
-    optimizer = torch.optim.SGD([parameter], lr=0.1)
-    table = StateTable({"optimizer": optimizer})
-    optimizer.state[parameter]["history"] = [1]
-    before = table.loose()["optimizers"]["optimizer"]["state"]
-    optimizer.state[parameter]["history"].append(2)
-    assert (before, table.loose()["optimizers"]["optimizer"]["state"]) == ({0: {"history": [1, 2]}}, {0: {"history": [1, 2]}})
-    optimizer.state[parameter]["history"] = [3]
-    assert table.loose()["optimizers"]["optimizer"]["state"] == {0: {"history": [3]}}
+    def table() -> tuple[dict[str, Any], StateTable]:
+        optimizer = torch.optim.SGD([parameter := nn.Parameter(torch.ones(1))], lr=0.1)
+        optimizer.state[parameter]["history"] = [1]
+        return optimizer.state[parameter], StateTable({"optimizer": optimizer})
+
+    (state, there), (twin, here) = table(), table()
+    for change in (lambda: None, lambda: state["history"].append(2), lambda: state.update(history=[3])):
+        change()
+        here.install_private(there.capture_private({}))
+        assert twin["history"] == state["history"]
+
+
+def test_what_hardly_ever_changes_is_seen_when_it_does():
+    def table() -> tuple[nn.Module, torch.optim.Optimizer, StateTable]:
+        model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return model, optimizer, StateTable({"model": model, "optimizer": optimizer})
+
+    (model, optimizer, there), (twin, updating, here) = table(), table()
+    there.capture_private({})
+    model[1].eval()
+    optimizer.param_groups[0]["lr"] = 0.3
+    model[1].running_mean.fill_(5.0)
+    model[0].weight.grad = torch.full((2, 2), 3.0)
+    assert here.install_private(there.capture_private({"step": 4})) == {"step": 4}
+    assert [part.training for part in twin] == [True, False]
+    assert updating.param_groups[0]["lr"] == 0.3
+    assert twin[1].running_mean.tolist() == [5.0, 5.0]
+    assert twin[0].weight.grad.tolist() == [[3.0, 3.0], [3.0, 3.0]]
+    model[0].weight.grad = None
+    here.install_private(there.capture_private({}))
+    assert twin[0].weight.grad is None
+    model[0].weight.requires_grad_(False)
+    with pytest.raises(ScriptError, match=r"model\.0\.weight has requires_grad=False there"):
+        here.install_private(there.capture_private({}))

@@ -38,13 +38,30 @@ def test_a_small_state_is_copied_however_short_the_steps_are():
         assert step in copies.steps()
 
 
-def test_tensors_that_change_their_shape_end_the_copies_and_not_the_training():
-    state = torch.zeros(4)
-    copies = Copies(StateTable({"model": torch.nn.Linear(2, 2)}), lambda: 0.0)
-    copies._table = type("Table", (), {"tensors": lambda self: {"a": state}, "state_bytes": lambda self: state.nbytes})()
+def test_tensors_that_are_replaced_are_copied_as_they_are_then():
+    model = torch.nn.Linear(2, 2)
+    copies = Copies(StateTable({"model": model}), lambda: 0.0)
     for step in range(4):
         copies.finish(step)
-    state = torch.zeros(5)
-    copies.finish(4)
-    copies.finish(5)
-    assert copies.steps() == {2, 3}
+    model.weight.data = torch.full((3, 2), 7.0)
+    for step in range(4, 8):
+        copies.finish(step)
+        model.weight.data.add_(1.0)
+    assert copies.steps() == {6, 7}
+    assert copies.of(7)["model.weight"].tolist() == [[10.0, 10.0]] * 3
+
+
+def test_where_there_is_no_room_the_copies_end_and_not_the_training():
+    class Table:
+        """Of more tensors than any memory holds."""
+
+        def tensors(self):
+            return {"a": torch.empty(1).expand(1 << 45)}
+
+        def state_bytes(self):
+            return 4
+
+    copies = Copies(Table(), lambda: 0.0)
+    copies.finish(0)
+    copies.finish(1)
+    assert copies.steps() == set()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Mapping
+import struct
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+_LENGTH = struct.Struct("<Q")
 ALIGN = 16  # pieces start at multiples of it, so that they can be viewed as any dtype
 
 
@@ -54,8 +56,26 @@ def joined(pieces: Mapping[str, torch.Tensor]) -> bytes:
     return bytes(out)
 
 
+def packed(heads: Sequence[bytes], pieces: Mapping[str, torch.Tensor]) -> bytes:
+    """One blob: each head with its length, then the pieces."""
+    parts = [part for head in heads for part in (_LENGTH.pack(len(head)), head)]
+    length = sum(map(len, parts))
+    return b"".join((*parts, bytes(-length % ALIGN), joined(pieces)))
+
+
+def heads_of(blob: bytes, count: int) -> tuple[list[memoryview], int]:
+    """The first `count` heads of what `packed` made, and where they end."""
+    heads, at, view = [], 0, memoryview(blob)
+    for _ in range(count):
+        (length,) = _LENGTH.unpack_from(blob, at)
+        at += _LENGTH.size
+        heads.append(view[at : at + length])
+        at += length
+    return heads, at
+
+
 def split(blob: bytes, start: int, index: list[tuple[str, str, tuple[int, ...]]]) -> dict[str, torch.Tensor]:
-    """Name → tensor for what `joined` wrote behind `start`."""
+    """Name → tensor for what `joined` wrote behind `start`, with `index` of their names, dtypes and shapes."""
     pieces: dict[str, torch.Tensor] = {}
     if not index:
         return pieces

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,13 +18,15 @@ import torch
 
 from restow.errors import ScriptError
 from restow.sdk import randomness
-from restow.sdk.blob import ALIGN, dump, joined, split, write
+from restow.sdk.blob import dump, heads_of, packed, split, write
 from restow.sdk.gradients import Gradients, GradientWatch
 from restow.sdk.inventory import Inventory, Loose, Parts, Walk, checked, parameters_of, parts_of
+from restow.sdk.randomness import RandomState
 
 __all__ = ["GradientWatch", "Gradients", "StateTable"]
 
-_HEAD = struct.Struct("<Q")  # length of the pickled head; the private tensors' bytes follow it
+
+_LIVE = Gradients.LIVE.value
 
 
 class StateTable:
@@ -54,7 +55,14 @@ class StateTable:
                                   "give it both, or carry the tensors and objects in it that have them")
         self._parts = {name: parts_of(module) for name, module in self._modules.items()}
         self._inventory = Inventory(self._parts, self._optimizers)
+        self._buffers = [part._buffers for parts in self._parts.values() for _, part in parts]
+        self._has_extra = [
+            (name, prefix, part) for name, parts in self._parts.items() for prefix, part in parts
+            if type(part).get_extra_state is not torch.nn.Module.get_extra_state
+        ]  # fmt: skip
         self.watch = GradientWatch(self._optimizers)
+        self._settled_of: tuple[Any, ...] = ()  # what the settled head of a capture depends on
+        self._settled = b""
 
     def close(self) -> None:
         """Take the watch's hooks off the optimizers."""
@@ -76,11 +84,8 @@ class StateTable:
     def private_tensors(self) -> dict[str, torch.Tensor]:
         """What no other rank holds: buffers (DDP gives rank 0's to all only at the next forward), carried tensors,
         gradients that still matter (`<parameter>.grad`), and tensors in other objects' state_dict."""
-        found = self._own_tensors()
-        status = self._gradient_status()
-        for name, parameter in self._parameters().items():
-            if parameter.grad is not None and status.get(id(parameter), Gradients.LIVE) is Gradients.LIVE:
-                found[f"{name}.grad"] = parameter.grad
+        walk = self._inventory.walk()
+        found = self._own_tensors() | _live_gradients(walk, self._gradient_words(walk))
         for name, thing in self._others.items():
             found.update(_tensors_inside(name, _state_of(thing)))
         return found
@@ -100,53 +105,48 @@ class StateTable:
 
     # ------------------------------------------------------------ everything else
 
-    def loose(self) -> dict[str, Any]:
-        """All state that is not in `tensors()` and not a buffer, a carried tensor or a gradient."""
-        return self._loose(self._inventory.walk())
-
-    def _loose(self, found: Walk) -> dict[str, Any]:
-        return {
-            "modules": {name: _module_state(parts) for name, parts in self._parts.items()},
-            "others": {name: _state_of(thing) for name, thing in self._others.items()},
-            "optimizers": {name: _optimizer_state(self._optimizers[name], loose) for name, loose in found.loose.items()},
-        }
-
     def capture_private(self, extra: dict[str, Any]) -> bytes:
-        """One blob with `extra`, all loose state, private tensors and the random generators' state. Unpickling it runs
-        what it says: only for processes of the same job. Well under 1 ms where there are no buffers."""
-        status, found = self._gradient_status(), self._inventory.walk()
-        pieces, gradients = self._own_tensors(), {}
-        for name, parameter in found.parameters.items():
-            if parameter.grad is not None:
-                word = status.get(id(parameter), Gradients.LIVE)
-                gradients[name] = word.value
-                if word is Gradients.LIVE:
-                    pieces[f"{name}.grad"] = parameter.grad
-        head = {
+        """One blob with `extra`, all state that is not in `tensors()`, private tensors and the random generators' state. Unpickling
+        it runs what it says: only for processes of the same job. Some 100 microseconds where there are no buffers: at most
+        save points only what is in its second head has changed."""
+        found = self._inventory.walk()
+        words = self._gradient_words(found)
+        pieces = self._own_tensors() | _live_gradients(found, words)
+        fresh = {
             "extra": extra,
-            "loose": self._loose(found),
-            "gradients": gradients,
-            "pieces": [(name, str(t.dtype), tuple(t.shape)) for name, t in pieces.items()],
-            "random": randomness.capture(),
+            "random": randomness.capture().parts(),
+            "options": {name: _options_of(optimizer) for name, optimizer in self._optimizers.items()},
+            "others": {name: _state_of(thing) for name, thing in self._others.items()},
+            "module_extra": [(name, prefix.removesuffix("."), part.get_extra_state()) for name, prefix, part in self._has_extra],
         }
-        raw = _pickled(head)
-        return b"".join((_HEAD.pack(len(raw)), raw, bytes(-(_HEAD.size + len(raw)) % ALIGN), joined(pieces)))
+        return packed((self._settled_head(found, words, pieces), _pickled(fresh)), pieces)
+
+    def _settled_head(self, found: Walk, words: dict[str, str], pieces: dict[str, torch.Tensor]) -> bytes:
+        """What hardly ever changes, pickled again only when it has."""
+        flags = {name: _flags_of(parts, found.inside[name]) for name, parts in self._parts.items()}
+        index = [(name, str(t.dtype), tuple(t.shape)) for name, t in pieces.items()]
+        depends_on = (flags, words, index)
+        if not self._settled_of or found is not self._settled_of[0] or depends_on != self._settled_of[1]:
+            self._settled = _pickled({"flags": flags, "gradients": words, "pieces": index, "loose": found.loose})
+            self._settled_of = (found, depends_on)
+        return self._settled
 
     @staticmethod
     def read_extra(blob: bytes) -> dict[str, Any]:
         """The `extra` of a blob without installing anything: what must be known before it is safe to install."""
-        return dict(_head(blob)["extra"])
+        return dict(pickle.loads(heads_of(blob, 2)[0][1])["extra"])
 
     @staticmethod
     def has_gradients(blob: bytes) -> bool:
         """Are there gradients in a blob that the next update needs?"""
-        return Gradients.LIVE.value in _head(blob)["gradients"].values()
+        return _LIVE in pickle.loads(heads_of(blob, 1)[0][0])["gradients"].values()
 
     def install_private(self, blob: bytes) -> dict[str, Any]:
         """Put everything in `blob` back in place (tensors keep their identity) and return its `extra`. Checks before it
         writes: raises ScriptError naming what does not fit."""
-        head = _head(blob)
-        pieces = split(blob, _HEAD.size + _HEAD.unpack_from(blob)[0], head["pieces"])
+        (settled, fresh), start = heads_of(blob, 2)
+        head = {**pickle.loads(settled), **pickle.loads(fresh)}
+        pieces = split(blob, start, head["pieces"])
         own, parameters = self._own_tensors(), self._parameters()
         self._check(head, own, pieces, parameters)
         with torch.no_grad():
@@ -155,13 +155,16 @@ class StateTable:
             for name, parameter in parameters.items():
                 _install_gradient(parameter, head["gradients"].get(name), pieces.get(f"{name}.grad"))
             for name, module in self._modules.items():
-                _install_module(module, head["loose"]["modules"][name])
+                for sub, training in zip(module.modules(), head["flags"][name][0], strict=True):
+                    sub.training = bool(training)
+            for name, inner, value in head["module_extra"]:
+                self._modules[name].get_submodule(inner).set_extra_state(value)
             for name, thing in self._others.items():
-                _install_other(thing, head["loose"]["others"][name])
+                _install_other(thing, head["others"][name])
             for name, optimizer in self._optimizers.items():  # last: schedulers may write into param_groups
-                _install_optimizer(optimizer, head["loose"]["optimizers"][name])
+                _install_optimizer(optimizer, head["options"][name], head["loose"][name])
         self._adopt_gradients(head["gradients"])
-        randomness.restore(head["random"])
+        randomness.restore(RandomState(*head["random"]))
         return dict(head["extra"])
 
     def export(self) -> dict[str, Any]:
@@ -214,7 +217,7 @@ class StateTable:
         """Buffers and carried tensors, each once."""
         found: dict[str, torch.Tensor] = {}
         seen: set[int] = set()
-        for name, parts in self._parts.items():
+        for name, parts in self._parts.items() if any(self._buffers) else ():
             for prefix, part in parts:
                 for key, buffer in part._buffers.items():
                     if buffer is not None and id(buffer) not in seen:
@@ -224,15 +227,15 @@ class StateTable:
             found[name] = checked(name, tensor.detach())
         return found
 
-    def _gradient_status(self) -> dict[int, Gradients]:
-        """Parameter id → status; a parameter of no optimizer is not in it, one of two optimizers counts as live unless
-        both agree."""
-        found: dict[int, Gradients] = {}
-        for name, optimizer in self._optimizers.items():
-            status = self.watch.status(name)
-            for parameter in parameters_of(optimizer):
-                found[id(parameter)] = status if found.get(id(parameter), status) is status else Gradients.LIVE
-        return found
+    def _gradient_words(self, found: Walk) -> dict[str, str]:
+        """Parameter that has a gradient → its status; live if no optimizer has it, or two that do not agree."""
+        status = {name: self.watch.status(name).value for name in self._optimizers}
+        words = {}
+        for name, parameter in found.parameters.items():
+            if parameter.grad is not None:
+                said = {status[optimizer] for optimizer in found.trained_by[name]}
+                words[name] = said.pop() if len(said) == 1 else _LIVE
+        return words
 
     def _adopt_gradients(self, words: Mapping[str, str]) -> None:
         """The gradients are as they are there (those without a word are none): so is what is known of them."""
@@ -243,9 +246,8 @@ class StateTable:
 
     def _check(self, head: dict[str, Any], own: dict[str, torch.Tensor], pieces: dict[str, torch.Tensor],
                parameters: dict[str, torch.Tensor]) -> None:
-        loose = head["loose"]
-        for kind, mine in (("modules", self._modules), ("others", self._others), ("optimizers", self._optimizers)):
-            _same_names(kind, loose[kind], mine)
+        for kind, mine in (("flags", self._modules), ("others", self._others), ("options", self._optimizers)):
+            _same_names(kind, head[kind], mine)
         _same_names("gradients", head["gradients"].keys() - parameters.keys(), ())
         _same_names("buffers and carried tensors", {n for n in pieces if not _is_gradient(n, parameters)}, own)
         for name, piece in pieces.items():
@@ -254,7 +256,7 @@ class StateTable:
                 raise ScriptError(f"{name} is {tuple(piece.shape)} {piece.dtype} there and {tuple(tensor.shape)} "
                                   f"{tensor.dtype} here; both must run the same script")
         for name, module in self._modules.items():
-            flags = loose["modules"][name]["requires_grad"]
+            flags = head["flags"][name][1]
             if len(flags) != len(list(module.parameters())):
                 raise ScriptError(f"{name} has {len(flags)} parameters there and another number here; "
                                   "both must run the same script")
@@ -263,7 +265,7 @@ class StateTable:
                     raise ScriptError(f"{name}.{inner} has requires_grad={bool(flag)} there and {p.requires_grad} "
                                       "here; a job that freezes parameters after its first step cannot move")
         for name, optimizer in self._optimizers.items():
-            _check_optimizer(name, optimizer, loose["optimizers"][name])
+            _check_optimizer(name, optimizer, head["loose"][name])
 
 
 # ---------------------------------------------------------------- modules
@@ -280,25 +282,14 @@ def _inside(module: torch.nn.Module) -> torch.nn.Module:
             return module
 
 
-def _module_state(parts: Parts) -> dict[str, Any]:
-    extra = {
-        prefix.removesuffix("."): part.get_extra_state()
-        for prefix, part in parts
-        if type(part).get_extra_state is not torch.nn.Module.get_extra_state
-    }
-    parameters = {id(p): p for _, part in parts for p in part._parameters.values() if p is not None}
-    return {
-        "training": bytes(part.training for _, part in parts),
-        "requires_grad": bytes(p.requires_grad for p in parameters.values()),
-        "extra": extra,
-    }
+def _flags_of(parts: Parts, parameters: list[torch.Tensor]) -> tuple[bytes, bytes]:
+    """Which modules train, and which parameters are trained."""
+    return bytes([part.training for _, part in parts]), bytes([p.requires_grad for p in parameters])
 
 
-def _install_module(module: torch.nn.Module, state: dict[str, Any]) -> None:
-    for sub, training in zip(module.modules(), state["training"], strict=True):
-        sub.training = bool(training)
-    for inner, value in state["extra"].items():
-        module.get_submodule(inner).set_extra_state(value)
+def _live_gradients(found: Walk, words: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    live = {name: found.parameters[name].grad for name, word in words.items() if word == _LIVE}
+    return {f"{name}.grad": gradient for name, gradient in live.items() if gradient is not None}
 
 
 def _install_gradient(parameter: torch.Tensor, word: str | None, value: torch.Tensor | None) -> None:
@@ -316,18 +307,16 @@ def _install_gradient(parameter: torch.Tensor, word: str | None, value: torch.Te
 # ---------------------------------------------------------------- optimizers
 
 
-def _optimizer_state(optimizer: torch.optim.Optimizer, loose: Loose) -> dict[str, Any]:
-    """Group options, state that is no tensor, state of no parameter, and the names of the state that is tensors."""
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    return {"groups": groups, "sizes": loose.sizes, "state": loose.state, "other": loose.other, "tensors": loose.tensors}
+def _options_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
-def _check_optimizer(name: str, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def _check_optimizer(name: str, optimizer: torch.optim.Optimizer, loose: Loose) -> None:
     sizes = [len(group["params"]) for group in optimizer.param_groups]
-    if sizes != state["sizes"]:
-        raise ScriptError(f"{name} has parameter groups of {state['sizes']} there and {sizes} here; "
+    if sizes != loose.sizes:
+        raise ScriptError(f"{name} has parameter groups of {loose.sizes} there and {sizes} here; "
                           "both must run the same script")
-    for index, (parameter, there) in enumerate(zip(parameters_of(optimizer), state["tensors"], strict=True)):
+    for index, (parameter, there) in enumerate(zip(parameters_of(optimizer), loose.tensors, strict=True)):
         here = {key for key, value in optimizer.state.get(parameter, {}).items() if isinstance(value, torch.Tensor)}
         for key in sorted(set(there) ^ here):
             side, other = ("there", "here") if key in there else ("here", "there")
@@ -335,8 +324,8 @@ def _check_optimizer(name: str, optimizer: torch.optim.Optimizer, state: dict[st
                               f"this parameter {other} yet; let both make their first step before the move")
 
 
-def _install_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    for group, values in zip(optimizer.param_groups, state["groups"], strict=True):
+def _install_optimizer(optimizer: torch.optim.Optimizer, options: list[dict[str, Any]], loose: Loose) -> None:
+    for group, values in zip(optimizer.param_groups, options, strict=True):
         for key in group.keys() - values.keys() - {"params"}:
             del group[key]
         for key, value in values.items():
@@ -349,9 +338,9 @@ def _install_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) 
         if optimizer_state is not None:
             for key in [key for key, value in optimizer_state.items() if not isinstance(value, torch.Tensor)]:
                 del optimizer_state[key]
-        if index in state["state"]:
-            optimizer.state[parameter].update(state["state"][index])
-    optimizer.state.update(state["other"])
+        if index in loose.state:
+            optimizer.state[parameter].update(loose.state[index])
+    optimizer.state.update(loose.other)
 
 
 # ---------------------------------------------------------------- anything else
@@ -397,18 +386,11 @@ def _is_gradient(name: str, parameters: dict[str, torch.Tensor]) -> bool:
     return name.endswith(".grad") and name.removesuffix(".grad") in parameters
 
 
-def _head(blob: bytes) -> dict[str, Any]:
-    (length,) = _HEAD.unpack_from(blob)
-    head: dict[str, Any] = pickle.loads(memoryview(blob)[_HEAD.size : _HEAD.size + length])
-    return head
-
-
 def _pickled(head: dict[str, Any]) -> bytes:
     try:
         return dump(head)
     except Exception:  # whatever a user's __reduce__ raises; name the culprit
-        loose = head["loose"]
-        parts = {**head["extra"], **loose["others"], **loose["optimizers"], **loose["modules"]}
+        parts = {**head.get("extra", {}), **head.get("others", {}), **head.get("options", {}), **head.get("loose", {})}
         for name, part in parts.items():
             try:
                 dump(part)

@@ -22,6 +22,7 @@ TRY_EVERY = 64  # ... but for one in so many, to see whether that has changed
 LEARNING_RATE = 0.1
 
 Tensors = dict[str, torch.Tensor]
+Copied = tuple[Tensors, Tensors]  # the copies, and the live tensors that they are of: the same dict until one of them is replaced
 
 
 class Copies:
@@ -31,8 +32,8 @@ class Copies:
         self._table, self._step_s = table, step_s
         self._blocked_s = 0.0  # how long an update waits for its copy, smoothed
         self._changed = threading.Condition()
-        self._by_step: dict[int, Tensors] = {}
-        self._room: Tensors = {}  # of a copy that is not needed any more
+        self._by_step: dict[int, Copied] = {}
+        self._room: Copied | None = None  # a copy that is not needed any more
         self._bytes = 0
         self._asked_step = -1
         self._is_copying = False
@@ -71,7 +72,7 @@ class Copies:
     def of(self, step: int) -> Tensors:
         """Raises KeyError when it is not here."""
         with self._changed:
-            return self._by_step[step]
+            return self._by_step[step][0]
 
     def _is_small(self) -> bool:
         if not self._bytes:
@@ -93,20 +94,16 @@ class Copies:
 
     def _copy(self, step: int) -> None:
         with self._changed:
-            room, self._room = self._room, {}
+            room, self._room = self._room, None
+        live = self._table.tensors()
         try:
-            copy = self._copied(self._table.tensors(), room)
-        except (MemoryError, RuntimeError):  # there is no room for it, or its tensors have other shapes: none is made any more
+            if room is None or room[1] is not live:
+                room = {name: torch.empty_like(tensor) for name, tensor in live.items()}, live
+            torch._foreach_copy_(list(room[0].values()), list(live.values()))
+        except (MemoryError, RuntimeError):  # there is no room for it: none is made any more
             self._bytes = 1 << 62
             return
         with self._changed:
-            self._by_step[step] = copy
+            self._by_step[step] = room
             for old in sorted(self._by_step)[:-2]:
                 self._room = self._by_step.pop(old)
-
-    @staticmethod
-    def _copied(tensors: Tensors, room: Tensors) -> Tensors:
-        if room.keys() != tensors.keys():
-            room = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
-        torch._foreach_copy_([room[name] for name in tensors], list(tensors.values()))
-        return room

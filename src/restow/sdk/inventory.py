@@ -49,6 +49,8 @@ class Walk:
     parameters: dict[str, torch.Tensor]  # each once, under its first name: `<module>.<name>`, or else `<optimizer>.<index>`
     tensors: dict[str, torch.Tensor]  # the same, detached, then `<optimizer>.<index>.<key>`
     loose: dict[str, Loose]  # by optimizer
+    trained_by: dict[str, list[str]]  # parameter → optimizers
+    inside: dict[str, list[torch.Tensor]]  # module → its parameters, each once
 
     @property
     def is_settled(self) -> bool:
@@ -98,7 +100,13 @@ class Inventory:
                         tensors[f"{name}.{index}.{key}"] = value
                         live.append(value)
         loose = {name: loose_of(optimizer) for name, optimizer in self._optimizers.items()}
-        return Walk(marks, held, live, [*map(_address, live)], parameters, tensors, loose)
+        of = {name: set(map(id, parameters_of(optimizer))) for name, optimizer in self._optimizers.items()}
+        trained_by = {key: [name for name, ids in of.items() if id(p) in ids] for key, p in parameters.items()}
+        inside: dict[str, list[torch.Tensor]] = {
+            name: list[torch.Tensor]({id(p): p for _, part in parts for p in part._parameters.values() if p is not None}.values())
+            for name, parts in self._modules.items()
+        }
+        return Walk(marks, held, live, [*map(_address, live)], parameters, tensors, loose, trained_by, inside)
 
     def _named_parameters(self) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}

@@ -32,6 +32,10 @@ class RandomState:
     torch: bytes
     cuda: tuple[bytes, ...] = ()  # one per visible device; empty if this process never used CUDA
 
+    def parts(self) -> tuple[bytes, bytes, bytes, tuple[bytes, ...]]:
+        """Its fields, which are pickled in half the time."""
+        return self.python, self.numpy, self.torch, self.cuda
+
 
 def capture() -> RandomState:
     """Where the generators stand now. About 20 microseconds, 100 where Python's and NumPy's have been drawn from."""
@@ -167,4 +171,4 @@ def _tensor(raw: bytes) -> torch.Tensor:
 
 def _cuda_generators() -> tuple[torch.Generator, ...]:
     """Asking must not start CUDA: that would cost a context on every visible device."""
-    return tuple(torch.cuda.default_generators) if torch.cuda.is_available() and torch.cuda.is_initialized() else ()
+    return tuple(torch.cuda.default_generators) if torch.cuda.is_initialized() else ()
