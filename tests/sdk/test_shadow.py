@@ -80,6 +80,16 @@ def test_a_follower_repeats_what_the_leader_does(tmp_path):
     assert set(both.finish().values()) == {True}
 
 
+def test_a_leader_between_two_updates_is_followed_at_once(tmp_path):
+    both = Both(tmp_path)
+    both.leading.update()
+    both.lead()
+    both.leader.follow_now()
+    both.follow()
+    assert both.is_ready.wait(60)
+    assert set(both.finish().values()) == {True}
+
+
 def test_an_update_that_was_under_way_when_the_leader_was_made_is_not_followed(tmp_path):
     both = Both(tmp_path)
     first, last = both.leading.model[0].weight, both.leading.model[1].weight

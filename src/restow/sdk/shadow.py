@@ -119,13 +119,14 @@ class Leader:
         path = Path(environment.page).with_suffix(f".shadow{attempt.terms.generation}")
         self._log = _Log(path, table, create=True)
         self._words = self._log.words
-        self._words[_STARTED] = 1  # one may be under way that we were not told of: nobody follows before we have seen a whole one
+        self._words[_STARTED] = 1  # see follow_now
         self._followers = [_CONSUMED + index for index in range(len(followers))]
         for word in self._followers:
             self._words[word] = _IDLE
         self._updates = updates
         self._count = 0  # updates ended since the log was opened
         self._is_inside = False  # between `before` and `after`
+        self._lock = threading.Lock()  # of its change to True
         self._is_open = True
         self._first: dict[int, tuple[int, int]] = {}  # id of an optimizer → (its index, index of its first parameter)
         at = 0
@@ -141,12 +142,21 @@ class Leader:
         }
         attempt.open_store().set(f"shadow/{environment.rank}", json.dumps(ticket))
 
+    def follow_now(self) -> None:
+        """No update is under way that we were not told of: we may be followed at once. Otherwise nobody follows before we have seen
+        a whole one."""
+        with self._lock:
+            if not self._is_inside and not self._count:
+                self._words[_UPDATES] = self._updates()
+                self._words[_STARTED] = 0
+
     def before(self, optimizer: torch.optim.Optimizer) -> None:
         """An update begins: its gradients are final."""
         if not self._is_open:
             return
-        self._is_inside = True
-        self._words[_STARTED] = self._count + 1  # before we look for followers: a follower looks the other way round
+        with self._lock:
+            self._is_inside = True
+            self._words[_STARTED] = self._count + 1  # before we look for followers: a follower looks the other way round
         if any(self._words[word] != _IDLE for word in self._followers):
             if self._await_followers():
                 self._write(optimizer)

@@ -60,6 +60,7 @@ class Worker:
         self.snapshots: Snapshots | None = None  # from `register` on
         self.sentinel: Sentinel | None = None  # from `register` on, where lost ranks are replaced
         self.optimizer_steps = 0
+        self._is_updating = False  # an optimizer runs, or is about to
         self._attempt: Attempt | None = None
         self._attempt_changed = threading.Condition()
         self._opening = threading.Lock()  # one attempt is opened at a time
@@ -159,6 +160,7 @@ class Worker:
         self.device.begin_turns(attempt.terms.generation, step, self._store_at)
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._is_updating = True
         guard, leader = self._guard, self._leader  # an `abandon` may take them away meanwhile
         if guard:
             guard.before_update()
@@ -175,6 +177,7 @@ class Worker:
         leader = self._leader
         if leader:
             leader.after()
+        self._is_updating = False
 
     def say_ready(self, signature: str, why_not: str) -> None:
         assert self.table
@@ -350,6 +353,8 @@ class Worker:
                 attempt.shadow = Shadow(attempt, self.table, env, lambda: self._say_shadowing(attempt))
             elif attempt.role is Role.STAYING and followers_of(attempt.terms.now, attempt.terms.then, env.rank):
                 self._leader = attempt.leader = Leader(attempt, self.table, env, lambda: self.optimizer_steps)
+                if not self._is_updating:  # looked at last: the update that begins now tells our leader
+                    attempt.leader.follow_now()
         except OSError as error:
             raise AttemptFailed(f"rank {env.rank} has no room for a shadow: {error.strerror or error}") from error
 
