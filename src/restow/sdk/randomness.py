@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import torch
@@ -62,11 +62,12 @@ def restore(state: RandomState) -> None:
         torch.cuda.set_rng_state(_tensor(raw), device)  # waits for CUDA's own start where it has not begun
 
 
+_Words = ctypes.c_char * (625 * 4)  # a view of the memory of a Mersenne twister: 624 words, and a position before or behind them
+
+
 class _Python:
     """The pickled state of Python's own generator, pickled again only when it has changed. To ask for it makes 625 numbers; whether
     it has changed since, its memory shows, which in CPython is a position and 624 words behind the object's head."""
-
-    BYTES = 625 * 4
 
     def __init__(self) -> None:
         self._before: tuple[bytes, float | None] = b"", None
@@ -84,10 +85,14 @@ class _Python:
 
     def _read(self) -> tuple[bytes, float | None]:
         """Its memory, and a normal number that it keeps for the next call."""
-        generator: Any = random._inst
-        if sys.implementation.name != "cpython":
+        is_known = sys.implementation.name == "cpython" and id(getattr(random, "_inst", None)) == id(_INST)
+        if not is_known:
             return b"", None
-        return ctypes.string_at(id(generator) + object.__basicsize__, self.BYTES), generator.gauss_next
+        return _INST_MEMORY.raw, _INST.gauss_next
+
+
+_INST = cast(Any, random._inst)
+_INST_MEMORY = _Words.from_address(id(_INST) + object.__basicsize__)
 
 
 class _NumPy:
@@ -95,11 +100,11 @@ class _NumPy:
     shows in one: 624 words and a position. That says nothing of a second normal number kept for the next call, so while there is
     one the state is asked for."""
 
-    BYTES = 625 * 4
-
     def __init__(self) -> None:
         self._memory = b""
         self._pickled = b""
+        self._generator: Any = None
+        self._view = _Words()  # of its memory
 
     def capture(self) -> bytes:
         memory = self._read()
@@ -113,7 +118,9 @@ class _NumPy:
         generator = numpy.random.get_bit_generator()  # type: ignore[attr-defined]
         if type(generator) is not numpy.random.MT19937:
             return b""  # somebody's own
-        return ctypes.string_at(generator.ctypes.state_address, self.BYTES)
+        if generator is not self._generator:
+            self._generator, self._view = generator, _Words.from_address(generator.ctypes.state_address)
+        return self._view.raw
 
 
 _python, _numpy = _Python(), _NumPy()
