@@ -16,6 +16,7 @@ Three ranks on one machine, 1 GB of state each.
     checkpoint_blocked_s   training stood still for so long while a checkpoint was made
     checkpoint_slow_down   steps while it was written, by steps before
     shrink_bit_identical, half_speed_ratio   of scale.py
+    steady_cost            of steady.py: what being able to recover costs, as a part of a step
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "src")]
 
-from bench import scale, timeline  # noqa: E402
+from bench import scale, steady, timeline  # noqa: E402
 from bench.options import new_file  # noqa: E402
 from bench.place import Here  # noqa: E402
 from bench.run import RunFailed  # noqa: E402
@@ -84,7 +85,7 @@ def main() -> None:
         "checkpoint_slow_down": median(_slow_down(marks, event, offset_s) for event in written),
     }  # fmt: skip
     if options.scale:
-        numbers |= scale.measured(2, 20.0)
+        numbers |= scale.measured(2, 20.0) | steady.measured()
     options.json.write_text(json.dumps(numbers, indent=1) + "\n")
     print(
         f"suspend  {numbers['suspend_s']:.2f} s (written in {numbers['blocked_s']:.2f} s)\n"
@@ -97,7 +98,7 @@ def main() -> None:
         f"numbers  {'bit-identical' if same else 'other ones'}"
     )
     if options.scale:
-        print("\n".join(scale.lines(numbers)))
+        print("\n".join((*scale.lines(numbers), *steady.lines(numbers))))
 
 
 def _checkpoint(cluster: Cluster, job: Watched) -> dict[str, Any]:
