@@ -45,7 +45,7 @@ def main() -> None:
         f"per step     {numbers['per_step_us']:+.0f} us ({numbers['ratio'] - 1:+.2%} of {numbers['torchrun_step_ms']:.1f} ms), "
         f"half of the {options.windows} pairs within {numbers['per_step_us_quartiles'][0]:+.0f} to "
         f"{numbers['per_step_us_quartiles'][1]:+.0f} us\n"
-        f"quick steps  {numbers['per_quick_step_us']:+.0f} us: the quickest tenth of each, which who takes the machine away disturbs least\n"
+        f"quick steps  {numbers['per_quick_step_us']:+.0f} us: the tenth percentiles, which others on this machine disturb least\n"
         f"processor    {numbers['per_step_cpu_us']:+.0f} us of each process per step, half of the pairs within "
         f"{numbers['per_step_cpu_us_quartiles'][0]:+.0f} to {numbers['per_step_cpu_us_quartiles'][1]:+.0f} us\n"
         f"first step   restow {numbers['submit_to_first_step_s']:.2f} s after submit, "

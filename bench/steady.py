@@ -1,5 +1,5 @@
-"""What it costs that a job can outlive a lost worker, while none is lost: the same job with it and without it (`recover: false`), in
-paired windows on the same cores.
+"""What it costs that a job can outlive a lost worker, while none is lost: the same job with it and without it (`recover: false`),
+in paired windows on the same cores.
 
     python bench/steady.py --json steady.json
     python bench/steady.py --json steady.json --step-ms 20 --state-mb 1
