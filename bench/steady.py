@@ -4,7 +4,8 @@ in paired windows on the same cores.
     python bench/steady.py --json steady.json
     python bench/steady.py --json steady.json --step-ms 20 --state-mb 1
 
-Three ranks on one machine; the ranks compute a fixed amount besides training a model of `--state-mb`.
+Three ranks on one machine of a lab, each with a device of its own, an equal share of the cores; they compute a fixed amount besides
+training a model of `--state-mb`. A job that has its window computes, the other one waits.
 
     steady_cost   the median of the pairs of windows: a step with it, by one without it, less 1
 """
@@ -23,8 +24,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 
 from bench.options import new_file  # noqa: E402
 from bench.overhead import Turn, differences, pace, steps_of_work, submit, take_turns  # noqa: E402
-from bench.place import Here  # noqa: E402
 from bench.systems.restow import Cluster  # noqa: E402
+from restow.lab import Lab  # noqa: E402
 
 RANKS = 3
 NAMES = ("with", "without")
@@ -46,10 +47,9 @@ def main() -> None:
 def measured(windows: int = 20, steps: int = 20, step_ms: float = 100.0, state_mb: float = 20.0) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="restow-bench-"))
     turn, work = Turn(folder / "turn"), steps_of_work(step_ms)
-    devices = {"m1": [{"index": index, "kind": "cpu"} for index in range(len(NAMES) * RANKS)]}
     script = [f"--state-mb={state_mb:g}", f"--steps={(windows + 1) * steps}"]
     try:
-        with Cluster(Here(), nodes=("m1",), devices=devices) as cluster:
+        with Lab(nodes=1, devices=RANKS, rate_bits_per_s=None) as lab, Cluster(lab, nodes=("m1",), devices=_twice(lab)) as cluster:
             jobs = [
                 submit(cluster, name, RANKS, script, pace(turn, name, steps, work), recover=name == "with") for name in NAMES
             ]
@@ -60,6 +60,12 @@ def measured(windows: int = 20, steps: int = 20, step_ms: float = 100.0, state_m
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return {"steady_cost": found["ratio"] - 1, "steady": {**found, "state_mb": state_mb, "windows": windows, "steps": steps}}
+
+
+def _twice(lab: Lab) -> dict[str, list[dict[str, Any]]]:
+    """Each device of the lab for both jobs: only one of them computes at a time."""
+    every = json.loads(Path(lab.nodes["m1"].devices_file).read_text())["devices"]
+    return {"m1": [{**device, "index": len(every) * number + device["index"]} for number in range(len(NAMES)) for device in every]}
 
 
 def lines(numbers: dict[str, Any]) -> list[str]:

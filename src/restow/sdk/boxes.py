@@ -230,11 +230,11 @@ class StateTable:
     def _gradient_words(self, found: Walk) -> dict[str, str]:
         """Parameter that has a gradient → its status; live if no optimizer has it, or two that do not agree."""
         status = {name: self.watch.status(name).value for name in self._optimizers}
-        words = {}
-        for name, parameter in found.parameters.items():
-            if parameter.grad is not None:
-                said = {status[optimizer] for optimizer in found.trained_by[name]}
-                words[name] = said.pop() if len(said) == 1 else _LIVE
+        words = {key: status[name] for name, alone in found.trained.items() for key, p in alone if p.grad is not None}
+        for key, names in found.shared.items():
+            if found.parameters[key].grad is not None:
+                said = {status[name] for name in names}
+                words[key] = said.pop() if len(said) == 1 else _LIVE
         return words
 
     def _adopt_gradients(self, words: Mapping[str, str]) -> None:

@@ -49,7 +49,8 @@ class Walk:
     parameters: dict[str, torch.Tensor]  # each once, under its first name: `<module>.<name>`, or else `<optimizer>.<index>`
     tensors: dict[str, torch.Tensor]  # the same, detached, then `<optimizer>.<index>.<key>`
     loose: dict[str, Loose]  # by optimizer
-    trained_by: dict[str, list[str]]  # parameter → optimizers
+    trained: dict[str, list[tuple[str, torch.Tensor]]]  # optimizer → parameters that only it trains
+    shared: dict[str, list[str]]  # parameter → optimizers, where there are none or several
     inside: dict[str, list[torch.Tensor]]  # module → its parameters, each once
 
     @property
@@ -101,12 +102,14 @@ class Inventory:
                         live.append(value)
         loose = {name: loose_of(optimizer) for name, optimizer in self._optimizers.items()}
         of = {name: set(map(id, parameters_of(optimizer))) for name, optimizer in self._optimizers.items()}
-        trained_by = {key: [name for name, ids in of.items() if id(p) in ids] for key, p in parameters.items()}
+        by = {key: [name for name, ids in of.items() if id(p) in ids] for key, p in parameters.items()}
+        trained = {name: [(key, parameters[key]) for key, names in by.items() if names == [name]] for name in of}
+        shared = {key: names for key, names in by.items() if len(names) != 1}
         inside: dict[str, list[torch.Tensor]] = {
             name: list[torch.Tensor]({id(p): p for _, part in parts for p in part._parameters.values() if p is not None}.values())
             for name, parts in self._modules.items()
         }
-        return Walk(marks, held, live, [*map(_address, live)], parameters, tensors, loose, trained_by, inside)
+        return Walk(marks, held, live, [*map(_address, live)], parameters, tensors, loose, trained, shared, inside)
 
     def _named_parameters(self) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
