@@ -12,8 +12,8 @@ Row = dict[str, Any]
 
 COLUMNS = (
     ("system", "system"), ("case", "case"), ("downtime", "downtime_s"), ("floor", "floor_s"), ("lost step-s", "lost_step_s"),
-    ("lost steps", "lost_steps"), ("wire", "wire_bytes"), ("bound", "lower_bound_bytes"), ("bit-identical", "bit_identical"),
-    ("lines", "lines_changed"),
+    ("lost steps", "lost_steps"), ("wire", "wire_bytes"), ("at rest", "idle_wire_bytes"), ("bound", "lower_bound_bytes"),
+    ("bit-identical", "bit_identical"), ("lines", "lines_changed"),
 )  # fmt: skip
 
 

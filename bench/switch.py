@@ -96,7 +96,9 @@ def measured(system: System, case: Case, where: Any, folder: Path, moves: int) -
     trials = list(_costed(system.trials(case, where, folder, moves, options)))
     reference = system.reference(case, where, folder, options)
     state_bytes = max(trial["state_bytes"] for trial in trials) or round(case.state_mb * 1e6)
-    fields = ("downtime_s", "pause_s", "lost_step_s", "lost_steps", "wire_bytes", "step_before_s", "step_after_s")
+    fields = (
+        "downtime_s", "pause_s", "lost_step_s", "lost_steps", "wire_bytes", "idle_wire_bytes", "step_before_s", "step_after_s",
+    )  # fmt: skip
     same = [timeline.same_run(trial["marks"], trial["digests"], reference.marks, reference.digests) for trial in trials]
     differs = [timeline.first_difference(trial["marks"], reference.marks) for trial in trials]
     return {
@@ -122,11 +124,20 @@ def _costed(trials: Iterable[Trial]) -> Iterator[dict[str, Any]]:
             "step_before_s": cost.step_before_s,
             "step_after_s": cost.step_after_s,
             "wire_bytes": sum(trial.wire.between(*gap) for gap in cost.gaps_s),
+            "idle_wire_bytes": _idle_wire_bytes(trial, cost),
             "marks": trial.marks,
             "digests": trial.digests,
             "state_bytes": trial.state_bytes,
             "told": trial.told,
         }
+
+
+def _idle_wire_bytes(trial: Trial, cost: timeline.Cost) -> int:
+    """What crosses in as long a time while the job, which is on one machine by then, just trains: words of the system itself."""
+    begin_s = cost.gaps_s[-1][1]
+    end_s = min(trial.until_s, max(mark.end_s for mark in trial.marks))
+    span_s = sum(end_s - begin_s for begin_s, end_s in cost.gaps_s)
+    return round(trial.wire.between(begin_s, end_s) / (end_s - begin_s) * span_s) if end_s > begin_s else 0
 
 
 def place(lab: bool) -> Any:
