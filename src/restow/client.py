@@ -45,9 +45,12 @@ class Client:
         """Journalled events numbered above `after`; with `follow` for ever."""
         return self._stream("events", after=after, follow=follow)
 
-    def logs(self, job: str, *, rank: int | None = None, follow: bool = False) -> Iterator[dict[str, Any]]:
-        """Pieces of text with their rank; with `follow` until the job is final."""
-        return self._stream("logs", job=job, rank=rank, follow=follow)
+    def logs(
+        self, job: str, *, rank: int | None = None, follow: bool = False, tail: int | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Pieces of text with their rank; with `follow` until the job is final. `tail`: only so many lines of each rank, and what
+        follows."""
+        return self._stream("logs", job=job, rank=rank, follow=follow, tail=tail)
 
     def wait(self, job: str, *, limit_s: float | None = None) -> dict[str, Any]:
         """The job's view once it is final. Raises TimeoutError after `limit_s`."""

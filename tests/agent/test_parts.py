@@ -13,7 +13,7 @@ from restow.agent.devices import LocalDevice, find_cores, read_devices
 from restow.agent.environment import rank_environment
 from restow.agent.events import EventLog
 from restow.agent.folders import Folders
-from restow.agent.logs import list_logs, read_log
+from restow.agent.logs import PIECE_BYTES_MAX, list_logs, read_log, tail_of
 from restow.agent.network import interface_of
 from restow.agent.store import connections_to
 from restow.cluster import Device
@@ -72,6 +72,22 @@ def test_logs_are_read_by_whole_lines_and_lose_nothing(tmp_path: Path):
     assert list_logs(path.parent) == [{"rank": 0, "generation": 1, "bytes": 9000}]
     with pytest.raises(NotFound, match=r"no log 5\.g1\.log of job job"):
         read_log(path.parent / "5.g1.log", 0, 10, is_growing=False)
+
+
+@pytest.mark.parametrize("ending", ["\n", ""])
+@pytest.mark.parametrize("width", [5, PIECE_BYTES_MAX // 3])
+def test_the_tail_of_a_log_begins_where_its_last_lines_do(tmp_path: Path, ending: str, width: int):
+    path = tmp_path / "0.g1.log"
+    written = [f"{number:0{width}}" for number in range(10)]
+    path.write_text("\n".join(written) + ending)
+    for lines in range(1, 13):
+        said = tail_of(path, lines)
+        assert said["lines"] == min(lines, 10)
+        assert path.read_bytes()[said["offset"] :].decode().splitlines() == written[-lines:]
+    path.write_text("")
+    assert tail_of(path, 3) == {"offset": 0, "lines": 0}
+    with pytest.raises(NotFound, match=r"no log 5\.g1\.log"):
+        tail_of(tmp_path / "5.g1.log", 1)
 
 
 def test_events_are_kept_until_acknowledged_and_progress_only_as_its_latest():

@@ -95,6 +95,17 @@ def started(cluster: Cluster, *options: str, script: str, where: str = "a:0", sa
     return job
 
 
+def test_the_tail_of_a_log_is_that_of_each_rank(cluster):
+    code, out, err = submit(cluster, "--json", script="print(*range(5000), sep='\\n')", where="a:0 a:1")
+    assert code == 0, err
+    job = json.loads(out)["id"]
+    assert restow(cluster, "wait", job)[0] == 0
+    assert restow(cluster, "logs", job, "--tail", "2")[1].splitlines() == ["[0] 4998", "[0] 4999", "[1] 4998", "[1] 4999"]
+    assert restow(cluster, "logs", job, "--tail", "1", "--rank", "1", "-f")[1] == "4999\n"
+    assert restow(cluster, "logs", job, "--tail", "0")[1] == ""
+    assert len(restow(cluster, "logs", job, "--tail", "9999")[1].splitlines()) == 10000
+
+
 # ---------------------------------------------------------------- bad scripts
 
 

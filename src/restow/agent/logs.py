@@ -48,6 +48,28 @@ def read_log(path: Path, offset: int, max_bytes: int, *, is_growing: bool) -> di
     return {"text": piece.decode(errors="replace"), "offset": offset + len(piece)}
 
 
+def tail_of(path: Path, lines: int) -> dict[str, Any]:
+    """{"offset", "lines"}: where the last `lines` lines begin, and how many there are from there on. Reads from the end. An
+    unfinished last line counts. Raises NotFound."""
+    try:
+        with path.open("rb") as file:
+            at = end = file.seek(0, 2)
+            found = 0  # line ends behind `at`, but for one that ends the file
+            while at:
+                size = min(at, PIECE_BYTES_MAX)
+                at -= size
+                file.seek(at)
+                piece = file.read(size)
+                until = len(piece) - (at + size == end and piece.endswith(b"\n"))
+                while (until := piece.rfind(b"\n", 0, until)) >= 0:
+                    found += 1
+                    if found == lines:
+                        return {"offset": at + until + 1, "lines": lines}
+    except FileNotFoundError:
+        raise NotFound(f"there is no log {path.name} of job {path.parent.name} on this node") from None
+    return {"offset": 0, "lines": found + (end > 0)}
+
+
 def _whole_characters(piece: bytes) -> bytes:
     """`piece` without the first bytes of a character whose rest is still to be read."""
     for cut in range(1, 4):

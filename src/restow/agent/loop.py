@@ -279,7 +279,7 @@ class Agent:
     # ------------------------------------------------------------ questions
 
     async def ask(self, what: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        """`status`; `logs` (job, rank?, generation?, offset?, max_bytes?, rehearsal?); `page` (job, rank). Raises NotFound."""
+        """`status`; `logs` (job, and more, see there); `page` (job, rank). Raises NotFound."""
         questions: dict[str, Callable[..., Any]] = {"status": self._status, "logs": self._logs, "page": self._page}
         if what not in questions:
             raise NotFound(f"question is {what!r}; an agent answers {', '.join(questions)}")
@@ -308,14 +308,16 @@ class Agent:
 
     def _logs(
         self, job: str, rank: int | None = None, generation: int | None = None, offset: int = 0, max_bytes: int = 1 << 16,
-        rehearsal: bool = False,
+        rehearsal: bool = False, tail: int | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """{"logs": [...]} without a generation, else {"text", "offset"}; see logs.py."""
+        """{"logs": [...]} without a generation, with a tail {"offset", "lines"}, else {"text", "offset"}; see logs.py."""
         if not JOB_NAME.fullmatch(job):
             raise NotFound(f"there is no job {job!r}")
         if rank is None or generation is None:
             return {"logs": logs.list_logs(self.folders.logs / job, rank, rehearsal=rehearsal)}
         path = self.folders.log(job, rank, generation, rehearsal=rehearsal)
+        if tail is not None:
+            return logs.tail_of(path, tail)
         is_growing = (job, generation, rank) in {worker.key for worker in self._ranks.workers}
         return logs.read_log(path, offset, max_bytes, is_growing=is_growing)
 

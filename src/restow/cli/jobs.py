@@ -181,19 +181,20 @@ def show(job: str, json_: bool) -> None:
 @click.argument("job")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
 @click.option("--rank", type=int, help="Only this rank.")
+@click.option("--tail", type=click.IntRange(min=0), help="Only so many of the last lines of each rank.", metavar="LINES")
 @json_option
-def logs(job: str, follow: bool, rank: int | None, json_: bool) -> None:
+def logs(job: str, follow: bool, rank: int | None, tail: int | None, json_: bool) -> None:
     """Print what a job's workers printed, across its moves.
 
     Lines begin with their rank when there are several. Ctrl-C stops the following, never the job.
 
     \b
       restow logs digits-1 -f
-      restow logs digits-1 --rank 0
+      restow logs digits-1 --rank 0 --tail 20
     """
     client = Client()
     workers = client.show(job)["spec"]["workers"]
-    print_logs(client.logs(job, rank=rank, follow=follow), prefixed=rank is None and workers > 1, json_=json_)
+    print_logs(client.logs(job, rank=rank, follow=follow, tail=tail), prefixed=rank is None and workers > 1, json_=json_)
 
 
 @click.command()

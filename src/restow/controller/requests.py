@@ -76,14 +76,19 @@ class Requests:
                 return
             await changed.wait()
 
-    async def logs(self, job: str, rank: int | None = None, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
-        """Pieces of text by rank, whole lines unless one is longer than a piece, until the job is final if followed."""
+    async def logs(
+        self, job: str, rank: int | None = None, follow: bool = False, tail: int | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Pieces of text by rank, whole lines unless one is longer than a piece, until the job is final if followed. `tail`: begin
+        with so many of the last lines of each rank."""
         found = self._find(job)
         if rank is not None and not 0 <= rank < found.spec.workers:
             raise NotFound(f"rank is {rank}; job {found.id} has ranks 0 to {found.spec.workers - 1}")
         readers = [
             _LogReader(self._controller, found.id, r) for r in ([rank] if rank is not None else range(found.spec.workers))
         ]
+        for reader in readers if tail is not None else ():
+            await reader.go_to_tail(int(tail or 0))
         while True:
             was_final = self._find(found.id).state.is_final  # looked at before reading: then the last lines are in
             for reader in readers:
@@ -345,13 +350,27 @@ class _LogReader:
 
     async def read(self) -> AsyncIterator[dict[str, Any]]:
         """What is new, older generations first, since a rank that moved goes on printing elsewhere."""
+        for generation, node, _ in await self._places():
+            async for piece in self._read_one(node, generation):
+                yield piece
+
+    async def go_to_tail(self, lines: int) -> None:
+        """Leave out all but the last so many lines."""
+        for generation, node, nbytes in reversed(await self._places()):
+            self._offsets[node, generation] = nbytes
+            if lines > 0:
+                of = {"job": self._job, "rank": self._rank, "generation": generation}
+                answer = await self._controller.agents.ask(node, "logs", **of, tail=lines)
+                self._offsets[node, generation] = answer["offset"]
+                lines -= answer["lines"]
+
+    async def _places(self) -> list[tuple[int, str, int]]:
+        """Generation, node and bytes of each log."""
         places = []
         for node in self._controller.agents.joined:
             listing = await self._controller.agents.ask(node, "logs", job=self._job, rank=self._rank)
-            places += [(entry["generation"], node) for entry in listing["logs"]]
-        for generation, node in sorted(places):
-            async for piece in self._read_one(node, generation):
-                yield piece
+            places += [(entry["generation"], node, entry["bytes"]) for entry in listing["logs"]]
+        return sorted(places)
 
     async def _read_one(self, node: str, generation: int) -> AsyncIterator[dict[str, Any]]:
         while True:
