@@ -57,6 +57,7 @@ def digest(folder: Path, name: str) -> dict:
     return json.loads((folder / name).read_text())
 
 
+@pytest.mark.slow
 def test_the_digit_reader_learns_alone(tmp_path, examples):
     text = run(tmp_path, examples / "digits_cnn.py", "--steps", "40", "--log-every", "20", "--digest", "d.json")
     printed = re.findall(r"^step (\d+) loss [\d.]+ (\S+)$", text, re.MULTILINE)
@@ -111,6 +112,7 @@ def test_the_plain_script_saves_on_sigterm_and_goes_on_bit_for_bit(tmp_path, exa
     assert digest(tmp_path, "d.json") == digest(tmp_path, "whole.json")
 
 
+@pytest.mark.slow
 def test_under_torchrun_the_group_is_ended_before_the_interpreter_is(tmp_path):
     """A thread of gloo that wants the interpreter while it ends aborts the process."""
     script = tmp_path / "leaves.py"

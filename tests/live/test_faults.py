@@ -282,7 +282,8 @@ MIDDLE_BYTES = 600_000
 
 @pytest.mark.lab
 @pytest.mark.skipif(availability()[0] == "none", reason=f"NOT TESTED: no lab here: {availability()[1]}")
-@pytest.mark.parametrize("heals", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("heals", [True, False])
 def test_a_link_cut_in_the_middle_of_a_transfer_costs_no_step(heals: bool):
     """Rank 2 goes where nobody has its state; while it crosses, the cable is out: for a while, and the move is made; for good,
     and the old gang, all of it on this side, goes on."""

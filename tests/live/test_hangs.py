@@ -10,7 +10,7 @@ import pytest
 from tests.live.cluster import WHERE, Cluster
 
 
-@pytest.mark.parametrize("how", ["forward", "stopped"])
+@pytest.mark.parametrize("how", ["forward", pytest.param("stopped", marks=pytest.mark.slow)])
 def test_the_one_that_stands_still_is_named_and_replaced(cluster, undisturbed, how):
     stops = "1:25:forward" if how == "forward" else ""
     job = cluster.submit(WHERE, recover=True, stops=stops, hang_s=3.0, on_hang="replace")

@@ -174,6 +174,7 @@ def test_a_drained_node_is_emptied_by_moves_and_where_there_is_no_room_by_suspen
     assert cluster.output(job) == undisturbed
 
 
+@pytest.mark.slow
 def test_it_outlives_a_restart_of_everything(undisturbed):
     with Cluster({"a": 3, "b": 2}) as cluster:
         job = cluster.submit(WHERE)

@@ -114,8 +114,9 @@ def test_the_twin_takes_over_from_a_leaver_that_is_killed_inside_a_step(move, le
 
 
 @pytest.mark.live
+@pytest.mark.slow
 @pytest.mark.parametrize(("move", "leaver", "fill", "place"), [
-    (LAST, 2, "replica", "backward"), pytest.param(FIRST, 0, "copy", "update", marks=pytest.mark.slow),
+    (LAST, 2, "replica", "backward"), (FIRST, 0, "copy", "update"),
 ])  # fmt: skip
 def test_a_leaver_is_killed_while_its_twin_still_rehearses(move, leaver, fill, place):
     now, then = move

@@ -16,6 +16,7 @@ from tests.sdk.gang import PATIENCE_S, Gang
 from tests.sdk.test_switch import SCRIPT, arguments, undisturbed
 
 pytestmark = pytest.mark.live
+SLOW = pytest.mark.slow
 THREE = "a:0 a:1 b:0"
 
 
@@ -90,7 +91,7 @@ def look(*gangs: Gang) -> str:
     ])  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", [pytest.param(FREE, marks=pytest.mark.slow), INTERLEAVE, TIME_SLICE])
+@pytest.mark.parametrize("mode", [pytest.param(FREE, marks=SLOW), INTERLEAVE, pytest.param(TIME_SLICE, marks=SLOW)])
 def test_two_gangs_of_three_on_the_same_devices_print_what_they_print_alone(folder, mode):
     gates = Gates(folder, THREE, FREE)
     with two_gangs(gates, mode, steps=200) as (one, two):
@@ -121,6 +122,7 @@ def test_what_does_not_fit_is_swapped_out_between_turns(folder):
         assert_as_alone(one, two, steps=200)
 
 
+@pytest.mark.slow
 def test_agents_that_are_killed_while_gangs_swap_in_turns_are_not_missed(folder):
     gates = Gates(folder, THREE, FREE)
     with two_gangs(gates, TIME_SLICE, steps=200) as (one, two):
@@ -144,7 +146,8 @@ def test_one_gang_is_killed_and_the_other_goes_on(folder):
         assert_as_alone(one, steps=400)
 
 
-@pytest.mark.parametrize("mode", [pytest.param(INTERLEAVE, marks=pytest.mark.slow), TIME_SLICE])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [INTERLEAVE, TIME_SLICE])
 def test_a_gang_that_shares_moves_away_while_both_train(folder, mode):
     gates = Gates(folder, "a:0 a:1 b:0 a:2", mode)
     with gang(folder, "one", steps=400) as one, gang(folder, "two", steps=400) as two:
