@@ -310,6 +310,7 @@ def test_live_gradients_arrive_and_absent_ones_stay_absent():
 def test_what_is_known_of_gradients_travels_with_them(letters, bytes_of_gradients):
     def table() -> tuple[nn.Linear, torch.optim.Optimizer, StateTable]:
         model = nn.Linear(2, 2)
+        model.unused = nn.Parameter(torch.ones(5))  # never has a gradient
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         return model, optimizer, StateTable({"model": model, "optimizer": optimizer})
 

@@ -238,10 +238,10 @@ class StateTable:
         return words
 
     def _adopt_gradients(self, words: Mapping[str, str]) -> None:
-        """The gradients are as they are there (those without a word are none): so is what is known of them."""
-        names = {id(parameter): name for name, parameter in self._parameters().items()}
-        for name, optimizer in self._optimizers.items():
-            said = {words.get(names[id(p)], Gradients.ZERO.value) for p in parameters_of(optimizer)}
+        """The gradients are as they are there: so is what is known of them. A parameter without a word has none, and says nothing
+        of the others; where none has one, all were cleared."""
+        for name, alone in self._inventory.walk().trained.items():
+            said = {words[key] for key, _ in alone if key in words} or {Gradients.ZERO.value}
             self.watch.adopt(name, Gradients(said.pop()) if len(said) == 1 else Gradients.LIVE)
 
     def _check(self, head: dict[str, Any], own: dict[str, torch.Tensor], pieces: dict[str, torch.Tensor],
