@@ -95,8 +95,8 @@ class Copies:
     def _copy(self, step: int) -> None:
         with self._changed:
             room, self._room = self._room, None
-        live = self._table.tensors()
         try:
+            live = self._table.tensors()
             if room is None or room[1] is not live:
                 room = {name: torch.empty_like(tensor) for name, tensor in live.items()}, live
             torch._foreach_copy_(list(room[0].values()), list(live.values()))
