@@ -87,8 +87,9 @@ class Requests:
         readers = [
             _LogReader(self._controller, found.id, r) for r in ([rank] if rank is not None else range(found.spec.workers))
         ]
-        for reader in readers if tail is not None else ():
-            await reader.go_to_tail(int(tail or 0))
+        if tail is not None:
+            for reader in readers:
+                await reader.go_to_tail(tail)
         while True:
             was_final = self._find(found.id).state.is_final  # looked at before reading: then the last lines are in
             for reader in readers:
