@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy
 import torch
@@ -85,13 +85,13 @@ class _Python:
 
     def _read(self) -> tuple[bytes, float | None]:
         """Its memory, and a normal number that it keeps for the next call."""
-        is_known = sys.implementation.name == "cpython" and id(getattr(random, "_inst", None)) == id(_INST)
-        if not is_known:
+        generator: Any = getattr(random, "_inst", None)
+        if generator is not _INST or sys.implementation.name != "cpython":
             return b"", None
-        return _INST_MEMORY.raw, _INST.gauss_next
+        return _INST_MEMORY.raw, generator.gauss_next
 
 
-_INST = cast(Any, random._inst)
+_INST = random._inst
 _INST_MEMORY = _Words.from_address(id(_INST) + object.__basicsize__)
 
 
