@@ -1,7 +1,7 @@
 """The names of a process's parameters and of its optimizers' tensors, and what is loose in an optimizer.
 
-It is asked for at every save point, and to walk through all of it costs several times what it costs to see that nothing was put in the
-place of something else. So what a walk found is good until then. Knows nothing of what the tensors are needed for.
+It is asked for at every save point, and to walk through all of it costs several times what it costs to see that nothing was put
+in the place of something else. So what a walk found is good until then. Knows nothing of what the tensors are needed for.
 """
 
 from __future__ import annotations

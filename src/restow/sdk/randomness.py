@@ -88,7 +88,7 @@ class _Python:
         generator: Any = getattr(random, "_inst", None)
         if generator is not _INST or sys.implementation.name != "cpython":
             return b"", None
-        return _INST_MEMORY.raw, generator.gauss_next
+        return _INST_MEMORY.raw, getattr(generator, "gauss_next")  # noqa: B009 - its type does not tell of it
 
 
 _INST = random._inst
