@@ -126,6 +126,12 @@ class Keep(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LetGo(Command):
+    """A rank of this generation ended by itself, so nobody comes back for the others: whoever waits for a word about a collective
+    that failed hears its error at once. Not answered; said again to an agent that is new."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Propose(Command):
     """Write switch step `step` where this node's old ranks look; answered by StepAccepted or StepRefused."""
 

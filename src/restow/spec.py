@@ -36,6 +36,7 @@ recover: true                    # go on when workers are killed or machines los
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -117,7 +118,11 @@ def build(written: Mapping[Any, Any], *, cwd: Path, where: Callable[[str], str] 
         fields["checkpoint"] = replace(kept, folder=str(Path(fields["cwd"], kept.folder)))
     if not Path(fields["cwd"]).is_dir():
         raise SpecError(f"{where('cwd')}cwd is {fields['cwd']!r}; there is no such folder")
-    script = script_of(fields["command"])
+    program, script = fields["command"][0], script_of(fields["command"])
+    if "/" in program and not (Path(fields["cwd"]) / program).is_file():
+        raise SpecError(f"{where('command')}command runs {program!r}; there is no such file in {fields['cwd']}")
+    if "/" in program and not os.access(Path(fields["cwd"]) / program, os.X_OK):
+        raise SpecError(f"{where('command')}command runs {program!r}, which may not be executed; try chmod +x, or name what runs it")
     if script and not (Path(fields["cwd"]) / script).exists():
         raise SpecError(f"{where('command')}command runs the script {script!r}; there is no such file in {fields['cwd']}")
     try:

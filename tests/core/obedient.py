@@ -30,6 +30,7 @@ from restow.messages import (
     JobSubmitted,
     Keep,
     Kill,
+    LetGo,
     Launch,
     LinkMeasured,
     MigrateAsked,
@@ -188,6 +189,9 @@ class Agents:
         for key, worker in self.here(node, command.job):
             if (worker.role, key[1], key[2]) == ("rank", command.generation, command.rank):
                 self.exit(key, -9)
+
+    def letgo(self, node: str, command: LetGo) -> None:
+        """Nothing to say: ranks here wait for nobody."""
 
     def snapshot(self, node: str, command: Snapshot) -> None:
         """The node of rank 0 writes it."""

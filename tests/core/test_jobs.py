@@ -10,6 +10,7 @@ from restow.messages import (
     Forget,
     Launch,
     LaunchFailed,
+    LetGo,
     OpenStore,
     RankExited,
     RankStarted,
@@ -19,6 +20,7 @@ from restow.messages import (
 )
 from restow.placement import Schedule, parse_placement
 from tests.core.obedient import SECRET, Cluster, Program
+from tests.core.test_suspending import running
 
 
 def test_a_job_opens_its_store_where_most_ranks_are_and_then_launches_everywhere():
@@ -57,6 +59,18 @@ def test_a_failing_rank_ends_the_gang_with_its_last_words_as_the_reason():
     assert cluster.job("a").exit_code == 1
     assert cluster.agents.workers == {}
     assert {node for node, _ in cluster.commands_of(Stop)} == {"m1", "m2"}
+
+
+def test_when_a_rank_ended_by_itself_the_others_need_not_wait_for_a_word():
+    cluster = running()
+    cluster.agents.exit(("a", 1, 1), 0)
+    cluster.run()
+    assert sorted(node for node, _ in cluster.commands_of(LetGo)) == ["m1", "m2"]
+    cluster.agents.exit(("a", 1, 0), 1, "RuntimeError: connection closed")
+    cluster.run()
+    job = cluster.job("a")
+    assert job.state is JobState.FAILED
+    assert job.reason.startswith("rank 1 ended by itself while others trained; then rank 0 on ")
 
 
 def test_a_job_that_lies_on_a_lost_node_as_a_whole_is_waited_for():

@@ -130,10 +130,13 @@ def test_a_program_that_does_not_exist_is_named(cluster, tmp_path):
     code, _, err = restow(cluster, "submit", "-w", "--env", "PLACEMENT=a:0", "--", "python", "nowhere.py", cwd=tmp_path)
     assert code == 2
     assert f"command runs the script 'nowhere.py'; there is no such file in {tmp_path}" in err
-    code, out, _ = restow(cluster, "submit", "-w", "--env", "PLACEMENT=a:0", "--", "./nowhere.sh", cwd=tmp_path)
+    code, _, err = restow(cluster, "submit", "-w", "--env", "PLACEMENT=a:0", "--", "./nowhere.sh", cwd=tmp_path)
+    assert code == 2
+    assert f"command runs './nowhere.sh'; there is no such file in {tmp_path}" in err
+    code, out, _ = restow(cluster, "submit", "-w", "--env", "PLACEMENT=a:0", "--", "nowhere", cwd=tmp_path)
     assert code == 1
     assert "rank 0 on a could not be started: " in out
-    assert "nowhere.sh" in out
+    assert "nowhere" in out
 
 
 def test_an_error_in_rank_1_alone_is_the_reason_and_ends_the_gang(cluster):
@@ -141,6 +144,13 @@ def test_an_error_in_rank_1_alone_is_the_reason_and_ends_the_gang(cluster):
     code, out, _ = submit(cluster, "-w", script=script, where="a:0 a:1 a:2")
     assert code == 1
     assert out.splitlines()[-1].endswith("rank 1 on a exited with code 1: AssertionError: rank 1 fell over (<string>:11)")
+
+
+def test_a_rank_that_ends_while_others_train_is_the_reason(cluster):
+    script = LOOP.format(at_20="job.rank == 1 and sys.exit()")
+    code, out, _ = submit(cluster, "-w", script=script, where="a:0 a:1 a:2")
+    assert code == 1
+    assert "rank 1 ended by itself while others trained; then rank " in out.splitlines()[-1]
 
 
 def test_a_child_that_a_script_forks_and_leaves_ends_with_its_job(cluster):

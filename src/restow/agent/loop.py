@@ -50,6 +50,7 @@ from restow.messages import (
     Halt,
     Keep,
     Kill,
+    LetGo,
     Launch,
     LinkMeasured,
     OpenStore,
@@ -224,6 +225,8 @@ class Agent:
                 self._rescues.halt(command)
             case Keep():
                 self._rescues.keep(command)
+            case LetGo():
+                self._rescues.let_go(command)
             case Snapshot():
                 self._checkpoints.ask(command)
             case OpenVault():

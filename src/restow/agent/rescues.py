@@ -11,7 +11,7 @@ from restow.agent.events import EventLog
 from restow.agent.folders import Folders
 from restow.agent.ranks import Ranks
 from restow.agent.workers import Worker, now_s
-from restow.messages import Halt, Keep, RankHalted, RankKept, SwitchFailed
+from restow.messages import Halt, Keep, LetGo, RankHalted, RankKept, SwitchFailed
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ class Rescues:
         self._node, self._folders, self._events, self._ranks = node, folders, events, ranks
         self._halts: dict[str, Halt] = {}  # job → for ranks that come back to us after an agent was killed
         self._keeps: dict[str, Keep] = {}
+        self._let_gos: dict[str, LetGo] = {}
 
     def halt(self, command: Halt) -> None:
         self._halts[command.job] = command
@@ -44,6 +45,12 @@ class Rescues:
         for rank in command.lost:
             self._keep_lost(command, rank, self._left(command.job, rank).get(command.step, b""))
 
+    def let_go(self, command: LetGo) -> None:
+        self._let_gos[command.job] = command
+        for worker in self._ranks.workers.of(command.job):
+            if worker.channel and worker.generation == command.generation:
+                worker.channel.send({"type": "let_go"})
+
     def _keep_lost(self, command: Keep, rank: int, blob: bytes) -> None:
         about: dict[str, Any] = {"time_s": now_s(), "node": self._node, "rank": rank}
         about |= {"job": command.job, "generation": command.vault}
@@ -56,15 +63,18 @@ class Rescues:
 
     def hello(self, worker: Worker) -> None:
         """A rank (again) listens: it may have missed what was said."""
-        halt, keep = self._halts.get(worker.job), self._keeps.get(worker.job)
+        halt, keep, let_go = self._halts.get(worker.job), self._keeps.get(worker.job), self._let_gos.get(worker.job)
         if halt and worker.generation == halt.generation:
             self.halt(halt)
         if keep and worker.generation == keep.generation:
             self.keep(keep)
+        if let_go and worker.generation == let_go.generation:
+            self.let_go(let_go)
 
     def forget(self, job: str) -> None:
         self._halts.pop(job, None)
         self._keeps.pop(job, None)
+        self._let_gos.pop(job, None)
 
     def _left(self, job: str, rank: int) -> dict[int, bytes]:
         """Step → what is left here of what this rank alone held then: its own slots, or a replica of another node's."""

@@ -26,6 +26,7 @@ from restow.messages import (
     Halt,
     Keep,
     Kill,
+    LetGo,
     Launch,
     OpenStore,
     OpenVault,
@@ -170,6 +171,9 @@ def wanted(
             for rank in sorted(record.doomed & record.job.alive):
                 kill = Kill(job=record.job.id, generation=record.job.generation, rank=rank)
                 commands.append((record.job.placement[rank].node, kill))
+            if record.job.exited:
+                let_go = LetGo(job=record.job.id, generation=record.job.generation)
+                commands += [(node, let_go) for node in nodes_of(record.job.placement)]
         if record.job.sharing and record.job.state in (JobState.STARTING, JobState.RUNNING):
             share = Share(job=record.job.id, generation=record.job.generation, sharing=record.job.sharing)
             commands += [(node, share) for node in nodes_of(record.job.placement)]
