@@ -12,7 +12,7 @@ ROOT = Path(restow.__file__).parent
 VALUES = {"cluster", "job", "placement", "messages", "codec", "errors", "plan"}
 PURE = {"perf", "bound", "metrics", "core", "policies"}
 DRIVERS = {"controller", "sim"}
-HARMLESS = {"__future__", "collections", "dataclasses", "enum", "functools", "hashlib", "heapq", "hmac", "itertools", "math", "re",
+HARMLESS = {"__future__", "collections", "dataclasses", "enum", "functools", "hashlib", "heapq", "hmac", "inspect", "itertools", "math", "re",
             "operator", "statistics", "types", "typing"}  # fmt: skip
 
 

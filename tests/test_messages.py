@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restow.cluster import Device, Link
-from restow.codec import TYPES, from_json, to_json
+from restow.codec import TYPES, arguments_of, from_json, to_json
 from restow.errors import SpecError
 from restow.job import JobSpec, Kept, Saved, ShareSpec, Sharing
 from restow.messages import Connect, Launch, NodeJoined, RankConnected, StoreOpened
@@ -94,3 +94,30 @@ def test_values_inside_messages_keep_their_types():
     assert isinstance(
         from_json(to_json(StoreOpened(time_s=0, job="a", generation=1, node="m1", host="h", port=1))).port, int
     )
+
+
+def logs(job: str, rank: int | None = None, since_s: float = 0.0, spec: dict[str, object] | None = None) -> None: ...
+
+
+def test_arguments_of_a_call_are_taken_as_what_they_are_said_to_be():
+    wire = {"job": "a", "rank": None, "since_s": 1, "spec": {"x": []}}
+    assert arguments_of(logs, wire) == {"job": "a", "rank": None, "since_s": 1.0, "spec": {"x": []}}
+    assert arguments_of(logs, {"job": "a"}) == {"job": "a"}
+
+
+@pytest.mark.parametrize(
+    ("wire", "line"),
+    [
+        ({"job": 7}, "logs: job: '7' is not a str"),
+        ({"job": "a", "rank": "x"}, "logs: rank: 'x' is not a int"),
+        ({"job": "a", "rank": True}, "logs: rank: 'True' is not a int"),
+        ({"job": "a", "spec": []}, "logs: spec: '[]' is not a dict"),
+        ({}, "logs: missing a required argument: 'job'"),
+        ({"job": "a", "n": 1}, "logs: got an unexpected keyword argument 'n'"),
+        (["a"], "logs: arguments are ['a'] (a list); write an object"),
+    ],
+)
+def test_arguments_that_are_none_are_named(wire, line):
+    with pytest.raises(SpecError) as caught:
+        arguments_of(logs, wire)
+    assert str(caught.value) == line

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import types
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from restow import messages
@@ -39,13 +41,32 @@ def from_json(wire: Any) -> Any:
     return _build(TYPES[wire["type"]], {k: v for k, v in wire.items() if k != "type"})
 
 
+def arguments_of(method: Callable[..., Any], wire: Any) -> dict[str, Any]:
+    """The arguments of a call, by name, checked against what `method` says of them. Raises SpecError, which names the wrong one."""
+    name = method.__name__.lstrip("_")
+    if not isinstance(wire, dict):
+        raise SpecError(f"{name}: arguments are {str(wire)[:80]} (a {type(wire).__name__}); write an object")
+    try:
+        inspect.signature(method).bind(**wire)
+    except TypeError as error:
+        raise SpecError(f"{name}: {error}") from None
+    hints = typing.get_type_hints(method)
+    arguments = {}
+    for key, value in wire.items():
+        try:
+            arguments[key] = _build(hints[key], value)
+        except SpecError as error:
+            raise SpecError(f"{name}: {key}: {error}") from None
+    return arguments
+
+
 _hints: dict[type, dict[str, Any]] = {}
 
 
 def _build(kind: Any, wire: Any) -> Any:
     """`wire` as a value of type `kind`, checked."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
+    if kind is Any or (origin is dict and isinstance(wire, dict)):
         return wire
     if origin in (typing.Union, types.UnionType):
         return None if wire is None else _build(next(a for a in args if a is not type(None)), wire)

@@ -122,7 +122,7 @@ def build(written: Mapping[Any, Any], *, cwd: Path, where: Callable[[str], str] 
     if "/" in program and not (Path(fields["cwd"]) / program).is_file():
         raise SpecError(f"{where('command')}command runs {program!r}; there is no such file in {fields['cwd']}")
     if "/" in program and not os.access(Path(fields["cwd"]) / program, os.X_OK):
-        raise SpecError(f"{where('command')}command runs {program!r}, which may not be executed; try chmod +x, or name what runs it")
+        raise SpecError(f"{where('command')}command runs {program!r}, which may not be executed; chmod +x it, or name what runs it")
     if script and not (Path(fields["cwd"]) / script).exists():
         raise SpecError(f"{where('command')}command runs the script {script!r}; there is no such file in {fields['cwd']}")
     try:

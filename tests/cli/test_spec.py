@@ -66,7 +66,7 @@ def test_a_command_may_be_a_list_and_cwd_is_relative_to_the_file(tmp_path):
         ("command: a\ncwd: nowhere\n", "there is no such folder"),
         ("\ncommand: python gone.py --lr 1\n", "line 2: command runs the script 'gone.py'; there is no such file in "),
         ("command: ./gone --lr 1\n", "line 1: command runs './gone'; there is no such file in "),
-        ("command: ./job.yaml\n", "line 1: command runs './job.yaml', which may not be executed; try chmod +x"),
+        ("command: ./job.yaml\n", "line 1: command runs './job.yaml', which may not be executed; chmod +x"),
         ("command: {a: 1}\n", "command is {'a': 1} (a map); write text or a list of words"),
         ('command: "a \'b"\n', "write a list of words instead"),
         ("workers: 2\n", "command is missing"),

@@ -36,7 +36,7 @@ from restow.agent.switches import Switches
 from restow.agent.tasks import Tasks
 from restow.agent.workers import Worker, now_s
 from restow.cluster import Link
-from restow.codec import from_json, to_json
+from restow.codec import arguments_of, from_json, to_json
 from restow.errors import NotFound, SetupError, SpecError
 from restow.messages import (
     Abandon,
@@ -50,8 +50,8 @@ from restow.messages import (
     Halt,
     Keep,
     Kill,
-    LetGo,
     Launch,
+    LetGo,
     LinkMeasured,
     OpenStore,
     OpenVault,
@@ -286,10 +286,7 @@ class Agent:
         questions: dict[str, Callable[..., Any]] = {"status": self._status, "logs": self._logs, "page": self._page}
         if what not in questions:
             raise NotFound(f"question is {what!r}; an agent answers {', '.join(questions)}")
-        try:
-            return questions[what](**(arguments or {}))
-        except TypeError as error:
-            raise SpecError(f"question {what}: {error}") from None
+        return questions[what](**arguments_of(questions[what], arguments or {}))
 
     def _status(self) -> dict[str, Any]:
         """Who this node is, and what is alive on it."""

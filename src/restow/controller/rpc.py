@@ -17,6 +17,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from restow.codec import arguments_of
 from restow.controller.requests import Requests
 from restow.errors import RestowError, SpecError
 
@@ -109,11 +110,7 @@ class Server:
             raise SpecError(f"request is {line[:80]!r}; write one JSON object with the key 'do'") from None
         if method is None:
             raise SpecError(f"verb is {verb!r}; choose one of {', '.join(VERBS)}")
-        try:
-            inspect.signature(method).bind(**arguments)
-        except TypeError as error:
-            raise SpecError(f"{verb}: {error}") from None
-        return method(**arguments)
+        return method(**arguments_of(method, arguments))
 
 
 async def _write(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:

@@ -139,6 +139,12 @@ def seed_all(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
+def seed_rank(seed: int) -> None:
+    """Seed every generator that travels. Where CUDA has not begun it is seeded when it begins."""
+    seed_all(seed)
+    torch.cuda.manual_seed_all(seed)
+
+
 class Bubble:
     """CPU generators of their own for a piece of code, so that what it draws disturbs nobody and can be repeated.
 

@@ -243,7 +243,7 @@ class Job:
         self.step = int(extra["step"])
         self.is_rehearsal = False
         if extra["is_new_rank"]:  # what it was given is another rank's, whose random numbers it must not draw
-            randomness.seed_all(randomness.mix(self._seed or 0, self.rank, self.step))
+            randomness.seed_rank(randomness.mix(self._seed or 0, self.rank, self.step))
         assert self._table
         worker.say_ready(self._own_signature, self._why_not(feed))
         return feed
