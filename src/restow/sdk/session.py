@@ -186,7 +186,7 @@ class Job:
                 if is_near:
                     if passage:
                         passage.lend()
-                    worker.at_switch(step, capture)
+                    worker.switches.at_switch(step, capture)
         finally:
             worker.end_loop()  # also when the script breaks out of it
 
@@ -237,7 +237,7 @@ class Job:
     def _arrive(self, worker: Worker, loader: Iterable[Any]) -> Feed:
         """Park until the switch; from here on this process is the rank."""
         feed = self._feed(loader, 0)
-        extra = worker.arrive(feed.seek)
+        extra = worker.switches.arrive(feed.seek)
         worker.values = dict(extra["values"])
         feed.restore(extra["feed"])
         self.step = int(extra["step"])

@@ -1,43 +1,38 @@
-"""A training process under restow: its page, its line to the agent, and its part in switches.
+"""A training process under restow: who it is, its page and its line to the agent. Its part in switches is switches.py's.
 
 The training thread calls `after_step` at every save point: one store, one load, a clock. Everything slow happens on other
-threads or at a switch step. Knows nothing of the user's loop (session.py) and nothing of how an attempt works (attempt.py).
+threads or at a switch step. Knows nothing of the user's loop (session.py).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from restow import vault
 from restow.errors import ScriptError
 from restow.page import Page, open_page
 from restow.sdk import group as groups_module
-from restow.sdk.attempt import Attempt
 from restow.sdk.boxes import StateTable
 from restow.sdk.channel import Channel
 from restow.sdk.environment import Environment
 from restow.sdk.footprint import MemoryWatch, limit_memory
-from restow.sdk.group import NetInner, SoloInner, collective_libraries, groups
-from restow.sdk.guard import Guard
+from restow.sdk.group import NetInner, SoloInner, collective_libraries
 from restow.sdk.memory import KEPT_BYTES, keep_touched_memory, touch_ahead
+from restow.sdk.output import leave, speak
 from restow.sdk.passage import Passage
 from restow.sdk.replicas import Replicas
 from restow.sdk.sentinel import Sentinel
-from restow.sdk.shadow import Leader, Shadow, followers_of
 from restow.sdk.shared_device import SharedDevice
 from restow.sdk.snapshots import Snapshots
-from restow.sdk.terms import AttemptFailed, Outcome, Report, Role, Terms, read_terms
+from restow.sdk.switches import Switches
+from restow.sdk.terms import read_terms
 from restow.sdk.times import StepTimes
 from restow.sdk.whereabouts import whereabouts
 
@@ -51,7 +46,7 @@ class Worker:
     def __init__(self, environment: Environment):
         self.environment = environment
         self.generation = environment.generation
-        self._libraries = collective_libraries(environment.cuda_collectives)
+        self.libraries = collective_libraries(environment.cuda_collectives)
         self.is_twin = environment.role == "twin"
         self.page: Page = open_page(Path(environment.page))
         self.table: StateTable | None = None
@@ -60,17 +55,10 @@ class Worker:
         self.snapshots: Snapshots | None = None  # from `register` on
         self.sentinel: Sentinel | None = None  # from `register` on, where lost ranks are replaced
         self.optimizer_steps = 0
-        self._is_updating = False  # an optimizer runs, or is about to
-        self._attempt: Attempt | None = None
-        self._attempt_changed = threading.Condition()
-        self._opening = threading.Lock()  # one attempt is opened at a time
-        self._announced = (-1, -1)  # generation and step of the last proposal that we told the twins of
-        self._guard: Guard | None = None  # from `connect` until the first step after the switch is finished everywhere
         self._left_generation = self.generation  # where a fallback goes to
         self._is_muted = False  # a twin that repeats a step whose lines are printed already
-        self._leader: Leader | None = None  # present while a twin of this node shadows us
         self._step_word = self.page.words["step"]
-        self._switch_word = self.page.words["switch_step"]
+        self.switch_word = self.page.words["switch_step"]
         keep_touched_memory()
         if environment.memory_bytes:
             limit_memory(environment.memory_bytes, "cuda" if torch.cuda.is_available() else "cpu")
@@ -88,6 +76,7 @@ class Worker:
             "secret": environment.secret.hex(),
         }
         self.channel = Channel(environment.agent, hello, self._on_message)
+        self.switches = Switches(self)
         self.channel.start()
         self._hear_signal()
 
@@ -119,7 +108,7 @@ class Worker:
             store = dist.PrefixStore("gang", dist.TCPStore(host, port, is_master=False, wait_for_workers=False))
 
             def connect(name: str, rank: int, size: int) -> NetInner:
-                return NetInner(dist.PrefixStore(f"inner/{name}", store), rank, size, self._libraries)
+                return NetInner(dist.PrefixStore(f"inner/{name}", store), rank, size, self.libraries)
 
             groups_module.install(connect)
         dist.init_process_group(groups_module.BACKEND, store=store, rank=env.rank, world_size=env.world_size)
@@ -137,11 +126,11 @@ class Worker:
             job=env.job, rank=env.rank, world_size=env.world_size, secret=env.secret, table=table, channel=self.channel,
             store=lambda: (self.generation, self._store_at),
         )  # fmt: skip
-        if env.slots and self._libraries == {"cpu": "gloo"}:
+        if env.slots and self.libraries == {"cpu": "gloo"}:
             self._replicas = Replicas(env)
             self.sentinel = Sentinel(
                 job=env.job, rank=env.rank, slots=env.slots, table=table, channel=self.channel, replicas=self._replicas,
-                step_s=lambda: self.times.usual_step_s, leave=_leave,
+                step_s=lambda: self.times.usual_step_s, leave=leave,
             )  # fmt: skip
             groups_module.sentinel = self.sentinel
 
@@ -156,16 +145,11 @@ class Worker:
     def save_point(self, step: int) -> None:
         self.device.save_point(step, self.times.last_step_s, self.table)
 
-    def _begin_turns(self, attempt: Attempt, step: int) -> None:
-        self.device.begin_turns(attempt.terms.generation, step, self._store_at)
+    def begin_turns(self, generation: int, step: int) -> None:
+        self.device.begin_turns(generation, step, self._store_at)
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self._is_updating = True
-        guard, leader = self._guard, self._leader  # an `abandon` may take them away meanwhile
-        if guard:
-            guard.before_update()
-        if leader:
-            leader.before(optimizer)
+        self.switches.before_update(optimizer)
         if self.snapshots:
             self.snapshots.before_update()
         if self.sentinel and not self.is_twin:
@@ -174,10 +158,7 @@ class Worker:
 
     def _after_update(self, *_: Any) -> None:
         self.optimizer_steps += 1
-        leader = self._leader
-        if leader:
-            leader.after()
-        self._is_updating = False
+        self.switches.after_update()
 
     def say_ready(self, signature: str, why_not: str) -> None:
         assert self.table
@@ -193,12 +174,15 @@ class Worker:
     def stay(self, signature: str, why_not: str) -> None:
         """The script has begun a second loop: from here on its position is not ours, so it cannot move any more."""
         self.say_ready(signature, why_not)
-        attempt = self._attempt
-        if attempt and attempt.is_connected:
-            attempt.agreement.roll_back(f"rank {self.environment.rank}: {why_not}")  # nobody shall wait for us
-            step = int(self._switch_word[0])
-            self.channel.tell(type="rolled_back", generation=attempt.terms.generation, step=step, reason=why_not)
-        self._drop_guard()  # no save point of ours comes any more
+        self.switches.refuse(why_not)
+
+    def park(self) -> None:
+        """A twin has rehearsed: whatever its first step allocates shall be memory that was touched before."""
+        assert self.table
+        if self.libraries == {"cpu": "gloo"}:
+            ahead_bytes = self.table.parameter_bytes() + SPARE_BYTES
+            if keep_touched_memory(kept_bytes=max(KEPT_BYTES, 2 * ahead_bytes)):
+                touch_ahead(ahead_bytes)
 
     # ------------------------------------------------------------ every step
 
@@ -207,15 +191,14 @@ class Worker:
         self.page.set("steps_total", -1 if total is None else total)
         self._step_word[0] = step
         self.times.begin(step)
-        if self._replicas:
-            self._replicas.join(self.generation, self._store_at)
+        self.join_replicas()
 
     def after_step(self, step: int) -> bool:
-        """The save point after `step` finished steps. True if a switch is near: then call `at_switch`."""
+        """The save point after `step` finished steps. True if a switch is near: then call `switches.at_switch`."""
         self._step_word[0] = step  # before the load below: the agent relies on this order (page.py)
         self.times.after_step(self.device.passage, self.values)
         self._unmute()
-        return self._guard is not None or self._switch_word[0] >= step
+        return self.switches.guard is not None or self.switch_word[0] >= step
 
     def end_loop(self) -> None:
         """No save point comes any more: a switch that was just made is final for us, one that is near will not be made."""
@@ -223,23 +206,54 @@ class Worker:
             self.passage.lend()
         if self.sentinel:
             self.sentinel.end_loop()
-        guard = self._guard
-        if guard:
-            guard.settle()
-            self._drop_guard()
+        self.switches.end_loop()
         self._unmute()
 
     def _unmute(self) -> None:
         if self._is_muted:
             self._is_muted = False
-            _speak(self.environment.log)
+            speak(self.environment.log)
 
-    # ------------------------------------------------------------ switches
+    # ------------------------------------------------------------ after a switch
+
+    def become(self, generation: int, step: int, store: tuple[str, int]) -> None:
+        """A rank of this generation, from the save point `step` on."""
+        self._store_before, self._store_at = self._store_at, store
+        self._left_generation, self.generation = self.generation, generation
+        self._go_on(generation, step)
+
+    def go_back(self, generation: int, step: int) -> None:
+        """A rank of the generation before this one, from the save point `step` on."""
+        self.generation, self._store_at = self._left_generation, self._store_before
+        self._go_on(generation, step)
+
+    def _go_on(self, turns: int, step: int) -> None:
+        """`turns`: the generation whose turns begin; those of one that is gone back to had begun before."""
+        self.begin_turns(turns, step)
+        self.page.set("generation", self.generation)
+        self.channel.change_hello(generation=self.generation)
+
+    def join_replicas(self) -> None:
+        """Of the present generation."""
+        if self._replicas:
+            self._replicas.join(self.generation, self._store_at)
+
+    def become_rank(self, step: int, optimizer_steps: int, is_muted: bool) -> None:
+        """This twin is the rank from here on; `is_muted`: what its next step prints was printed already."""
+        self.optimizer_steps = optimizer_steps
+        self._step_word[0] = step
+        self.is_twin = False
+        self.channel.change_hello(role="rank")
+        self.device.open_link()
+        self._is_muted = is_muted
+        if not is_muted:
+            speak(self.environment.log)
+
+    # ------------------------------------------------------------ the agent's words, on the channel's thread
 
     def _on_message(self, message: dict[str, Any]) -> None:
-        """From the agent, on the channel's thread."""
         if message["type"] in ("guard", "connect"):
-            begin = self._begin_guard if message["type"] == "guard" else self._begin_attempt
+            begin = self.switches.prepare if message["type"] == "guard" else self.switches.connect
             threading.Thread(target=begin, args=(read_terms(message),), name="restow-connect", daemon=True).start()
         elif message["type"] == "where":
             self.channel.say(type="where", **whereabouts())
@@ -249,341 +263,15 @@ class Worker:
         elif message["type"] in ("halt", "keep", "let_go"):
             self._on_loss(message)
         elif message["type"] == "abandon":
-            self._abandon(int(message["generation"]))
+            self.switches.abandon(int(message["generation"]))
 
     def _on_loss(self, message: dict[str, Any]) -> None:
-        """Another rank of the gang was lost, or (let_go) the job ends."""
+        """Another rank of the gang was lost, or (let_go) nobody comes back for us."""
         sentinel = self.sentinel
         if sentinel is None or self.is_twin:
             return
         does = {"halt": sentinel.halt, "let_go": sentinel.let_go, "keep": lambda: sentinel.keep(message)}[message["type"]]
         threading.Thread(target=does, name="restow-loss", daemon=True).start()
-
-    def _role_in(self, terms: Terms) -> Role:
-        if self.is_twin:
-            return Role.ARRIVING
-        if not terms.then:
-            return Role.SUSPENDING
-        return Role.LEAVING if self.environment.rank in terms.moved else Role.STAYING
-
-    def _begin_guard(self, terms: Terms) -> None:
-        """A switch is being prepared: keep what it takes to do a step again."""
-        try:
-            self._attempt_for(terms)
-        except AttemptFailed as failure:
-            self.channel.tell(type="failed", generation=terms.generation, reason=str(failure))
-
-    def _begin_attempt(self, terms: Terms) -> None:
-        """Connect in the background; the training thread goes on meanwhile."""
-        try:
-            attempt = self._attempt_for(terms)
-            if attempt is None or attempt.is_begun:
-                return
-            attempt.is_begun = True
-            if terms.fill == "shadow":
-                self._open_shadow(attempt)
-            attempt.connect(groups)
-        except AttemptFailed as failure:
-            if self._guard:
-                self._guard.give_up(str(failure))
-            self.channel.tell(type="failed", generation=terms.generation, reason=str(failure))
-            return
-        with self._attempt_changed:
-            self._attempt_changed.notify_all()
-        self.channel.tell(type="connected", generation=terms.generation)
-
-    def _attempt_for(self, terms: Terms) -> Attempt | None:
-        """The attempt at this generation, opened, and guarded where we are an old rank; None if it comes too late or too early.
-        Raises AttemptFailed."""
-        with self._opening:
-            with self._attempt_changed:
-                present = self._attempt
-                if terms.generation <= self.generation and not self.is_twin:
-                    return None  # late: we are there, or further
-                if terms.present != self.generation and not self.is_twin:
-                    return None  # we were left behind, on a node that was lost: this is no business of ours
-                if present and present.terms.generation >= terms.generation:
-                    return present if present.terms.generation == terms.generation else None
-                if self.table is None:
-                    raise AttemptFailed("the script has not reached job.steps yet")
-                env = self.environment
-                attempt = Attempt(
-                    terms,
-                    role=self._role_in(terms),
-                    job=env.job,
-                    rank=env.rank,
-                    address=env.address,
-                    secret=env.secret,
-                    table=self.table,
-                    libraries=self._libraries,
-                )
-                self._attempt = attempt
-            if present:
-                present.close()
-            if attempt.role is Role.SUSPENDING:
-                return attempt  # nobody reads from us, and no step will have to be done again
-            attempt.open()
-            if attempt.role is not Role.ARRIVING:
-                guard = self._make_guard(attempt)
-                with self._attempt_changed:
-                    if self._attempt is attempt:
-                        self._guard = guard
-            return attempt
-
-    def _make_guard(self, attempt: Attempt) -> Guard:
-        assert self.table
-        return Guard(
-            attempt, self.table, groups, on_finished=self._conclude, on_moved=self._on_moved, on_back=self._on_back,
-        )  # fmt: skip
-
-    def park(self) -> None:
-        """A twin has rehearsed: whatever its first step allocates shall be memory that was touched before."""
-        assert self.table
-        if self._libraries == {"cpu": "gloo"}:
-            ahead_bytes = self.table.parameter_bytes() + SPARE_BYTES
-            if keep_touched_memory(kept_bytes=max(KEPT_BYTES, 2 * ahead_bytes)):
-                touch_ahead(ahead_bytes)
-
-    def _open_shadow(self, attempt: Attempt) -> None:
-        """A twin follows the lowest staying rank of its node; that one leads. Raises AttemptFailed."""
-        assert self.table
-        env = self.environment
-        try:
-            if attempt.role is Role.ARRIVING:
-                attempt.shadow = Shadow(attempt, self.table, env, lambda: self._say_shadowing(attempt))
-            elif attempt.role is Role.STAYING and followers_of(attempt.terms.now, attempt.terms.then, env.rank):
-                self._leader = attempt.leader = Leader(attempt, self.table, env, lambda: self.optimizer_steps)
-                if not self._is_updating:  # looked at last: the update that begins now tells our leader
-                    attempt.leader.follow_now()
-        except OSError as error:
-            raise AttemptFailed(f"rank {env.rank} has no room for a shadow: {error.strerror or error}") from error
-
-    def _close_shadow(self, attempt: Attempt) -> None:
-        if attempt.shadow:
-            attempt.shadow.close()
-        leader, self._leader = self._leader, None
-        if leader:
-            leader.close()
-
-    def _say_shadowing(self, attempt: Attempt) -> None:
-        self.channel.tell(type="shadowing", generation=attempt.terms.generation)
-
-    def _abandon(self, generation: int) -> None:
-        with self._attempt_changed:
-            attempt = self._attempt
-            if attempt is None or attempt.terms.generation != generation:
-                if self.is_twin and self.generation == generation:
-                    _leave()
-                return
-            if self.is_twin:
-                _leave()
-            if self._guard and not self._guard.abandon("given up by the controller"):
-                return
-            self._attempt = self._guard = None
-            self._attempt_changed.notify_all()
-        self._close_shadow(attempt)
-        self._close_later(attempt)
-
-    def at_switch(self, step: int, capture: Callable[[], bytes]) -> None:
-        """A switch is near. Mind the guard; announce a proposed step to the twin, or, at it, take part; returns when training
-        may go on.
-
-        A leaver whose rank now lives elsewhere does not return.
-        """
-        self._mind_guard(step, capture)
-        proposed = self._switch_word[0]
-        attempt = self._attempt
-        if attempt is None or not attempt.is_connected or proposed < step:
-            return
-        if attempt.terms.generation != self.page.get("switch_generation"):
-            return  # abandoned meanwhile: the others find `abort`, or roll back without us
-        if (attempt.terms.generation, proposed) != self._announced:  # at the step itself too: it may have come just now
-            self._announced = (attempt.terms.generation, proposed)
-            attempt.announce(proposed)
-        if proposed != step:
-            return
-        began_s = time.perf_counter()
-        guard = self._guard
-        with attempt.busy:  # an `abandon` may come meanwhile
-            report = attempt.begin(step, groups, capture)
-            if report.outcome is not Outcome.ABORTED:
-                self.device.void_turns()
-            trains_on = report.outcome is None and attempt.role is Role.STAYING and guard is not None and guard.can_save
-            if report.outcome is None and not trains_on:
-                attempt.finish(groups, report)
-        report.paused_s = time.perf_counter() - began_s
-        if trains_on:
-            assert guard
-            self.times.forget()
-            guard.finish_later(report)
-        elif report.outcome is Outcome.TROUBLE and guard and guard.can_save:
-            guard.trouble()
-        else:
-            self._conclude(attempt, step, report)
-            self.times.forget()
-
-    def _conclude(self, attempt: Attempt, step: int, report: Report) -> None:
-        """A switch at `step` came to this; on the guard's thread where the training went on meanwhile. A leaver that is not
-        needed any more does not return."""
-        generation = attempt.terms.generation
-        if report.outcome is Outcome.ABORTED:  # the attempt stays: a later step may be proposed
-            if self.device.turns_are_void:
-                self._begin_turns(attempt, step)
-            self.channel.tell(type="rolled_back", generation=generation, step=step, reason=report.reason)
-            return
-        if report.outcome is Outcome.TROUBLE:  # and no guard that could save it
-            report.reason = attempt.agreement.roll_back("a leaver was lost").removeprefix("rollback ")
-        self._forget_attempt(attempt)
-        if report.outcome is Outcome.DONE and attempt.role is Role.SUSPENDING:
-            self._suspended(attempt, step, report)
-        if report.outcome is Outcome.DONE:
-            if attempt.role is not Role.LEAVING:
-                if self._guard:
-                    self._guard.switched(step)
-                self._become(attempt, step, report.paused_s, report)
-                return
-            report.reason = attempt.agreement.await_retirement()
-            if not report.reason:
-                self.channel.tell(type="retired", generation=generation)
-                _leave()
-        self._drop_guard()
-        self._begin_turns(attempt, step)
-        self.channel.tell(type="rolled_back", generation=generation, step=step, reason=report.reason)
-        self._close_later(attempt)
-
-    def _suspended(self, attempt: Attempt, step: int, report: Report) -> NoReturn:
-        """Everybody's state is in the vault: this process is not needed any more."""
-        said: dict[str, Any] = {"generation": attempt.terms.generation, "step": step, "bytes": report.kept_bytes}
-        said |= {"pause_s": report.paused_s, "phases": report.phases}
-        path = Path(attempt.terms.vault) / f"{vault.of_rank(self.environment.rank)}.left"
-        path.write_text(json.dumps(said))  # in case that no agent hears us
-        self.channel.tell(type="kept", **said)
-        _leave()
-
-    def _forget_attempt(self, attempt: Attempt) -> None:
-        with self._attempt_changed:
-            if self._attempt is attempt:
-                self._attempt = None
-        self._close_shadow(attempt)
-
-    def _mind_guard(self, step: int, capture: Callable[[], bytes]) -> None:
-        guard = self._guard
-        if guard is None:
-            return
-        guard.at_save_point(step, capture)
-        if guard.is_over():
-            self._drop_guard()
-            self._close_later(guard.attempt)
-
-    def _drop_guard(self) -> None:
-        guard, self._guard = self._guard, None
-        if guard:
-            guard.close()
-
-    def _on_moved(self, attempt: Attempt, step: int, report: Report) -> None:
-        """A lost leaver's rank was taken over by its twin, in the middle of a step of ours."""
-        self._forget_attempt(attempt)
-        if attempt.role is Role.LEAVING:
-            self.channel.tell(type="retired", generation=attempt.terms.generation)
-            _leave()
-        self._become(attempt, step, sum(s for _, s in report.phases), report)
-        self.times.forget()
-
-    def _on_back(self, attempt: Attempt, step: int, reason: str) -> None:
-        """A twin was lost in the first step of its generation: the one before goes on, from the switch step."""
-        if attempt.role is Role.ARRIVING:
-            _leave()
-        self.generation, self._store_at = self._left_generation, self._store_before
-        self._begin_turns(attempt, step)
-        self.page.set("generation", self.generation)
-        self.channel.change_hello(generation=self.generation)
-        self.channel.tell(type="rolled_back", generation=attempt.terms.generation, step=step, reason=reason)
-
-    def arrive(self, on_upcoming: Callable[[int], None]) -> dict[str, Any]:
-        """The twin's side: park until the gang has switched; returns what the leaver handed over (`step` among it).
-
-        `on_upcoming(step)` is called when a switch step is known, so that data can be fetched ahead. Does not return if the
-        switch does not happen.
-        """
-        with self._attempt_changed:
-            while not (self._attempt and self._attempt.is_connected):
-                self._attempt_changed.wait()
-            attempt = self._attempt
-        comes_back = bool(attempt.terms.kept)
-        guard = None if comes_back else self._make_guard(attempt)  # from the vault nobody can go back to an old generation
-        upcoming = attempt.terms.kept_step if comes_back else attempt.agreement.await_announcement()
-        if upcoming < 0:
-            _leave()
-        on_upcoming(upcoming)
-        report = attempt.take_part(-1, groups, lambda: b"")
-        if report.outcome is Outcome.TROUBLE:
-            report = attempt.take_over(groups)
-        if report.outcome is not Outcome.DONE:
-            if comes_back:
-                self.channel.tell(type="failed", generation=attempt.terms.generation, reason=report.reason)
-            _leave()
-        step = int(report.extra["step"])
-        pause_s = max(0.0, time.time() - float(report.extra["left_at_s"]))
-        if comes_back and not attempt.is_resized:
-            pause_s = sum(seconds for _, seconds in report.phases)  # what came before is no pause: nobody wanted it to train
-        self.optimizer_steps = int(report.extra["optimizer_steps"])
-        self._step_word[0] = step
-        self.is_twin = False
-        self.channel.change_hello(role="rank")
-        self.device.open_link()
-        self._is_muted = report.is_muted
-        if not self._is_muted:
-            _speak(self.environment.log)
-        if guard:
-            self._guard = guard
-            guard.switched(step)
-            guard.arm(step)
-        self._become(attempt, step, pause_s, report)
-        self.times.forget()
-        report.extra["is_new_rank"] = attempt.is_new_rank
-        return report.extra
-
-    def _become(self, attempt: Attempt, step: int, pause_s: float, report: Report) -> None:
-        generation = attempt.terms.generation
-        self._store_before, self._store_at = self._store_at, attempt.terms.store
-        self._left_generation, self.generation = self.generation, generation
-        self._begin_turns(attempt, step)
-        if self._replicas and attempt.role is not Role.ARRIVING:  # who arrives joins as it begins its loop
-            self._replicas.join(generation, self._store_at)
-        self.page.set("generation", generation)
-        self.channel.change_hello(generation=generation)
-        self.channel.tell(
-            type="switched",
-            generation=generation,
-            step=step,
-            pause_s=pause_s,
-            wire_bytes=report.wire_bytes,
-            phases=report.phases,
-        )
-
-    def _close_later(self, attempt: Attempt) -> None:
-        """Old communicators, ports and the shadow's memory are taken down beside the training, not in its way."""
-        threading.Thread(target=attempt.close, name="restow-close", daemon=True).start()
-
-
-def _leave() -> NoReturn:
-    """End this process now: its rank lives elsewhere, or the twin is not needed. The script's own clean-up must not run:
-    it would save, log or destroy what now belongs to another process."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
-
-
-def _speak(log: str) -> None:
-    """From now on what the script prints is the rank's: the rehearsal's file is left."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if not log:
-        return
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
 
 
 def no_table() -> ScriptError:

@@ -1,0 +1,27 @@
+"""Where what this process prints goes, and how it ends without another word."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+
+def leave() -> NoReturn:
+    """End this process now: its rank lives elsewhere, or the twin is not needed. The script's own clean-up must not run:
+    it would save, log or destroy what now belongs to another process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def speak(log: str) -> None:
+    """From now on what the script prints is the rank's: the rehearsal's file is left."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not log:
+        return
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
