@@ -9,7 +9,6 @@ see docs/design/001-processes.md. Knows nothing of agents or of the user's loop.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,18 +21,17 @@ import torch
 import torch.distributed as dist
 
 from restow import vault
-from restow.placement import is_scattered, nodes_of
-from restow.plan import Box, Copy, Holding, plan
+from restow.placement import is_scattered
 from restow.sdk.agreement import POLL_S, Agreement
 from restow.sdk.boxes import StateTable
 from restow.sdk.group import Inner, NetInner, SwitchGroup
 from restow.sdk.private import PrivateStore
+from restow.sdk.sources import CONNECT_TIMEOUT, Sources
 from restow.sdk.takeover import Takeover
 from restow.sdk.terms import AttemptFailed, Outcome, Report, Role, Terms, Trouble
 from restow.sdk.transport import FillClient, FillServer
 from restow.sdk.vault import room_for, write_tensors
 
-CONNECT_TIMEOUT = timedelta(seconds=60)
 FILL_BYTES_PER_S_MIN = 5e6  # a transfer slower than this (40 Mbit/s) is given up
 FILL_TIMEOUT_S_MIN = 30.0
 WARM_UP_BYTES_MAX = 64 << 20
@@ -61,8 +59,7 @@ class Attempt:
         self._private = self._private_of(rank)
         self._libraries = dict(libraries)
         self._server: FillServer | None = None
-        self._clients: dict[tuple[str, int], FillClient] = {}
-        self._copies: list[Copy] = []
+        self.sources = Sources(terms, rank, table, secret)
         self._gives = False  # staying: does a twin read our state at the switch step?
         self._has_gathered = False
         self._inners: dict[str, Inner] = {}
@@ -114,11 +111,12 @@ class Attempt:
         try:
             store = self.open_store()
             if self.role is Role.ARRIVING:
-                self._find_sources(store)
+                self.sources.connect(store)
+                self._across = None if self.terms.kept else self.sources.of_own()
             if self.role is Role.STAYING:
-                self._gives = any(copy.source == ("rank", self.rank) for copy in self._planned())
+                self._gives = self.sources.gives()
             if self.role is Role.LEAVING:
-                self._across = self._client(store, "twin", self.rank)
+                self._across = self.sources.client(store, ("twin", self.rank))
             elif self.role is Role.SUSPENDING and self._keeps_replica:
                 self._room = room_for(Path(self.terms.vault), vault.REPLICA, self._table.tensors())
             elif self.role is not Role.SUSPENDING:
@@ -159,57 +157,6 @@ class Attempt:
         threading.Thread(
             target=lambda: self.open_store().set("upcoming", str(step)), name="restow-announce", daemon=True
         ).start()
-
-    def _planned(self) -> list[Copy]:
-        """Which boxes go to the twins at the switch step, and from whom: the same on every member."""
-        terms = self.terms
-        if terms.fill == "shadow":
-            return []
-        boxes = boxes_of(self._table)
-        if terms.kept:
-            numbered = enumerate(nodes_of(terms.kept))
-            vaults = {n: Holding(node=node, device=-1, boxes=boxes) for n, node in numbered if node in terms.kept_replicas}
-            return plan(vaults, {r: Holding(node=s.node, device=s.device, boxes=boxes) for r, s in enumerate(terms.then)})
-        old = {r: Holding(node=s.node, device=s.device, boxes=boxes) for r, s in enumerate(terms.now)}
-        new = {r: Holding(node=terms.then[r].node, device=terms.then[r].device, boxes=boxes) for r in terms.moved}
-        return plan(old, new)
-
-    def _find_sources(self, store: dist.Store) -> None:
-        """Connect ahead of time to those who will give."""
-        self._copies = [copy for copy in self._planned() if copy.target == self.rank]
-        own = self._own_source()
-        for source in dict.fromkeys([own, *(self._source_of(copy) for copy in self._copies)]):
-            self._clients[source] = self._client(store, *source)
-        self._across = None if self.terms.kept else self._clients[own]
-
-    def _own_source(self) -> tuple[str, int]:
-        """Arriving: who has our private state."""
-        kept = self.terms.kept
-        return ("vault", nodes_of(kept).index(kept[self._kept_rank].node)) if kept else ("rank", self.rank)
-
-    @property
-    def _kept_rank(self) -> int:
-        """Coming back: whose private state is ours. Where there are more workers than before, the new ones begin with a copy."""
-        return self.rank % len(self.terms.kept)
-
-    @property
-    def is_resized(self) -> bool:
-        """Coming back: with another number of workers?"""
-        return 0 < len(self.terms.kept) != len(self.terms.then)
-
-    @property
-    def is_new_rank(self) -> bool:
-        """Coming back: was there no such rank before?"""
-        return 0 < len(self.terms.kept) <= self.rank
-
-    def _source_of(self, copy: Copy) -> tuple[str, int]:
-        kind, number = copy.source
-        return ("vault", number) if kind == "rank" and self.terms.kept else (kind, number)
-
-    def _client(self, store: dist.Store, kind: str, rank: int) -> FillClient:
-        store.wait([f"source/{kind}/{rank}"], CONNECT_TIMEOUT)
-        host, _, port = store.get(f"source/{kind}/{rank}").decode().rpartition(":")
-        return FillClient(host, int(port), self._secret)
 
     # ------------------------------------------------------------ at the switch step, on the training thread
 
@@ -340,9 +287,8 @@ class Attempt:
                 raise AttemptFailed(f"the private state of rank {self.rank} is of step {report.extra['step']}")
             report.is_muted = self.rank in takeover.muted
             source = ("rank", takeover.sources[self.rank])
-            client = self._clients.setdefault(source, self._client(self.agreement.store, *source))
-            received = client.fill(self._table.tensors(), self._patience_s())
-            report.wire_bytes = received + len(private) if self._is_elsewhere(source) else len(private)
+            crossed = self.sources.fill_from(source, self.agreement.store, self._table.tensors(), self._patience_s())
+            report.wire_bytes = crossed + len(private)
             clock.mark("fill")
             self.agreement.gather("second gate", self._patience_s())
             self._swap_and_prove(groups)
@@ -369,18 +315,6 @@ class Attempt:
         now = self.terms.now
         return self.rank == min(rank for rank, slot in enumerate(now) if slot.node == now[self.rank].node)
 
-    def _private_from_vault(self, patience_s: float) -> bytes:
-        """Arriving: what this rank alone held when it was suspended."""
-        client = self._clients[self._own_source()]
-        sizes = json.loads(client.fetch_private(patience_s))
-        name = vault.of_rank(self._kept_rank)
-        blob = torch.empty(sizes[name], dtype=torch.uint8)
-        client.fill({name: blob}, patience_s)
-        private = blob.numpy().tobytes()
-        if self.is_resized and self._table.has_gradients(private):
-            raise AttemptFailed("it adds up gradients over several steps, which cannot be shared out anew among other workers")
-        return private
-
     # ------------------------------------------------------------ private state
 
     def _receive_private(self, patience_s: float) -> bytes:
@@ -393,15 +327,17 @@ class Attempt:
                 raise AttemptFailed(f"rank {self.rank} did not come to the switch step")
             time.sleep(POLL_S)
         private = self._private.received(agreement.store)
-        return self._clients["rank", self.rank].fetch_private(patience_s) if private is None else private
+        return self.sources.of_own().fetch_private(patience_s) if private is None else private
 
     def _install(self, report: Report, clock: _Clock) -> None:
         """Arriving: private state from the leaver, boxes by plan, shadow's last steps."""
         patience_s = self._patience_s()
-        private = self._private_from_vault(patience_s) if self.terms.kept else self._receive_private(patience_s)
+        private = self.sources.private_from_vault(patience_s) if self.terms.kept else self._receive_private(patience_s)
+        if self.sources.is_resized and self._table.has_gradients(private):
+            raise AttemptFailed("it adds up gradients over several steps, which cannot be shared out anew among other workers")
         report.is_muted = self.rank in self.terms.kept_muted
         clock.restart()  # before this it only waited for the gang to come to the switch step
-        if self._is_elsewhere(self._own_source()):
+        if self.sources.is_elsewhere(self.sources.own):
             report.wire_bytes += len(private)
         if self.shadow:  # first: it still writes gradients and learning rates of the steps that it repeats
             self.shadow.finish(self._table.read_extra(private)["optimizer_steps"], patience_s)
@@ -410,24 +346,10 @@ class Attempt:
         clock.mark("private")
         tensors = self._table.tensors()
         assert self._server
-        crossing = [copy for copy in self._copies if copy.source[0] == "rank"]
-        inside = [copy for copy in self._copies if copy.source[0] == "twin"]
-        for copies in (crossing, inside):
-            for source in dict.fromkeys(self._source_of(copy) for copy in copies):
-                wanted = {copy.box.name: tensors[copy.box.name] for copy in copies if self._source_of(copy) == source}
-                received = self._clients[source].fill(wanted, patience_s)
-                if self._is_elsewhere(source):
-                    report.wire_bytes += received
-            if copies is crossing:
-                self._server.publish(tensors, b"")  # other twins of this node read from here
+        report.wire_bytes += self.sources.fill("rank", tensors, patience_s)
+        self._server.publish(tensors, b"")  # other twins of this node read from here
+        report.wire_bytes += self.sources.fill("twin", tensors, patience_s)
         clock.mark("fill")
-
-    def _is_elsewhere(self, source: tuple[str, int]) -> bool:
-        kind, number = source
-        if kind == "vault":
-            return nodes_of(self.terms.kept)[number] != self.terms.then[self.rank].node
-        placement = self.terms.now if kind == "rank" else self.terms.then
-        return placement[number].node != self.terms.then[self.rank].node
 
     def _prove(self, groups: Sequence[SwitchGroup]) -> None:
         """One all-reduce of one number on each new communicator: everybody is there, in the same generation."""
@@ -455,21 +377,14 @@ class Attempt:
             self._server.close()
         if self._room:
             self._room.close()
-        for client in [*self._clients.values(), *([self._across] if self._across else [])]:
-            client.close()
+        if self._across:
+            self._across.close()
+        self.sources.close()
         unused = self._replaced if self._replaced else self._inners
         for inner in unused.values():
             inner.close()
-        self._replaced, self._inners, self._clients = {}, {}, {}
+        self._replaced, self._inners = {}, {}
         self.leader = None
-
-
-def boxes_of(table: StateTable) -> tuple[Box, ...]:
-    """The replicated state of one rank as whole boxes, one per tensor."""
-    return tuple(
-        Box(name, (0,) * tensor.dim(), tuple(tensor.shape), tensor.element_size())
-        for name, tensor in table.tensors().items()
-    )
 
 
 class _Clock:

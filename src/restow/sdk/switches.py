@@ -329,7 +329,7 @@ class Switches:
             leave()
         step = int(report.extra["step"])
         pause_s = max(0.0, time.time() - float(report.extra["left_at_s"]))
-        if comes_back and not attempt.is_resized:
+        if comes_back and not attempt.sources.is_resized:
             pause_s = sum(seconds for _, seconds in report.phases)  # what came before is no pause: nobody wanted it to train
         self._worker.become_rank(step, int(report.extra["optimizer_steps"]), report.is_muted)
         if guard:
@@ -338,7 +338,7 @@ class Switches:
             guard.arm(step)
         self._become(attempt, step, pause_s, report)
         self._worker.times.forget()
-        report.extra["is_new_rank"] = attempt.is_new_rank
+        report.extra["is_new_rank"] = attempt.sources.is_new_rank
         return report.extra
 
     def _become(self, attempt: Attempt, step: int, pause_s: float, report: Report) -> None:
