@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from restow.cluster import Snapshot
-from restow.job import Job, JobState, Phase, sizes_of
-from restow.perf import RESTART_PAUSE_S, move_cost, predict_step_s, steps_left
+from restow.job import Job, JobState, Phase
 from restow.placement import (
     Move,
     Placement,
@@ -29,7 +28,9 @@ from restow.placement import (
     same_devices,
 )
 from restow.policies.board import Board, why_not_back
-from restow.policies.layout import candidates, on_devices, start
+from restow.policies.layout import candidates, start
+from restow.policies.leaving import drain, relieve
+from restow.policies.moves import move_to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +85,10 @@ class Consolidate:
         """Keep, grant wishes, place, consolidate. O(jobs^2 x nodes^2) at worst, when many jobs are scattered."""
         schedule, board = Schedule(), Board.of(snapshot)
         self._keep(snapshot, schedule)
-        self._drain(snapshot, schedule, board)
+        drain(snapshot, schedule, board)
         self._grant_wishes(snapshot, schedule, board)
         self._place_pending(snapshot, schedule, board)
-        self._relieve(snapshot, schedule, board)
+        relieve(snapshot, schedule, board, self.hindrance)
         self._consolidate(snapshot, schedule, board)
         return schedule
 
@@ -108,65 +109,6 @@ class Consolidate:
             elif job.intended:
                 where = " ".join(map(str, job.intended))
                 schedule.put(job.id, job.intended, f"stays on {where}" if job.state is not JobState.PENDING else "")
-
-    # ------------------------------------------------------------ nodes that are to be empty
-
-    def _drain(self, snapshot: Snapshot, schedule: Schedule, board: Board) -> None:
-        """What is on a draining node goes elsewhere; what finds no room there is suspended, after the deadline."""
-        draining = {node.name: node for node in snapshot.nodes if node.is_draining}
-        for job in snapshot.jobs if draining else ():
-            here = [draining[name] for name in nodes_of(job.intended) if name in draining]
-            if not here or job.paused or snapshot.now_s < job.not_before_s or job.state is JobState.STOPPING:
-                continue
-            if job.state is JobState.PENDING:
-                schedule.placements.pop(job.id, None)  # it finds another place below
-                continue
-            if job.switch and job.switch.phase in (Phase.COMMIT, Phase.RESCUE, Phase.ABORT):
-                continue
-            names = " and ".join(node.name for node in here)
-            have = devices_of(job.intended)
-            reach = [*(slot for slot in have if slot.node not in draining), *board.usable(job)]
-            numbers = range(min(len(have), len(reach)), min(len(have), job.devices_min) - 1, -1)
-            sizes = [size for size in (sizes_of(job.spec) if job.is_resizable else ()) if size < job.workers]
-            ways = [*((number, job.workers) for number in numbers), *((size, size) for size in sizes if size <= len(reach))]
-            then = next(filter(None, (on_devices(job, number, reach, snapshot, workers) for number, workers in ways)), None)
-            if then:
-                reason = f"leaves {names}, which is drained"
-                schedule.put(job.id, then, reason)
-                schedule.moves[job.id] = self.move(job, then, snapshot, reason)
-                board.take(job.id, then)
-            elif snapshot.now_s < max(node.drain_by_s for node in here):
-                left_s = max(node.drain_by_s for node in here) - snapshot.now_s
-                schedule.explain(job.id, f"{names} is drained; no other machine has room, suspended in {left_s:.0f} s if so")
-            else:
-                schedule.placements.pop(job.id, None)
-                schedule.explain(job.id, f"suspended: {names} is drained and no other machine has room")
-
-    # ------------------------------------------------------------ slow ranks
-
-    def _relieve(self, snapshot: Snapshot, schedule: Schedule, board: Board) -> None:
-        """A rank that computes much longer than its peers goes to a free device, where its spec wants that: on a machine where
-        others of its gang are not slow, its own if it is such."""
-        for job in snapshot.jobs:
-            is_wanted = bool(job.slow) and job.spec.on_slow == "move" and job.id not in schedule.moves
-            if not is_wanted or job.sharing or self.hindrance(job, snapshot):
-                continue
-            free = board.usable(job)
-            then = list(job.placement)
-            quick = {slot.node for rank, slot in enumerate(job.placement) if rank not in job.slow}
-            for rank in sorted(job.slow):
-                best = sorted(free, key=lambda slot: (slot.node not in quick, slot.node != then[rank].node, slot))
-                if best:
-                    free.remove(best[0])
-                    then[rank] = best[0]
-            if tuple(then) == job.placement:
-                schedule.explain(job.id, f"{job.reason}; no other device is free")
-                continue
-            names = " and ".join(f"rank {rank} from {job.placement[rank]} to {then[rank]}" for rank in sorted(job.slow))
-            move = self.move(job, tuple(then), snapshot, f"moves {names}, since it computes much longer than the others")
-            schedule.put(job.id, move.then, move.reason)
-            schedule.moves[job.id] = move
-            board.take(job.id, move.then)
 
     # ------------------------------------------------------------ wishes
 
@@ -196,7 +138,7 @@ class Consolidate:
                 schedule.put(job.id, then, reason)
                 board.take(job.id, then)
                 if job.placement:
-                    schedule.moves[job.id] = self.move(job, then, snapshot, reason)
+                    schedule.moves[job.id] = move_to(job, then, snapshot, reason)
 
     # ------------------------------------------------------------ pending jobs
 
@@ -373,10 +315,10 @@ class Consolidate:
             else f"so that it needs only {' and '.join(nodes)}"
         )
         first = f", once {after.id} has made room" if after else ""
-        return self.move(job, then, snapshot, f"{self._ways(job, then)} {where}{first}")
+        return move_to(job, then, snapshot, f"{self._ways(job, then)} {where}{first}")
 
     def _make_room(self, other: Job, away: Placement, job: Job, snapshot: Snapshot) -> Move:
-        return self.move(other, away, snapshot, f"{self._ways(other, away)} to make room for {job.id}")
+        return move_to(other, away, snapshot, f"{self._ways(other, away)} to make room for {job.id}")
 
     @staticmethod
     def _ways(job: Job, then: Placement) -> str:
@@ -384,20 +326,6 @@ class Consolidate:
             f"rank {r} from {job.placement[r]} to {then[r]}" for r in range(job.workers) if job.placement[r] != then[r]
         ]
         return f"moves {', '.join(pairs)}"
-
-    @staticmethod
-    def move(job: Job, then: Placement, snapshot: Snapshot, reason: str) -> Move:
-        cost = move_cost(job, job.placement, then, snapshot)
-        step_now_s = job.profile.step_s
-        step_then_s = predict_step_s(job.profile, job.placement, then, snapshot)
-        saves_s = steps_left(job, snapshot.now_s) * (step_now_s - step_then_s) - cost.downtime_s
-        predicted = f"{step_now_s:.3g} → {step_then_s:.3g} s per step predicted, " if step_now_s > 0 else ""
-        loses = " and what its own checkpoint does not hold" if cost.downtime_s == RESTART_PAUSE_S else ""
-        return Move(
-            job=job.id, now=job.placement, then=then, step_now_s=step_now_s, step_then_s=step_then_s,
-            downtime_s=cost.downtime_s, wire_bytes=cost.wire_bytes, saves_s=saves_s,
-            reason=f"{reason}: {predicted}a pause of about {cost.downtime_s:.2g} s{loses}",
-        )  # fmt: skip
 
     def _proposal(self, moves: list[Move], snapshot: Snapshot) -> Proposal:
         """Worth in device seconds: a job's time counts as often as it holds devices."""

@@ -15,6 +15,7 @@ from restow.policies import sharing
 from restow.policies.board import Board, why_not_back
 from restow.policies.consolidate import Consolidate, ConsolidateConfig
 from restow.policies.layout import best_start
+from restow.policies.moves import move_to
 from restow.policies.preemption import preempt
 from restow.policies.sharing import Pairing, SharingConfig
 from restow.policies.sizing import Sizing
@@ -77,7 +78,7 @@ class Restow:
         """`job`, pending or running elsewhere, is to be on the devices of `hosts`; returns all of them."""
         then = sharing.shared(hosts[0].intended, len(hosts) + 1)
         if job.placement:
-            move = schedule.moves[job.id] = self.consolidate.move(job, then, snapshot, reason)
+            move = schedule.moves[job.id] = move_to(job, then, snapshot, reason)
             reason = move.reason
         schedule.put(job.id, then, reason)
         return {job.id, *(host.id for host in hosts)}
@@ -132,7 +133,7 @@ class Restow:
                 return
 
     def _is_worth(self, other: Job, pairing: Pairing, snapshot: Snapshot, schedule: Schedule, joined: set[str]) -> bool:
-        pause_s = self.consolidate.move(other, pairing.placement, snapshot, "").downtime_s
+        pause_s = move_to(other, pairing.placement, snapshot, "").downtime_s
         is_settled = self._are_settled(pairing.hosts, schedule, joined)
         return is_settled and pairing.total >= self.share.total_min and pause_s <= other.spec.max_pause_s
 
@@ -156,7 +157,7 @@ class Restow:
                 if found:
                     stuck[leaver.id] = f"should leave, since {reason}, but {hindrance or 'no other devices are free'}"
                 continue
-            move = self.consolidate.move(leaver, then, snapshot, f"leaves {_devices(leaver)} to the others: {reason}")
+            move = move_to(leaver, then, snapshot, f"leaves {_devices(leaver)} to the others: {reason}")
             if move.downtime_s > leaver.spec.max_pause_s:
                 stuck[leaver.id] = f"could leave, but would pause for about {move.downtime_s:.3g} s, more than max_pause_s allows"
             elif found or self._saves_s(leaver, move, snapshot) > move.downtime_s * self.consolidate.config.margin:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from restow.cluster import Snapshot
 from restow.job import Job, JobState, sizes_of
-from restow.placement import Move, Placement, Schedule, Slot, devices_of
+from restow.placement import Placement, Schedule, Slot, devices_of
 from restow.policies.board import Board
 from restow.policies.consolidate import Consolidate
 from restow.policies.layout import on_devices, start
+from restow.policies.moves import move_to
 
 
 class Sizing:
@@ -117,15 +118,12 @@ class Sizing:
         if len(then) != job.workers:
             what, have, number = "workers", job.workers, len(then)
         reason = f"goes from {have} to {number} {what}{why}"
-        move = schedule.moves[job.id] = self._move(job, then, snapshot, reason)
+        move = schedule.moves[job.id] = move_to(job, then, snapshot, reason)
         schedule.put(job.id, then, move.reason)
-
-    def _move(self, job: Job, then: Placement, snapshot: Snapshot, reason: str) -> Move:
-        return self._consolidate.move(job, then, snapshot, reason)
 
     def _pays(self, job: Job, then: Placement, snapshot: Snapshot) -> bool:
         """As for any move: a part of the step is gained, and in the steps that are left several times what it costs."""
-        move, config = self._move(job, then, snapshot, ""), self._consolidate.config
+        move, config = move_to(job, then, snapshot, ""), self._consolidate.config
         gains_enough = move.step_now_s - move.step_then_s >= config.gain_min * move.step_now_s
         cost_s = move.downtime_s + config.trouble_s
         return gains_enough and move.downtime_s <= job.spec.max_pause_s and move.saves_s + move.downtime_s >= config.margin * cost_s
