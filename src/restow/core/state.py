@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from restow.cluster import Link, Node, Snapshot
-from restow.core import checkpoints, gang, hangs, reconcile, recovery, suspending, switching
+from restow.core import checkpoints, gang, hangs, learning, reconcile, recovery, suspending, switching
 from restow.core.config import CoreConfig
 from restow.core.deadlines import Watch
 from restow.core.record import Record
@@ -71,9 +71,8 @@ from restow.messages import (
     TwinParked,
     WaitEnded,
 )
-from restow.placement import Placement, Schedule, Uses, devices_of, is_scattered, rearranged
+from restow.placement import Placement, Schedule, Uses, devices_of, rearranged
 
-LEARNING_RATE = 0.2  # of a node's local rate, from each report: the last ten reports or so count
 FRIENDLINESS_RATE = 0.5  # from each measured pair: the last two or three count
 HOUR_S = 3600.0
 
@@ -108,7 +107,8 @@ class ClusterState:
                 return
             self._handlers[type(event)](self, record, event)
             if isinstance(event, Progressed):
-                self._learn(record)
+                if node := learning.within(self.nodes, record):
+                    self.nodes[node.name] = node
                 return  # progress begins nothing
         elif type(event) in self._handlers:
             self._handlers[type(event)](self, event)
@@ -320,15 +320,6 @@ class ClusterState:
         """Late words of a lost node change nothing; its ranks are counted as gone. Ours carry no node."""
         return not node or (node in self.nodes and self.nodes[node].is_alive)
 
-    def _learn(self, record: Record) -> None:
-        """A gang that lies on one node shows what two ranks there exchange per second."""
-        rate, placement = record.job.profile.local_bytes_per_s, record.job.placement
-        if rate <= 0 or not placement or is_scattered(placement):
-            return
-        node = self.nodes[placement[0].node]
-        rate = node.local_bytes_per_s + LEARNING_RATE * (rate - node.local_bytes_per_s)
-        self.nodes[node.name] = replace(node, local_bytes_per_s=rate)
-
     def _changes(self, adopted: ScheduleAdopted) -> bool:
         placements, reasons, sharing = dict(adopted.placements), dict(adopted.reasons), dict(adopted.sharing)
         if any(
@@ -409,6 +400,8 @@ class ClusterState:
         recovery.rank_kept(record, event)
 
     def _rank_switched(self, record: Record, event: RankSwitched) -> None:
+        if learned := learning.between(self.links, record, event):
+            self.links[learned[0]] = learned[1]
         if suspending.is_resuming(record, event.generation):
             suspending.rank_switched(record, event)
         else:
