@@ -19,6 +19,7 @@ from restow.sdk.transport import FillClient
 DECISION_TIMEOUT_S = 5.0  # a controller that is alive decides within milliseconds of the last acceptance
 POLL_S = 0.0005
 PARKED_POLL_S = 0.01  # a proposal comes at least 0.3 s ahead
+POLL_SHARE = 0.1  # of a link, at most, is taken by asking again: where an answer takes long, the next question waits longer
 TROUBLE_PATIENCE_S = 120.0  # for everybody to be stuck or known as lost: somebody may be in a long evaluation
 LOOK_S = 0.05  # between two looks whether the process across is still there
 
@@ -64,6 +65,20 @@ class Agreement:
         if not self._has_come(gate, patience_s):
             raise AttemptFailed("not everybody came to the switch in time")
         self.check_gate(gate)
+
+    def await_key(self, key: str, patience_s: float) -> bool:
+        """Arriving: until our leaver has written `key`; False if it is late. Raises as `gather` does."""
+        give_up_s = time.monotonic() + patience_s
+        while True:
+            asked_s = time.monotonic()
+            if self.store.check([key]):
+                return True
+            took_s = time.monotonic() - asked_s
+            self.look_across()
+            self.check_gate("gate")
+            if asked_s > give_up_s:
+                return False
+            time.sleep(max(POLL_S, took_s / POLL_SHARE))
 
     def check_gate(self, gate: str) -> None:
         """Nothing if there is no word yet. Raises what the word means unless it is `whole`."""
@@ -116,7 +131,7 @@ class Agreement:
         while not self.store.check([gate]) and time.monotonic() < give_up_s:
             if self._is_alone():
                 self.roll_back(f"the twin of rank {self._rank} was lost")
-            time.sleep(POLL_S)
+            time.sleep(PARKED_POLL_S)  # the store may be across the link, and nobody waits for us any more
 
     def _is_alone(self) -> bool:
         """Has the process across ended? Looked at every LOOK_S."""

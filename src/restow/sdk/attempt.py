@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from restow import vault
 from restow.placement import is_scattered
-from restow.sdk.agreement import POLL_S, Agreement
+from restow.sdk.agreement import Agreement
 from restow.sdk.boxes import StateTable
 from restow.sdk.group import Inner, NetInner, SwitchGroup
 from restow.sdk.private import PrivateStore
@@ -319,14 +319,9 @@ class Attempt:
 
     def _receive_private(self, patience_s: float) -> bytes:
         """Arriving: the leaver's private state, from the store or from the leaver itself. Raises Trouble if it is lost."""
-        agreement, give_up_s = self.agreement, time.monotonic() + patience_s
-        while not agreement.store.check([self._private.key]):
-            agreement.look_across()
-            agreement.check_gate("gate")
-            if time.monotonic() > give_up_s:
-                raise AttemptFailed(f"rank {self.rank} did not come to the switch step")
-            time.sleep(POLL_S)
-        private = self._private.received(agreement.store)
+        if not self.agreement.await_key(self._private.key, patience_s):
+            raise AttemptFailed(f"rank {self.rank} did not come to the switch step")
+        private = self._private.received(self.agreement.store)
         return self.sources.of_own().fetch_private(patience_s) if private is None else private
 
     def _install(self, report: Report, clock: _Clock) -> None:
