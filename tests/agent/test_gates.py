@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,27 @@ def test_who_was_stopped_by_a_person_is_passed_over_until_that_person_continues_
     until(lambda: is_stopped(a.pid))  # it is not its turn
     b.do("release")
     assert a.do("held") is True
+
+
+def test_a_turn_that_nobody_uses_is_given_on(agent):
+    a, b = two(agent, "time-slice")  # a has the first turn, and computes nothing
+    b.begin("acquire")
+    assert b.answer() is True
+    a.begin("acquire")
+    b.do("release")
+    assert a.answer() is True  # b had its turn, and lets it pass
+    assert agent.fenced == []
+
+
+def test_a_turn_is_not_given_on_where_memory_was_to_be_swapped_out_first(agent):
+    a, b = two(agent, "time-slice")
+    agent.share("a", "time-slice", swap_bytes=1000)
+    b.begin("acquire")
+    until(lambda: bool((seat := b.look()) and seat.waiting and time.monotonic_ns() - seat.waiting_since_ns > 4 * LEASE_S * 1e9))
+    assert b.has_answered() is False
+    a.do("acquire")
+    a.do("pass_turn")
+    assert b.answer() is True
 
 
 def test_a_fenced_process_goes_on_when_the_other_job_has_ended(agent):

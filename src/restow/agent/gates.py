@@ -3,7 +3,9 @@ watched.
 
 Who holds a device for longer than its lease is alive but stuck (an endless loop, a job that never waits, a process that a person
 stopped). It is never simply overtaken: it is stopped first (SIGSTOP) and seen to be, then its grant is void and the next one is let
-in; when its turn comes it is continued. A process that somebody else stopped is passed over until it is continued.
+in; when its turn comes it is continued. A process that somebody else stopped is passed over until it is continued. In time slices
+the others of its gang, on other devices, then wait for it within a step, and their turn is given on, too: else each of two gangs
+could have the turn on one device, and wait for the other.
 Without an agent the gates go on as they are, first come first served.
 """
 
@@ -13,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -31,6 +34,7 @@ SLICE_LEASES = 3.0  # a time slice may last so many quanta before somebody steps
 STOPS_S = 1.0  # for a process to be seen stopped after SIGSTOP
 DRAIN_S = 1.0  # a GPU may still run what a stopped process gave it: one stretch between two yield points
 WATCH_S = 0.05
+IDLE_S = 0.5  # in a time slice: a turn that nobody uses while a rank of the same gang is fenced on another device is over
 US, SOMEBODY = "us", "somebody"  # who stopped a process
 BY_SOMEBODY = "stopped by somebody"  # why a seat is fenced, as it stands on the page
 FencedCallback = Callable[[str, int, int, float, str], None]
@@ -48,6 +52,7 @@ class Gates:
         self._sharing: dict[str, Sharing] = {}  # job → what the controller said
         self._ranks: dict[int, frozenset[tuple[str, int]]] = {}  # device → (job, rank) of the processes there
         self._stopped: dict[tuple[int, int], str] = {}  # (device, seat) of fenced ones → who stopped it
+        self._idle: dict[int, tuple[str, float, float]] = {}  # device → whose turn nobody uses, since when, and until when it may
         self._unsaid: set[int] = set()  # devices whose gate could not be told
         self._complaints: dict[int, str] = {}  # device → what was logged last
 
@@ -171,6 +176,33 @@ class Gates:
         for key in [key for key in self._stopped if key[0] == device and key not in fenced]:
             del self._stopped[key]
         self._settle_members(device, view)
+        self._mind_turn(device, keeper, view)
+
+    def _mind_turn(self, device: int, keeper: Keeper, view: View) -> None:
+        """Does the job whose turn it is let it pass, while another waits? It may for a while, since its next batch may take long; not
+        always for the same one, since turns that are crossed on two devices must not both be given on at the same moment."""
+        turn = view.turn or ""
+        may_use = view.owner is not None or any(seat.waiting for seat in view.seats if seat.job == turn)
+        waits = any(seat.waiting and seat.alive for seat in view.seats if seat.job != turn)
+        if view.mode != TIME_SLICE or may_use or not waits or self._needs_memory(device):
+            self._idle.pop(device, None)
+            return
+        now_s = time.monotonic()
+        if self._idle.get(device, ("", 0.0, 0.0))[0] != turn:
+            self._idle[device] = (turn, now_s, now_s + self._lease_s * random.uniform(1.0, 2.0))
+        _, since_s, until_s = self._idle[device]
+        if now_s >= (min(until_s, since_s + IDLE_S) if self._is_fenced(turn) else until_s):
+            del self._idle[device]
+            if keeper.pass_on(turn):
+                log.warning("gate of device %d: nobody of job %s used its turn; it is the next one's", device, turn)
+
+    def _needs_memory(self, device: int) -> bool:
+        """Do jobs here swap out for each other? Who is stopped within a step cannot."""
+        return any(self._sharing[job].swap_bytes > 0 for job in self._jobs_on(device) if job in self._sharing)
+
+    def _is_fenced(self, job: str) -> bool:
+        """Is a rank of it fenced on any device of this node?"""
+        return any(seat.fenced and seat.job == job for device, _ in self._stopped for seat in self._keepers[device].look().seats)
 
     async def _stop_again(self, device: int, keeper: Keeper, seat: Seat) -> None:
         """A person continued it before its turn: it waits like everybody, unless it does so by itself already."""

@@ -166,6 +166,11 @@ class Keeper:
         """
         return self._inside(self._revoke, seat, reason, queue)
 
+    def pass_on(self, job: str) -> bool:
+        """In a time slice: the turn of this job, none of whose members holds the device or waits for it, is the next one's who
+        waits. False if that is not so (any more)."""
+        return self._inside(self._pass_on, job_key(job))
+
     def requeue(self, seat: int) -> bool:
         """A fenced seat that was passed over waits by proxy from now on. False if it is not fenced, holds or waits already."""
         return self._inside(self._requeue, seat)
@@ -287,6 +292,18 @@ class Keeper:
             order.queue(seat)
         if record.mode[0] == TIME_SLICE and record.turn_job() == record.job(seat) and (jobs := order.seated_jobs()):
             record.set_turn_job(following(record.job(seat), jobs))
+        order.hand_on()
+        return True
+
+    def _pass_on(self, job: bytes) -> bool:
+        order, record = self._order, self._order.record
+        if record.mode[0] != TIME_SLICE or record.turn_job() != job or record.owner[0] != NO_SEAT:
+            return False
+        waiting = {record.job(seat) for seat in range(SEATS) if record.taken[seat] and record.ticket[seat]}
+        jobs = [other for other in order.seated_jobs() if other in waiting]
+        if job in waiting or not jobs:
+            return False
+        record.set_turn_job(following(job, jobs))
         order.hand_on()
         return True
 
