@@ -179,8 +179,8 @@ class Gates:
         self._mind_turn(device, keeper, view)
 
     def _mind_turn(self, device: int, keeper: Keeper, view: View) -> None:
-        """Does the job whose turn it is let it pass, while another waits? It may for a while, since its next batch may take long; not
-        always for the same one, since turns that are crossed on two devices must not both be given on at the same moment."""
+        """Does the job whose turn it is let it pass, while another waits? It may for a while, since its next batch may take long;
+        not always for the same one, since turns that are crossed on two devices must not both be given on at the same moment."""
         turn = view.turn or ""
         may_use = view.owner is not None or any(seat.waiting for seat in view.seats if seat.job == turn)
         waits = any(seat.waiting and seat.alive for seat in view.seats if seat.job != turn)
