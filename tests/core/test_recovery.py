@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from restow.core.record import LOSSES_MAX
 from restow.job import JobState
 from restow.messages import Halt, Keep, LeaseRanOut, RankHalted, RankKept, RankReady, Stop
 from tests.core.obedient import Cluster
@@ -164,6 +165,22 @@ def test_ranks_that_were_halted_for_want_of_a_word_go_on_where_they_stand():
     assert cluster.job("a").state is JobState.RUNNING
     assert cluster.job("a").generation > 1
     assert {keep.lost for _, keep in cluster.commands_of(Keep)} == {()}
+
+
+def test_one_that_is_lost_at_the_same_step_again_and_again_is_not_brought_back_for_ever():
+    cluster = running()
+    for _ in range(5):
+        cluster.kill("a", 1)
+        cluster.run()
+    cluster.train("a", 1)
+    cluster.run()  # a step was made: counted anew
+    for _ in range(LOSSES_MAX + 1):
+        assert cluster.job("a").state is JobState.RUNNING
+        cluster.kill("a", 1)
+        cluster.run()
+    job = cluster.job("a")
+    assert job.state is JobState.FAILED
+    assert job.reason.endswith("; that was so 11 times at step 11, and no step was made in between")
 
 
 def test_a_job_that_loses_a_rank_in_its_first_steps_starts_again_a_few_times():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restow.job import JobState, ShareSpec, Sharing
-from restow.messages import Launch, Prepare, Share, SharingMeasured
+from restow.messages import Launch, Prepare, ScaleAsked, Share, SharingMeasured
 from restow.placement import Schedule
 from restow.policies.restow import Restow
 from restow.policies.sharing import devices_of
@@ -307,11 +308,50 @@ def test_a_job_that_shall_not_share_any_more_has_its_devices_as_soon_as_the_othe
     train_on(cluster)
     cluster.ask_to_share("a", allow=False)
     cluster.run()
-    reason = cluster.policy.plan(cluster.state.snapshot(cluster.now_s)).reasons["b"]
-    assert reason.endswith("should leave, since a does not share its devices any more, but no other devices are free")
+    assert (cluster.where("a"), cluster.job("a").sharing) == ("m1:0 m2:0", None)
+    assert (cluster.job("b").state, cluster.job("b").kept is not None) == (JobState.PENDING, True)
+    assert cluster.job("b").reason == "needs 2 slots, 0 are free; a does not share its devices"
     cluster.join("m3", 2)
     cluster.run()
     assert (cluster.where("a"), cluster.where("b")) == ("m1:0 m2:0", "m3:0 m3:1")
+
+
+@pytest.mark.parametrize("words", [{"allow": False}, {"mode": "exclusive"}])
+def test_where_the_other_has_somewhere_to_go_it_moves_and_where_it_can_do_neither_it_says_why(words):
+    cluster = shared_pair()
+    train_on(cluster)
+    cluster.join("m3", 2)
+    cluster.ask_to_share("a", **words)
+    cluster.run()
+    assert (cluster.where("b"), cluster.job("b").kept) == ("m3:0 m3:1", None)
+    cluster = shared_pair()
+    train_on(cluster)
+    cluster.state.records["b"].change(movable=False, why_not="it holds a socket")
+    cluster.ask_to_share("a", **words)
+    cluster.run()
+    assert cluster.where("b") == "m1:0@0.5 m2:0@0.5"
+    reason = cluster.policy.plan(cluster.state.snapshot(cluster.now_s)).reasons["b"]
+    assert reason.endswith("a does not share its devices any more, but it cannot move while it trains: it holds a socket")
+
+
+def test_nobody_makes_a_protected_job_wait_for_whole_turns_but_itself():
+    cluster = shared_pair()
+    cluster.ask_to_share("a", protect=True)
+    cluster.ask_to_share("b", mode="time-slice")
+    cluster.run()
+    assert (sharing(cluster, "a").mode, sharing(cluster, "a").level) == ("interleave", 0)
+    assert (sharing(cluster, "b").mode, sharing(cluster, "b").level) == ("interleave", 2)
+    cluster.ask_to_share("a", protect=True, mode="time-slice")
+    cluster.run()
+    assert sharing(cluster, "a").mode == "time-slice"
+
+
+def test_a_wish_for_other_devices_that_a_job_that_shares_cannot_have_is_answered():
+    cluster = shared_pair()
+    train_on(cluster)
+    cluster.observe(ScaleAsked(time_s=cluster.now_s, job="b", devices=1))
+    cluster.run()
+    assert cluster.job("b").reason == "asked to have 1 devices, but it shares its devices"
 
 
 def test_other_terms_make_both_forget_what_was_tried():

@@ -70,9 +70,9 @@ def explain(job: str, json_: bool) -> None:
         ("state", found["state"]),
         ("where", out.places(found["placement"])),
         ("why", found["reason"] or "-"),
-        ("shares", sentence(found["sharing"])),
+        ("shares", sentence(found["sharing"]) if found["placement"] else "nothing, it has no devices now"),
         ("may share", _terms(found["share"])),
-        ("a step", _step(profile)),
+        ("a step", _step(profile, (found["sharing"] or {}).get("alone_step_s") or profile["alone_step_s"])),
         ("memory", _memory(profile)),
     ]
     for pair in found["pairs"][-5:]:
@@ -85,13 +85,13 @@ def explain(job: str, json_: bool) -> None:
         click.echo(f"{click.style(name.ljust(width), bold=True)}  {text}")
 
 
-def _step(profile: dict[str, Any]) -> str:
+def _step(profile: dict[str, Any], alone_s: float) -> str:
     """One step of the job and what it waits for in it; parts that take no time are said to."""
     if not profile["step_s"]:
         return "not measured yet"
     waits = {"for communication": "exposed_s", "for data": "data_s", "at the gate": "waited_s"}
     parts = [f"{out.seconds(profile[key]) if profile[key] else 'nothing'} {where}" for where, key in waits.items()]
-    alone = f"; alone {out.seconds(profile['alone_step_s'])}" if profile["alone_step_s"] else ""
+    alone = f"; alone {out.seconds(alone_s)}" if alone_s else ""
     return f"{out.seconds(profile['step_s'])}, of it waiting {', '.join(parts)}{alone}"
 
 
@@ -111,7 +111,7 @@ def sentence(sharing: dict[str, Any] | None) -> str:
 
 
 def _terms(share: dict[str, Any]) -> str:
-    words = ["yes" if share["allow"] else "no", share["mode"]]
+    words = ["yes", share["mode"]] if share["allow"] and share["mode"] != "exclusive" else ["no"]
     words += ["protected"] if share["protect"] else []
     words += [f"at most {share['max_slowdown']:.0%} slower"] if share["max_slowdown"] else []
     words += [f"at most {out.size(share['memory_bytes'])}"] if share["memory_bytes"] else []

@@ -63,6 +63,9 @@ class Checkpointing:
     tries: int = 0  # steps that were refused
 
 
+LOSSES_MAX = 10  # a script that ends itself at the same step every time is not brought back for ever
+
+
 @dataclass(slots=True)
 class Record:
     """One job with the core's own notes. Mutable; only core/ sees it."""
@@ -85,6 +88,8 @@ class Record:
     hung: dict[int, RankHung] = field(default_factory=dict)  # rank → where it stands still
     hang_told: bool = False  # and the user knows
     early_losses: int = 0  # times that a rank was lost before the job had made its first steps
+    lost_at: int = -1  # the furthest step from which it went on after a loss ...
+    losses: int = 0  # ... and how often it was lost there, without a step in between
     doomed: frozenset[int] = frozenset()  # ranks that are to be ended for it
     checkpointing: Checkpointing | None = None
     checkpoint_tried_step: int = 0  # how far the job was when the last one by steps was asked for
@@ -101,6 +106,12 @@ class Record:
     def change_switch(self, **changes: Any) -> None:
         assert self.job.switch is not None
         self.change(switch=replace(self.job.switch, **changes))
+
+    def is_hopeless(self, step: int) -> bool:
+        """It was lost, and would go on from `step`: has that been tried often enough, without a new step?"""
+        self.losses = self.losses + 1 if step <= self.lost_at else 1
+        self.lost_at = max(step, self.lost_at)
+        return self.losses > LOSSES_MAX
 
     @property
     def phase(self) -> Phase | None:

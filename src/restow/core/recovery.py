@@ -109,6 +109,11 @@ def _choose(record: Record, rescue: Rescue, time_s: float) -> None:
         give_up(record, why, time_s)
         return
     chosen = max(whole)
+    if record.is_hopeless(chosen):
+        record.rescue, record.ending = None, JobState.FAILED
+        why = f"that was so {record.losses} times at step {chosen}, and no step was made in between"
+        record.change(intended=(), reason=f"{rescue.reason}; {why}")
+        return
     holders = [rank for rank, word in sorted(rescue.halted.items()) if chosen in word.holds]
     lowest = {rescue.halted[rank].node: rank for rank in reversed(holders)}  # of each node
     record.rescue = replace(rescue, step=chosen, replicas=tuple(sorted(lowest.values())))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from restow.cluster import Snapshot
 from restow.job import Job, JobState
 from restow.perf import steps_left
-from restow.placement import Move, Schedule, same_devices
+from restow.placement import Move, Schedule, devices_of, same_devices
 from restow.policies import sharing
 from restow.policies.board import Board, why_not_back
 from restow.policies.consolidate import Consolidate, ConsolidateConfig
@@ -140,8 +140,8 @@ class Restow:
     # ------------------------------------------------------------ parting
 
     def _part(self, snapshot: Snapshot, schedule: Schedule) -> dict[str, str]:
-        """Whoever should not share any more, or need not since devices are free, moves to devices of its own. Returns why each
-        job that should leave cannot."""
+        """Whoever should not share any more, or need not since devices are free, moves to devices of its own; where a person has
+        taken them from it and there are no others, it is suspended. Returns why each job that should leave cannot."""
         board, stuck = Board.of(snapshot), dict[str, str]()
         for id, placement in schedule.placements.items():
             board.take(id, placement)
@@ -154,7 +154,10 @@ class Restow:
             hindrance = self.consolidate.hindrance(leaver, snapshot)
             then = best_start(leaver.workers, board.usable(leaver), leaver.profile.wire_bytes, snapshot)
             if hindrance or then is None:
-                if found:
+                if found and then is None and sharing.is_refused(jobs) and _may_be_suspended(leaver):
+                    schedule.placements.pop(leaver.id)
+                    schedule.explain(leaver.id, f"suspended: {reason}, and no other devices are free; goes on when there are some")
+                elif found:
                     stuck[leaver.id] = f"should leave, since {reason}, but {hindrance or 'no other devices are free'}"
                 continue
             move = move_to(leaver, then, snapshot, f"leaves {_devices(leaver)} to the others: {reason}")
@@ -191,8 +194,15 @@ class Restow:
                 for job in ordered:
                     if job.id not in schedule.moves and schedule.placement(job.id) == job.intended:
                         wishes = bool(job.pinned) and not same_devices(job.pinned, job.intended)
+                        wishes |= job.devices_asked not in (0, len(devices_of(job.intended)))
+                        wishes |= job.workers_asked not in (0, len(job.intended))
                         words = [schedule.reasons.get(job.id, "") if wishes else sharing.why(found[job.id]), stuck.get(job.id, "")]
                         schedule.explain(job.id, "; ".join(filter(None, words)))
+
+
+def _may_be_suspended(job: Job) -> bool:
+    is_settled = job.state is JobState.RUNNING and job.intended == job.placement
+    return is_settled and job.movable and not (job.switch or job.exited)
 
 
 def _devices(job: Job) -> str:

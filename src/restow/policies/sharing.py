@@ -256,15 +256,18 @@ def regulated(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) ->
 
 
 def mode_of(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) -> str:
-    """free, interleave or time-slice, for all of them: what any was asked to do, else what memory demands, else turns inside a
-    step, unless these jobs were measured to bring more without, or nothing. Where the device is busy all the time turns save
-    nobody a wait, but hold it through the host's part of each step; so there both ways are measured."""
+    """free, interleave or time-slice, for all of them: what any was asked to do (but nobody makes a protected job wait for whole
+    turns), else what memory demands, else turns inside a step, unless these jobs were measured to bring more without, or nothing.
+    Where the device is busy all the time turns save nobody a wait, but hold it through the host's part of each step; so there both
+    ways are measured."""
     asked, room = {job.share.mode for job in jobs}, fits(jobs, snapshot)
-    if "time-slice" in asked or room == "swap":
+    protected = next((job for job in jobs if job.share.protect), None)
+    wants_turns = "time-slice" in asked and (protected is None or protected.share.mode == "time-slice")
+    if wants_turns or room == "swap":
         return "time-slice"
     if "free" in asked and room == "peaks":
         return "free"
-    if "interleave" in asked or any(job.share.protect or job.share.mode == "best-effort" for job in jobs):
+    if "interleave" in asked or protected or any(job.share.mode == "best-effort" for job in jobs):
         return "interleave"
     totals = totals_of(jobs)
     if totals and worth(totals) < config.kept_min:
@@ -337,7 +340,7 @@ def who_leaves(jobs: Sequence[Job], now_s: float, config: SharingConfig) -> tupl
 
     for job in jobs:
         others = [other for other in jobs if other is not job]
-        if not job.share.allow or job.share.mode == "exclusive":
+        if is_refused([job]):
             return last(others), f"{job.id} does not share its devices any more"
         is_stated = job.share.max_slowdown > 0 and levels[job.id] == ORDINARY
         if is_stated and is_settled(job, job, now_s, config.protection) and slowdown_of(job) > job.share.max_slowdown:
@@ -353,6 +356,11 @@ def who_leaves(jobs: Sequence[Job], now_s: float, config: SharingConfig) -> tupl
     if totals and worth(totals) < config.kept_min:
         return last(jobs), f"together they bring {worth(totals):.2f} of one job alone"
     return None
+
+
+def is_refused(jobs: Sequence[Job]) -> bool:
+    """Does one of them have its devices for itself from now on, by a person's word?"""
+    return any(not job.share.allow or job.share.mode == "exclusive" for job in jobs)
 
 
 def why(sharing: Sharing) -> str:
