@@ -34,7 +34,7 @@ SLICE_LEASES = 3.0  # a time slice may last so many quanta before somebody steps
 STOPS_S = 1.0  # for a process to be seen stopped after SIGSTOP
 DRAIN_S = 1.0  # a GPU may still run what a stopped process gave it: one stretch between two yield points
 WATCH_S = 0.05
-IDLE_S = 0.5  # in a time slice: a turn that nobody uses while a rank of the same gang is fenced on another device is over
+IDLE_S = 0.5  # in a time slice: a turn that nobody uses while a rank of that gang is stopped is over
 US, SOMEBODY = "us", "somebody"  # who stopped a process
 BY_SOMEBODY = "stopped by somebody"  # why a seat is fenced, as it stands on the page
 FencedCallback = Callable[[str, int, int, float, str], None]
@@ -191,7 +191,7 @@ class Gates:
         if self._idle.get(device, ("", 0.0, 0.0))[0] != turn:
             self._idle[device] = (turn, now_s, now_s + self._lease_s * random.uniform(1.0, 2.0))
         _, since_s, until_s = self._idle[device]
-        if now_s >= (min(until_s, since_s + IDLE_S) if self._is_fenced(turn) else until_s):
+        if now_s >= (min(until_s, since_s + IDLE_S) if self._is_held_up(turn) else until_s):
             del self._idle[device]
             if keeper.pass_on(turn):
                 log.warning("gate of device %d: nobody of job %s used its turn; it is the next one's", device, turn)
@@ -200,9 +200,10 @@ class Gates:
         """Do jobs here swap out for each other? Who is stopped within a step cannot."""
         return any(self._sharing[job].swap_bytes > 0 for job in self._jobs_on(device) if job in self._sharing)
 
-    def _is_fenced(self, job: str) -> bool:
-        """Is a rank of it fenced on any device of this node?"""
-        return any(seat.fenced and seat.job == job for device, _ in self._stopped for seat in self._keepers[device].look().seats)
+    def _is_held_up(self, job: str) -> bool:
+        """Is a rank of it fenced, or stopped, on any device of this node?"""
+        seats = (seat for keeper in self._keepers.values() for seat in keeper.look().seats)
+        return any(seat.job == job and (seat.fenced or is_stopped(seat.pid)) for seat in seats)
 
     async def _stop_again(self, device: int, keeper: Keeper, seat: Seat) -> None:
         """A person continued it before its turn: it waits like everybody, unless it does so by itself already."""
