@@ -19,6 +19,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from restow.agent.workers import Worker
@@ -40,6 +41,16 @@ BY_SOMEBODY = "stopped by somebody"  # why a seat is fenced, as it stands on the
 FencedCallback = Callable[[str, int, int, float, str], None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Idle:
+    """A turn of a time slice that nobody uses, since when, and until when that may be."""
+
+    job: str
+    grants: int
+    since_s: float
+    until_s: float
+
+
 class Gates:
     """`on_fenced(job, rank, device, held_s, reason)` is told of each holder that is fenced."""
 
@@ -52,7 +63,7 @@ class Gates:
         self._sharing: dict[str, Sharing] = {}  # job → what the controller said
         self._ranks: dict[int, frozenset[tuple[str, int]]] = {}  # device → (job, rank) of the processes there
         self._stopped: dict[tuple[int, int], str] = {}  # (device, seat) of fenced ones → who stopped it
-        self._idle: dict[int, tuple[str, float, float]] = {}  # device → whose turn nobody uses, since when, and until when it may
+        self._idle: dict[int, _Idle] = {}  # device → whose turn nobody uses
         self._unsaid: set[int] = set()  # devices whose gate could not be told
         self._complaints: dict[int, str] = {}  # device → what was logged last
 
@@ -187,11 +198,12 @@ class Gates:
         if view.mode != TIME_SLICE or may_use or not waits or self._needs_memory(device):
             self._idle.pop(device, None)
             return
-        now_s = time.monotonic()
-        if self._idle.get(device, ("", 0.0, 0.0))[0] != turn:
-            self._idle[device] = (turn, now_s, now_s + self._lease_s * random.uniform(1.0, 2.0))
-        _, since_s, until_s = self._idle[device]
-        if now_s >= (min(until_s, since_s + IDLE_S) if self._is_held_up(turn) else until_s):
+        now_s, idle = time.monotonic(), self._idle.get(device)
+        grants = sum(seat.grants for seat in view.seats if seat.job == turn)  # it may have used it between two looks
+        if idle is None or (idle.job, idle.grants) != (turn, grants):
+            until_s = now_s + self._lease_s * random.uniform(1.0, 2.0)
+            idle = self._idle[device] = _Idle(job=turn, grants=grants, since_s=now_s, until_s=until_s)
+        if now_s >= (min(idle.until_s, idle.since_s + IDLE_S) if self._is_held_up(turn) else idle.until_s):
             del self._idle[device]
             if keeper.pass_on(turn):
                 log.warning("gate of device %d: nobody of job %s used its turn; it is the next one's", device, turn)
