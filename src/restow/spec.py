@@ -263,7 +263,9 @@ def _share(key: str, value: Any) -> ShareSpec:
 
 def _switch(key: str, value: Any) -> str:
     """YAML reads on and off as true and false."""
-    return ("on" if value else "off") if isinstance(value, bool) else _text(key, value)
+    if not isinstance(value, (bool, str)):
+        raise SpecError(f"{key} is {value!r}; choose one of auto, on, off")
+    return ("on" if value else "off") if isinstance(value, bool) else value
 
 
 def parse_every(key: str, value: Any) -> tuple[float, int]:

@@ -50,9 +50,10 @@ def _schedule(event: Wire, only: str | None) -> str:
 def _measured_together(event: Wire) -> str:
     speeds = ", ".join(f"{name} {speed:.2f}" for name, speed in zip(event["jobs"], event["speeds"], strict=True))
     kept = "kept" if event["kept"] else "parted"
+    why = "" if event["reason"] in ("", kept) else f": {event['reason']}"
     return (
         f"{event['mode']}: {speeds}; together {event['total']:.2f} of one alone ({event['predicted']:.2f} predicted);"
-        f" {kept}: {event['reason']}"
+        f" {kept}{why}"
     )
 
 
@@ -149,7 +150,10 @@ _SENTENCES: dict[str, Callable[[Wire], str]] = {
     "RankStarted": lambda e: f"{_rank(e)} started, pid {e['pid']}",
     "RankReady": _ready,
     "RankExited": _exited,
-    "DeviceFenced": lambda e: f"{_rank(e)} held device {e['device']} for {out.seconds(e['held_s'])}: {e['reason']}",
+    "DeviceFenced": lambda e: (
+        f"{_rank(e)} held device {e['device']} for {out.seconds(e['held_s'])} while others waited"
+        + (f": {e['reason']}" if not e["reason"].startswith("held it for") else "; it was stopped until its next turn")
+    ),
     "TwinParked": lambda e: f"twin of {_rank(e)} waits, a step alone took {out.seconds(e['rehearsal_step_s'])}",
     "RankConnected": lambda e: f"{_rank(e)} is connected",
     "ShadowReady": lambda e: f"twin of {_rank(e)} has the state and follows each step",

@@ -15,6 +15,7 @@ from restow.placement import Slot, devices_of, is_scattered, main_node, nodes_of
 
 FIRST_STEPS = 3  # until a job can say what it is, and so can be moved
 EARLY_LOSSES_MAX = 3  # one that is killed again and again as it starts (memory, most often) is not started for ever
+THEN_MAX = 160  # letters of what follows from the reason
 LEARNING_BYTES_MIN = 1_000_000  # below it a collective's time is latency and says nothing about a rate
 
 
@@ -212,7 +213,8 @@ def gang_exited(record: Record, event: RankExited) -> None:
         record.change(exit_code=event.code)
         gone = ", ".join(f"rank {rank}" for rank in sorted(record.job.exited))
         if gone and event.code > 0:
-            reason = f"{gone} ended by itself while others trained; then {reason}"
+            then = reason if len(reason) <= THEN_MAX else f"{reason[:THEN_MAX]}..."  # a collective's error, which says little
+            reason = f"{gone} ended by itself while others trained; then {then}"
         end(record, JobState.FAILED, reason, event.time_s)
         return
     record.change(exited=record.job.exited | {event.rank})
