@@ -21,7 +21,7 @@ POLL_S = 0.0005
 PARKED_POLL_S = 0.01  # a proposal comes at least 0.3 s ahead
 POLL_SHARE = 0.1  # of a link, at most, is taken by asking again: where an answer takes long, the next question waits longer
 TROUBLE_PATIENCE_S = 120.0  # for everybody to be stuck or known as lost: somebody may be in a long evaluation
-LOOK_S = 0.05  # between two looks whether the process across is still there
+LOOK_S = 0.05  # between two looks whether the process across is still there, or a leaver may go
 
 
 class Agreement:
@@ -161,7 +161,7 @@ class Agreement:
                 if self._is_alone():
                     reason = f"the twin of rank {self._rank} was lost in its first step"
                     self.store.compare_set("after", "", f"fallback {reason}")
-                time.sleep(PARKED_POLL_S)
+                time.sleep(LOOK_S)
             return self.store.get("after").decode().removeprefix("retire").removeprefix("fallback ")
         except dist.DistError:  # the store is gone: nobody can agree on going back any more
             return ""
