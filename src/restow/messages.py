@@ -416,6 +416,14 @@ class DeviceFenced(GangEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TurnGivenOn(GangEvent):
+    """In a time slice: the job had the turn on this device and did not use it, while another waited, whose turn it is now."""
+
+    device: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TwinParked(GangEvent):
     rank: int
     signature: str

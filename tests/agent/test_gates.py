@@ -33,6 +33,7 @@ class Agent:
     def __init__(self, crowd: Crowd):
         self.crowd = crowd
         self.fenced: list[tuple[str, int, int, str]] = []  # job, rank, device, reason
+        self.given_on: list[tuple[str, int, str]] = []  # job, device, reason
         self.workers: list[Worker] = []
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
@@ -40,7 +41,8 @@ class Agent:
         self._open()
 
     def _open(self) -> None:
-        self.gates = Gates(self.crowd.folder, [0], drains=False, lease_s=LEASE_S, on_fenced=self._on_fenced)
+        self.gates = Gates(self.crowd.folder, [0], drains=False, lease_s=LEASE_S, on_fenced=self._on_fenced,
+                           on_given_on=lambda *what: self.given_on.append(what))  # fmt: skip
         self.do(self.gates.open)
         self.crowd._keepers = self.gates._keepers
         self._watch = asyncio.run_coroutine_threadsafe(self.gates.watch(), self.loop)
@@ -204,7 +206,7 @@ def test_a_process_that_was_stopped_inside_the_gate_delays_what_is_said_but_lose
 
 def test_where_no_page_can_be_made_the_agent_says_so_in_one_line(tmp_path):
     (tmp_path / "full").write_text("")
-    gates = Gates(tmp_path / "full" / "gates", [0], drains=False, on_fenced=lambda *_: None)
+    gates = Gates(tmp_path / "full" / "gates", [0], drains=False, on_fenced=lambda *_: None, on_given_on=lambda *_: None)
     with pytest.raises(SetupError, match=r"full/gates cannot be made: .*; set RESTOW_SHM"):
         gates.open()
 
@@ -257,6 +259,7 @@ def test_a_turn_that_nobody_uses_is_given_on(agent):
     a.begin("acquire")
     b.do("release")
     assert a.answer() is True  # b had its turn, and lets it pass
+    assert [(job, device) for job, device, _ in agent.given_on] == [("a", 0), ("b", 0)]
     assert agent.fenced == []
 
 

@@ -36,7 +36,9 @@ def agents(folder: Path, *gangs: Gang) -> Iterator[None]:
     async def keep() -> None:
         kept = []
         for node, devices in NODES.items():
-            gates = Gates(folder / node, devices, drains=False, on_fenced=lambda *_: None, lease_s=0.5)
+            gates = Gates(
+                folder / node, devices, drains=False, lease_s=0.5, on_fenced=lambda *_: None, on_given_on=lambda *_: None
+            )  # fmt: skip
             gates.open()
             workers = [
                 Worker(pid=process.popen.pid, job=each.job, generation=1, rank=process.rank, role="rank", born=1, secret="",

@@ -39,6 +39,7 @@ IDLE_S = 0.5  # in a time slice: a turn that nobody uses while a rank of that ga
 US, SOMEBODY = "us", "somebody"  # who stopped a process
 BY_SOMEBODY = "stopped by somebody"  # why a seat is fenced, as it stands on the page
 FencedCallback = Callable[[str, int, int, float, str], None]
+GivenOnCallback = Callable[[str, int, str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +53,15 @@ class _Idle:
 
 
 class Gates:
-    """`on_fenced(job, rank, device, held_s, reason)` is told of each holder that is fenced."""
+    """`on_fenced(job, rank, device, held_s, reason)` is told of each holder that is fenced, `on_given_on(job, device, reason)` of
+    each turn that was not used."""
 
     def __init__(
-        self, folder: Path, devices: Iterable[int], *, drains: bool, on_fenced: FencedCallback, lease_s: float = LEASE_S
+        self, folder: Path, devices: Iterable[int], *, drains: bool, on_fenced: FencedCallback,
+        on_given_on: GivenOnCallback, lease_s: float = LEASE_S,
     ):  # fmt: skip
         self._folder, self._drains, self._on_fenced, self._lease_s = folder, drains, on_fenced, lease_s
+        self._on_given_on = on_given_on
         self._devices = list(devices)
         self._keepers: dict[int, Keeper] = {}
         self._sharing: dict[str, Sharing] = {}  # job → what the controller said
@@ -203,19 +207,21 @@ class Gates:
         if idle is None or (idle.job, idle.grants) != (turn, grants):
             until_s = now_s + self._lease_s * random.uniform(1.0, 2.0)
             idle = self._idle[device] = _Idle(job=turn, grants=grants, since_s=now_s, until_s=until_s)
-        if now_s >= (min(idle.until_s, idle.since_s + IDLE_S) if self._is_held_up(turn) else idle.until_s):
+        held_up = self._held_up(turn)
+        if now_s >= (min(idle.until_s, idle.since_s + IDLE_S) if held_up else idle.until_s):
             del self._idle[device]
             if keeper.pass_on(turn):
-                log.warning("gate of device %d: nobody of job %s used its turn; it is the next one's", device, turn)
+                self._on_given_on(turn, device, held_up or f"nobody computed for {now_s - idle.since_s:.0f} s")
 
     def _needs_memory(self, device: int) -> bool:
         """Do jobs here swap out for each other? Who is stopped within a step cannot."""
         return any(self._sharing[job].swap_bytes > 0 for job in self._jobs_on(device) if job in self._sharing)
 
-    def _is_held_up(self, job: str) -> bool:
-        """Is a rank of it fenced, or stopped, on any device of this node?"""
+    def _held_up(self, job: str) -> str:
+        """Which rank of it is fenced, or stopped, on some device of this node; empty: none."""
         seats = (seat for keeper in self._keepers.values() for seat in keeper.look().seats)
-        return any(seat.job == job and (seat.fenced or is_stopped(seat.pid)) for seat in seats)
+        ranks = [seat.rank for seat in seats if seat.job == job and (seat.fenced or is_stopped(seat.pid))]
+        return f"rank {min(ranks)} is stopped" if ranks else ""
 
     async def _stop_again(self, device: int, keeper: Keeper, seat: Seat) -> None:
         """A person continued it before its turn: it waits like everybody, unless it does so by itself already."""

@@ -60,6 +60,7 @@ from restow.messages import (
     Share,
     Snapshot,
     Stop,
+    TurnGivenOn,
 )
 
 PROGRESS_S = 0.5
@@ -112,7 +113,8 @@ class Agent:
         self._hangs = Hangs(config.node, self._events, self._ranks.workers)
         self._ranks.on_checkpoint = self._checkpoints.exited
         self._gates = Gates(
-            self.folders.gates, devices, drains=any(local.is_gpu for local in devices.values()), on_fenced=self._fenced
+            self.folders.gates, devices, drains=any(local.is_gpu for local in devices.values()), on_fenced=self._fenced,
+            on_given_on=self._given_on,
         )
         self._link = LinkGate(self.folders.gates, config.node)
         self._channel = ChannelServer(
@@ -264,6 +266,12 @@ class Agent:
         self._events.put(DeviceFenced(
             time_s=now_s(), job=job, generation=generation, node=self.config.node, rank=rank, device=device, held_s=held_s,
             reason=reason,
+        ))  # fmt: skip
+
+    def _given_on(self, job: str, device: int, reason: str) -> None:
+        generation = max((worker.generation for worker in self._ranks.workers.of(job)), default=0)
+        self._events.put(TurnGivenOn(
+            time_s=now_s(), job=job, generation=generation, node=self.config.node, device=device, reason=reason,
         ))  # fmt: skip
 
     async def _stop_ranks(self, command: Stop) -> None:

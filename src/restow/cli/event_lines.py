@@ -154,6 +154,7 @@ _SENTENCES: dict[str, Callable[[Wire], str]] = {
         f"{_rank(e)} held device {e['device']} for {out.seconds(e['held_s'])} while others waited"
         + (f": {e['reason']}" if not e["reason"].startswith("held it for") else "; it was stopped until its next turn")
     ),
+    "TurnGivenOn": lambda e: f"{e['job']} did not use its turn on {e['node']}:{e['device']}, it is the next one's: {e['reason']}",
     "TwinParked": lambda e: f"twin of {_rank(e)} waits, a step alone took {out.seconds(e['rehearsal_step_s'])}",
     "RankConnected": lambda e: f"{_rank(e)} is connected",
     "ShadowReady": lambda e: f"twin of {_rank(e)} has the state and follows each step",

@@ -68,6 +68,7 @@ from restow.messages import (
     StepRefused,
     StoreOpened,
     SwitchFailed,
+    TurnGivenOn,
     TwinParked,
     WaitEnded,
 )
@@ -442,6 +443,7 @@ class ClusterState:
         RankRolledBack: lambda self, record, event: switching.rank_rolled_back(record, event, self.config),
         SwitchFailed: _switch_failed,
         DeviceFenced: lambda self, record, event: None,  # for people; the gate has dealt with it
+        TurnGivenOn: lambda self, record, event: None,  # likewise
         RankHung: lambda self, record, event: hangs.rank_hung(record, event),
         JobHung: lambda self, record, event: hangs.job_hung(record, event),
         RankSlow: lambda self, record, event: hangs.rank_slow(record, event),
