@@ -19,7 +19,7 @@ from restow import vault
 from restow.sdk.attempt import Attempt
 from restow.sdk.group import groups
 from restow.sdk.guard import Guard
-from restow.sdk.output import leave
+from restow.sdk.process import leave
 from restow.sdk.shadow import Leader, Shadow, followers_of
 from restow.sdk.terms import AttemptFailed, Outcome, Report, Role, Terms
 
@@ -343,7 +343,7 @@ class Switches:
 
     def _become(self, attempt: Attempt, step: int, pause_s: float, report: Report) -> None:
         generation = attempt.terms.generation
-        self._worker.become(generation, step, attempt.terms.store)
+        self._worker.enter(generation, step, attempt.terms.store)
         if attempt.role is not Role.ARRIVING:  # who arrives joins as it begins its loop
             self._worker.join_replicas()
         self._worker.channel.tell(

@@ -25,8 +25,8 @@ from restow.sdk.environment import Environment
 from restow.sdk.footprint import MemoryWatch, limit_memory
 from restow.sdk.group import NetInner, SoloInner, collective_libraries
 from restow.sdk.memory import KEPT_BYTES, keep_touched_memory, touch_ahead
-from restow.sdk.output import leave, speak
 from restow.sdk.passage import Passage
+from restow.sdk.process import leave, speak
 from restow.sdk.replicas import Replicas
 from restow.sdk.sentinel import Sentinel
 from restow.sdk.shared_device import SharedDevice
@@ -216,7 +216,7 @@ class Worker:
 
     # ------------------------------------------------------------ after a switch
 
-    def become(self, generation: int, step: int, store: tuple[str, int]) -> None:
+    def enter(self, generation: int, step: int, store: tuple[str, int]) -> None:
         """A rank of this generation, from the save point `step` on."""
         self._store_before, self._store_at = self._store_at, store
         self._left_generation, self.generation = self.generation, generation

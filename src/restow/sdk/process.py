@@ -1,4 +1,4 @@
-"""Where what this process prints goes, and how it ends without another word."""
+"""This process under restow: where what it prints goes, and how it ends without another word."""
 
 from __future__ import annotations
 
