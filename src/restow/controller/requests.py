@@ -15,6 +15,7 @@ from typing import Any
 from restow.cluster import Node, Snapshot
 from restow.codec import from_json, to_json
 from restow.controller import destinations, views
+from restow.controller.log_reader import LogReader
 from restow.controller.loop import Controller
 from restow.core.reconcile import folder_of
 from restow.errors import NotFound, Refused, SpecError
@@ -32,7 +33,6 @@ from restow.messages import (
 )
 from restow.placement import Move, nodes_of, parse_placement
 
-LOG_CHUNK_BYTES = 256 * 1024
 FOLLOW_S = 0.3  # between two looks at a log that is followed
 
 
@@ -85,7 +85,7 @@ class Requests:
         if rank is not None and not 0 <= rank < found.spec.workers:
             raise NotFound(f"rank is {rank}; job {found.id} has ranks 0 to {found.spec.workers - 1}")
         readers = [
-            _LogReader(self._controller, found.id, r) for r in ([rank] if rank is not None else range(found.spec.workers))
+            LogReader(self._controller, found.id, r) for r in ([rank] if rank is not None else range(found.spec.workers))
         ]
         if tail is not None:
             for reader in readers:
@@ -338,57 +338,6 @@ class Requests:
         while f"{stem}-{number}" in self._controller.state.jobs:
             number += 1
         return f"{stem}-{number}"
-
-
-class _LogReader:
-    """Reads one rank's log across its generations, wherever they ran."""
-
-    def __init__(self, controller: Controller, job: str, rank: int):
-        self._controller = controller
-        self._job = job
-        self._rank = rank
-        self._offsets: dict[tuple[str, int], int] = {}  # (node, generation) → read so far
-
-    async def read(self) -> AsyncIterator[dict[str, Any]]:
-        """What is new, older generations first, since a rank that moved goes on printing elsewhere."""
-        for generation, node, _ in await self._places():
-            async for piece in self._read_one(node, generation):
-                yield piece
-
-    async def go_to_tail(self, lines: int) -> None:
-        """Leave out all but the last so many lines."""
-        for generation, node, nbytes in reversed(await self._places()):
-            self._offsets[node, generation] = nbytes
-            if lines > 0:
-                of = {"job": self._job, "rank": self._rank, "generation": generation}
-                answer = await self._controller.agents.ask(node, "logs", **of, tail=lines)
-                self._offsets[node, generation] = answer["offset"]
-                lines -= answer["lines"]
-
-    async def _places(self) -> list[tuple[int, str, int]]:
-        """Generation, node and bytes of each log."""
-        places = []
-        for node in self._controller.agents.joined:
-            listing = await self._controller.agents.ask(node, "logs", job=self._job, rank=self._rank)
-            places += [(entry["generation"], node, entry["bytes"]) for entry in listing["logs"]]
-        return sorted(places)
-
-    async def _read_one(self, node: str, generation: int) -> AsyncIterator[dict[str, Any]]:
-        while True:
-            offset = self._offsets.get((node, generation), 0)
-            answer = await self._controller.agents.ask(
-                node,
-                "logs",
-                job=self._job,
-                rank=self._rank,
-                generation=generation,
-                offset=offset,
-                max_bytes=LOG_CHUNK_BYTES,
-            )
-            if not answer["text"]:
-                return
-            self._offsets[node, generation] = answer["offset"]
-            yield {"rank": self._rank, "generation": generation, "node": node, "text": answer["text"]}
 
 
 def _stem(command: tuple[str, ...]) -> str:
