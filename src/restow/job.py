@@ -53,6 +53,11 @@ class ShareSpec:
             raise SpecError("share: a job is protected or best-effort, not both; drop protect, or the mode")
 
     @property
+    def is_exclusive(self) -> bool:
+        """Its devices are its own."""
+        return not self.allow or self.mode == "exclusive"
+
+    @property
     def slowdown_max(self) -> float:
         return self.max_slowdown or (0.03 if self.protect else 1.0)
 

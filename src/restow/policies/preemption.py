@@ -62,5 +62,11 @@ def _whole(victim: Job) -> list[Slot]:
 
 
 def _may_step_aside(job: Job, schedule: Schedule) -> bool:
-    is_settled = schedule.placement(job.id) == job.intended == job.placement and job.id not in schedule.moves
-    return job.state is JobState.RUNNING and is_settled and job.movable and not (job.switch or job.exited or job.sharing)
+    stays = schedule.placement(job.id) == job.intended and job.id not in schedule.moves
+    return stays and may_be_suspended(job) and not job.sharing
+
+
+def may_be_suspended(job: Job) -> bool:
+    """Can it give its devices back now and keep its state?"""
+    is_settled = job.state is JobState.RUNNING and job.intended == job.placement
+    return is_settled and job.movable and not (job.switch or job.exited)

@@ -16,7 +16,7 @@ from restow.policies.board import Board, why_not_back
 from restow.policies.consolidate import Consolidate, ConsolidateConfig
 from restow.policies.layout import best_start
 from restow.policies.moves import move_to
-from restow.policies.preemption import preempt
+from restow.policies.preemption import may_be_suspended, preempt
 from restow.policies.sharing import Pairing, SharingConfig
 from restow.policies.sizing import Sizing
 
@@ -154,7 +154,8 @@ class Restow:
             hindrance = self.consolidate.hindrance(leaver, snapshot)
             then = best_start(leaver.workers, board.usable(leaver), leaver.profile.wire_bytes, snapshot)
             if hindrance or then is None:
-                if found and then is None and sharing.is_refused(jobs) and _may_be_suspended(leaver):
+                is_told = any(job.share.is_exclusive for job in jobs)
+                if is_told and then is None and may_be_suspended(leaver):
                     schedule.placements.pop(leaver.id)
                     schedule.explain(leaver.id, f"suspended: {reason}, and no other devices are free; goes on when there are some")
                 elif found:
@@ -198,11 +199,6 @@ class Restow:
                         wishes |= job.workers_asked not in (0, len(job.intended))
                         words = [schedule.reasons.get(job.id, "") if wishes else sharing.why(found[job.id]), stuck.get(job.id, "")]
                         schedule.explain(job.id, "; ".join(filter(None, words)))
-
-
-def _may_be_suspended(job: Job) -> bool:
-    is_settled = job.state is JobState.RUNNING and job.intended == job.placement
-    return is_settled and job.movable and not (job.switch or job.exited)
 
 
 def _devices(job: Job) -> str:

@@ -88,7 +88,7 @@ def promise(jobs: Sequence[Job], snapshot: Snapshot) -> float:
 
 def pairing_for(job: Job, snapshot: Snapshot, config: SharingConfig) -> tuple[Pairing | None, str]:
     """The best devices to share for a pending job, or why there are none (empty: nothing worth saying)."""
-    if not job.share.allow or job.share.mode == "exclusive":
+    if job.share.is_exclusive:
         return None, "its spec does not let it share devices"
     found, reasons = [], []
     for hosts in groups(snapshot):
@@ -126,7 +126,7 @@ def hindrance(job: Job, hosts: Sequence[Job], snapshot: Snapshot, config: Sharin
     if len(everybody) > config.jobs_max:
         return f"{names} share their devices already"
     for host in hosts:
-        if not host.share.allow or host.share.mode == "exclusive":
+        if host.share.is_exclusive:
             return f"{host.id} does not share its devices"
         if len(devices_of(host.intended)) < host.workers:
             return f"{host.id} has fewer devices than ranks, which take turns already"
@@ -340,7 +340,7 @@ def who_leaves(jobs: Sequence[Job], now_s: float, config: SharingConfig) -> tupl
 
     for job in jobs:
         others = [other for other in jobs if other is not job]
-        if is_refused([job]):
+        if job.share.is_exclusive:
             return last(others), f"{job.id} does not share its devices any more"
         is_stated = job.share.max_slowdown > 0 and levels[job.id] == ORDINARY
         if is_stated and is_settled(job, job, now_s, config.protection) and slowdown_of(job) > job.share.max_slowdown:
@@ -356,11 +356,6 @@ def who_leaves(jobs: Sequence[Job], now_s: float, config: SharingConfig) -> tupl
     if totals and worth(totals) < config.kept_min:
         return last(jobs), f"together they bring {worth(totals):.2f} of one job alone"
     return None
-
-
-def is_refused(jobs: Sequence[Job]) -> bool:
-    """Does one of them have its devices for itself from now on, by a person's word?"""
-    return any(not job.share.allow or job.share.mode == "exclusive" for job in jobs)
 
 
 def why(sharing: Sharing) -> str:
