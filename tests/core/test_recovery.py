@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from restow.core.record import LOSSES_MAX
-from restow.job import JobState
-from restow.messages import Halt, Keep, LeaseRanOut, RankHalted, RankKept, RankReady, Stop
+from restow.job import CheckpointSpec, JobState
+from restow.messages import CheckpointAsked, Halt, Keep, LeaseRanOut, RankHalted, RankKept, RankReady, Stop
 from tests.core.obedient import Cluster
 from tests.core.test_suspending import running
 
@@ -181,6 +181,25 @@ def test_one_that_is_lost_at_the_same_step_again_and_again_is_not_brought_back_f
     job = cluster.job("a")
     assert job.state is JobState.FAILED
     assert job.reason.endswith("; that was so 11 times at step 11, and no step was made in between")
+
+
+def test_a_gang_that_ends_itself_whole_at_the_same_step_goes_back_to_its_checkpoint_ten_times():
+    cluster = running(checkpoint=CheckpointSpec())
+    cluster.observe(CheckpointAsked(time_s=cluster.now_s, job="a"))
+    cluster.run()
+    (saved,) = cluster.job("a").saved
+    for _ in range(LOSSES_MAX + 1):
+        assert cluster.job("a").state is JobState.RUNNING
+        cluster.train("a", 20 - cluster.agents.programs["a"].step)
+        cluster.hear()
+        for rank in range(3):
+            cluster.kill("a", rank)
+        cluster.agents.left.clear()
+        cluster.run()
+    job = cluster.job("a")
+    assert job.state is JobState.FAILED
+    assert job.saved == (saved,)
+    assert f"that was so {LOSSES_MAX + 1} times at step " in job.reason
 
 
 def test_a_job_that_loses_a_rank_in_its_first_steps_starts_again_a_few_times():

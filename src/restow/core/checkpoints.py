@@ -103,7 +103,7 @@ def fall_back(record: Record, why: str, time_s: float) -> bool:
     It has to be stopped then, or is.
     """
     job = record.job
-    if not job.saved or not job.spec.recover or job.cancel_asked or record.is_hopeless(job.steps_done):
+    if not job.saved or not job.spec.recover or job.cancel_asked:
         return False
     saved = job.saved[-1]
     if job.state is not JobState.STOPPING:

@@ -206,8 +206,12 @@ def gang_exited(record: Record, event: RankExited) -> None:
         is_node_lost = event.reason.startswith("node ")
         reason = f"rank {event.rank} on {event.node} {ending_words(event)}"
         reason = f"{event.reason}, and rank {event.rank} with it" if is_node_lost else reason
-        if event.code < 0 and (checkpoints.fall_back(record, reason, event.time_s) or start_anew(record, reason, event.time_s)):
-            return
+        if event.code < 0:
+            record.count_loss(record.job.steps_done)
+            if record.hopeless:
+                reason = f"{reason}; {record.hopeless}"
+            elif checkpoints.fall_back(record, reason, event.time_s) or start_anew(record, reason, event.time_s):
+                return
         if retry(record, reason, event.time_s):
             return
         record.change(exit_code=event.code)

@@ -88,7 +88,7 @@ class Record:
     hung: dict[int, RankHung] = field(default_factory=dict)  # rank → where it stands still
     hang_told: bool = False  # and the user knows
     early_losses: int = 0  # times that a rank was lost before the job had made its first steps
-    lost_at: int = -1  # the furthest step from which it went on after a loss ...
+    lost_at: int = -1  # the furthest step at which it was lost ...
     losses: int = 0  # ... and how often it was lost there, without a step in between
     doomed: frozenset[int] = frozenset()  # ranks that are to be ended for it
     checkpointing: Checkpointing | None = None
@@ -107,11 +107,17 @@ class Record:
         assert self.job.switch is not None
         self.change(switch=replace(self.job.switch, **changes))
 
-    def is_hopeless(self, step: int) -> bool:
-        """It was lost, and would go on from `step`: has that been tried often enough, without a new step?"""
+    def count_loss(self, step: int) -> None:
+        """It was lost, and `step` is the furthest that it had come."""
         self.losses = self.losses + 1 if step <= self.lost_at else 1
         self.lost_at = max(step, self.lost_at)
-        return self.losses > LOSSES_MAX
+
+    @property
+    def hopeless(self) -> str:
+        """Why it is not brought back any more after a loss; empty: it is."""
+        if self.losses <= LOSSES_MAX:
+            return ""
+        return f"that was so {self.losses} times at step {self.lost_at}, and no step was made in between"
 
     @property
     def phase(self) -> Phase | None:

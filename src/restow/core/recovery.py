@@ -109,10 +109,10 @@ def _choose(record: Record, rescue: Rescue, time_s: float) -> None:
         give_up(record, why, time_s)
         return
     chosen = max(whole)
-    if record.is_hopeless(chosen):
+    record.count_loss(chosen)
+    if record.hopeless:
         record.rescue, record.ending = None, JobState.FAILED
-        why = f"that was so {record.losses} times at step {chosen}, and no step was made in between"
-        record.change(intended=(), reason=f"{rescue.reason}; {why}")
+        record.change(intended=(), reason=f"{rescue.reason}; {record.hopeless}")
         return
     holders = [rank for rank, word in sorted(rescue.halted.items()) if chosen in word.holds]
     lowest = {rescue.halted[rank].node: rank for rank in reversed(holders)}  # of each node
@@ -142,9 +142,13 @@ def give_up(record: Record, why: str, time_s: float) -> None:
     """The job goes on from its last checkpoint, or is tried again as its spec says, or fails, as it would have without all this."""
     rescue = record.rescue
     assert rescue is not None
-    if checkpoints.fall_back(record, f"{rescue.reason}, and nothing else is left: {why}", time_s):
-        return
     job = record.job
+    if rescue.step is None:  # else it is counted already
+        record.count_loss(job.steps_done)
+    if record.hopeless:
+        why = f"{why}; {record.hopeless}"
+    elif checkpoints.fall_back(record, f"{rescue.reason}, and nothing else is left: {why}", time_s):
+        return
     if job.retried < job.spec.retries and not job.cancel_asked:
         record.rescue, record.ending = None, JobState.PENDING
         again = f"it starts again from its first step, try {job.retried + 2} of {job.spec.retries + 1}"
