@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from restow.cluster import Snapshot
 from restow.job import Job
-from restow.placement import Placement, Slot, nodes_of
+from restow.placement import Placement, Slot, devices_of, nodes_of, same_devices
 
 
 @dataclass(slots=True)
@@ -33,6 +33,13 @@ class Board:
                 if big_enough and self.taken.get((node.name, device.index), set()) <= without:
                     fits.append(Slot(node.name, device.index))
         return fits
+
+
+def waits_for_wish(job: Job) -> bool:
+    """Has a person asked for other devices, or for another number of them, than it is to have?"""
+    is_elsewhere = bool(job.pinned) and not same_devices(job.pinned, job.intended)
+    is_other_number = job.devices_asked not in (0, len(devices_of(job.intended))) or job.workers_asked not in (0, len(job.intended))
+    return is_elsewhere or is_other_number
 
 
 def why_not_back(job: Job, snapshot: Snapshot) -> str:

@@ -27,7 +27,7 @@ from restow.placement import (
     rearranged,
     same_devices,
 )
-from restow.policies.board import Board, why_not_back
+from restow.policies.board import Board, waits_for_wish, why_not_back
 from restow.policies.layout import candidates, start
 from restow.policies.leaving import drain, relieve
 from restow.policies.moves import move_to
@@ -74,10 +74,7 @@ class Consolidate:
     def pruned(schedule: Schedule, snapshot: Snapshot) -> Schedule:
         """Without the reasons of jobs that stay as they are."""
         for job in snapshot.jobs:
-            waits_for_wish = job.pinned and not same_devices(job.pinned, job.intended)
-            waits_for_wish = waits_for_wish or job.devices_asked not in (0, len(devices_of(job.intended)))
-            waits_for_wish = waits_for_wish or job.workers_asked not in (0, len(job.intended))
-            if job.intended and schedule.placement(job.id) == job.intended and not waits_for_wish:
+            if job.intended and schedule.placement(job.id) == job.intended and not waits_for_wish(job):
                 schedule.reasons.pop(job.id, None)  # nothing new to say; the reason that brought it there stays
         return schedule
 

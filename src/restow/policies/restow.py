@@ -10,9 +10,9 @@ from __future__ import annotations
 from restow.cluster import Snapshot
 from restow.job import Job, JobState
 from restow.perf import steps_left
-from restow.placement import Move, Schedule, devices_of, same_devices
+from restow.placement import Move, Schedule
 from restow.policies import sharing
-from restow.policies.board import Board, why_not_back
+from restow.policies.board import Board, waits_for_wish, why_not_back
 from restow.policies.consolidate import Consolidate, ConsolidateConfig
 from restow.policies.layout import best_start
 from restow.policies.moves import move_to
@@ -194,10 +194,8 @@ class Restow:
                 schedule.sharing.update(found)
                 for job in ordered:
                     if job.id not in schedule.moves and schedule.placement(job.id) == job.intended:
-                        wishes = bool(job.pinned) and not same_devices(job.pinned, job.intended)
-                        wishes |= job.devices_asked not in (0, len(devices_of(job.intended)))
-                        wishes |= job.workers_asked not in (0, len(job.intended))
-                        words = [schedule.reasons.get(job.id, "") if wishes else sharing.why(found[job.id]), stuck.get(job.id, "")]
+                        wish = schedule.reasons.get(job.id, "") if waits_for_wish(job) else ""
+                        words = [wish or sharing.why(found[job.id]), stuck.get(job.id, "")]
                         schedule.explain(job.id, "; ".join(filter(None, words)))
 
 

@@ -19,7 +19,7 @@ from restow.sdk.transport import FillClient
 DECISION_TIMEOUT_S = 5.0  # a controller that is alive decides within milliseconds of the last acceptance
 POLL_S = 0.0005
 PARKED_POLL_S = 0.01  # a proposal comes at least 0.3 s ahead
-POLL_SHARE = 0.1  # of a link, at most, is taken by asking again: where an answer takes long, the next question waits longer
+POLL_SHARE = 0.1  # of the time, at most, a question is under way: where an answer takes long, the next one waits longer
 TROUBLE_PATIENCE_S = 120.0  # for everybody to be stuck or known as lost: somebody may be in a long evaluation
 LOOK_S = 0.05  # between two looks whether the process across is still there, or a leaver may go
 
