@@ -252,6 +252,21 @@ def test_who_was_stopped_by_a_person_is_passed_over_until_that_person_continues_
     assert a.do("held") is True
 
 
+def test_who_is_stopped_at_any_line_of_a_release_holds_up_nobody(crowd, agent):
+    for line in range(1, 1000):
+        a, b = stuck_and_waiting(agent)
+        crowd.wait_for(b)
+        a.begin("stopped", line, "release")
+        until(lambda a=a: is_stopped(a.pid) or a.has_answered())  # type: ignore[misc]
+        has_ended = a.has_answered()
+        assert b.answer() is True, f"line {line}"
+        until(lambda a=a, ended=has_ended: ended or is_stopped(a.pid))  # type: ignore[misc]  # continued for a moment at most
+        agent.gone(a, b)
+        if has_ended:
+            break
+    assert line > 10
+
+
 def test_a_turn_that_nobody_uses_is_given_on(agent):
     a, b = two(agent, "time-slice")  # a has the first turn, and computes nothing
     b.begin("acquire")

@@ -239,6 +239,13 @@ def _interrupted(gate: Gate, crowd: Crowd, line: int, what: str, *arguments: Any
     return True
 
 
+def _stopped(gate: Gate, crowd: Crowd, line: int, what: str) -> bool:
+    """Do it, but be stopped before the given line, until somebody continues us."""
+    with each_line(line, lambda: os.kill(os.getpid(), signal.SIGSTOP)):
+        getattr(gate, what)()
+    return True
+
+
 _DOINGS: dict[str, Callable[..., Any]] = {
     "sleeper": _sleeper,
     "what_a_child_finds": _what_a_child_finds,
@@ -247,6 +254,7 @@ _DOINGS: dict[str, Callable[..., Any]] = {
     "lock_the_mutex": _lock_the_mutex,
     "unlock_the_mutex": _unlock_the_mutex,
     "interrupted": _interrupted,
+    "stopped": _stopped,
 }
 
 

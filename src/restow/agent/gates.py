@@ -35,6 +35,7 @@ SLICE_LEASES = 3.0  # a time slice may last so many quanta before somebody steps
 STOPS_S = 1.0  # for a process to be seen stopped after SIGSTOP
 DRAIN_S = 1.0  # a GPU may still run what a stopped process gave it: one stretch between two yield points
 WATCH_S = 0.05
+OUT_S = 0.05  # for a process to leave the page's mutex
 IDLE_S = 0.5  # in a time slice: a turn that nobody uses while a rank of that gang is stopped is over
 US, SOMEBODY = "us", "somebody"  # who stopped a process
 BY_SOMEBODY = "stopped by somebody"  # why a seat is fenced, as it stands on the page
@@ -171,6 +172,9 @@ class Gates:
             await asyncio.sleep(WATCH_S)
 
     async def _look(self, device: int, keeper: Keeper) -> None:
+        inside = keeper.inside()
+        if inside and is_stopped(inside):
+            await self._let_out(keeper, inside)
         view = keeper.look()
         self._adopt_fenced(device, view)
         self._settle_members(device, view)
@@ -192,6 +196,15 @@ class Gates:
             del self._stopped[key]
         self._settle_members(device, view)
         self._mind_turn(device, keeper, view)
+
+    async def _let_out(self, keeper: Keeper, pid: int) -> None:
+        """A process that a person stopped inside the page's mutex, where everybody would wait for it, runs on until it has left it,
+        some microseconds, and is stopped again."""
+        _signal(pid, signal.SIGCONT)
+        until_s = time.monotonic() + OUT_S
+        while keeper.inside() == pid and time.monotonic() < until_s:
+            await asyncio.sleep(0)
+        _signal(pid, signal.SIGSTOP)
 
     def _mind_turn(self, device: int, keeper: Keeper, view: View) -> None:
         """Does the job whose turn it is let it pass, while another waits? It may for a while, since its next batch may take long;

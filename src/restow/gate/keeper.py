@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from restow.errors import Refused, Unreachable
 from restow.gate import file as files
+from restow.gate import native
 from restow.gate.file import KEEPER, GateFile
 from restow.gate.order import MutexBusy, Order, PageLost, following
 from restow.gate.record import (
@@ -165,6 +166,10 @@ class Keeper:
         it, and see again later. Raises Refused if another process keeps this gate.
         """
         return self._inside(self._revoke, seat, reason, queue)
+
+    def inside(self) -> int:
+        """The process that is inside the page's mutex at this moment; 0: none. Takes no mutex."""
+        return native.process_of(native.mutex_owner(self._newest().record.mutex_address))
 
     def pass_on(self, job: str) -> bool:
         """In a time slice: the turn of this job, none of whose members holds the device or waits for it, is the next one's who

@@ -16,6 +16,7 @@ import platform
 import time
 import weakref
 from errno import EACCES, EAGAIN, EBUSY, EDEADLK, ENOTRECOVERABLE, EOWNERDEAD, ETIMEDOUT
+from pathlib import Path
 from typing import Any
 
 __all__ = ["EBUSY", "EDEADLK", "ENOTRECOVERABLE", "EOWNERDEAD", "ETIMEDOUT"]
@@ -94,6 +95,15 @@ def mutex_owner(address: int) -> int:
     """The id of the thread that has locked the mutex at `address`, 0 if none: the first word in glibc and the low 30 bits of it,
     as the kernel's robust list demands."""
     return ctypes.c_uint32.from_address(address).value & 0x3FFF_FFFF
+
+
+def process_of(thread: int) -> int:
+    """The process of a thread; 0 if there is none."""
+    try:
+        status = Path(f"/proc/{thread}/status").read_text() if thread else ""
+    except OSError:
+        return 0
+    return int(status.partition("Tgid:")[2].split(maxsplit=1)[0]) if "Tgid:" in status else 0
 
 
 # ---- futexes -----------------------------------------------------------------------------------------------------------
