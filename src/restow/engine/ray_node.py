@@ -37,6 +37,9 @@ QUIET = {
     "RAY_ray_syncer_message_refresh_interval_ms": "30000",
     "RAY_report_worker_backlog_interval_ms": "30000",
     "RAY_debug_dump_period_milliseconds": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "3600000",  # 31 KB of every process's figures, each 5 s by default
+    "METRICS_RECORD_INTERVAL_S": "3600",
+    "SCAN_EVENT_DIR_INTERVAL_SECONDS": "3600",
 }
 OBJECT_STORE_BYTES = 80_000_000  # about the smallest that Ray accepts; nothing big goes through it
 
