@@ -18,8 +18,8 @@ from restow.policies.sharing import BEST_EFFORT, ORDINARY, PROTECTED, SharingCon
 
 CONFIG = SharingConfig()
 GB = 10**9
-WAITS = Profile(step_s=0.3, exposed_s=0.2)  # computes for a third of its time
-COMPUTES = Profile(step_s=0.3)  # all the time
+WAITS = Profile(step_s=0.3, exposed_s=0.2, alone_step_s=0.3)  # computes for a third of its time
+COMPUTES = Profile(step_s=0.3, alone_step_s=0.3)  # all the time
 
 
 def job(id: str, profile: Profile = WAITS, where: str = "m1:0 m2:0", workers: int = 2, **share: object) -> Job:

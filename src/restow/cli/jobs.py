@@ -152,6 +152,8 @@ def show(job: str, json_: bool) -> None:
         ("state size", f"{out.size(profile['state_bytes'])} per rank" if profile["state_bytes"] else "not known")
     )
     lines.append(("movable", _movable(found)))
+    if found["sharing"]:
+        lines.append(("shares", f"{out.sharing(found['sharing'])}; restow explain {found['id']} says more"))
     if found["switch"]:
         switch = found["switch"]
         lines.append(

@@ -48,7 +48,7 @@ def share(
     if json_:
         out.as_json(view)
     else:
-        click.echo(f"{view['id']}: {sentence(view['sharing'])}")
+        click.echo(f"{view['id']}: {out.sharing(view['sharing'])}")
 
 
 @click.command()
@@ -70,7 +70,7 @@ def explain(job: str, json_: bool) -> None:
         ("state", found["state"]),
         ("where", out.places(found["placement"])),
         ("why", found["reason"] or "-"),
-        ("shares", sentence(found["sharing"]) if found["placement"] else "nothing, it has no devices now"),
+        ("shares", out.sharing(found["sharing"]) if found["placement"] else "nothing, it has no devices now"),
         ("may share", _terms(found["share"])),
         ("a step", _step(profile, (found["sharing"] or {}).get("alone_step_s") or profile["alone_step_s"])),
         ("memory", _memory(profile)),
@@ -99,15 +99,6 @@ def _memory(profile: dict[str, Any]) -> str:
     if not profile["memory_bytes"]:
         return "not measured yet"
     return f"{out.size(profile['memory_bytes'])} at most, {out.size(profile['valley_bytes'])} at save points"
-
-
-def sentence(sharing: dict[str, Any] | None) -> str:
-    """How a job shares now, in words."""
-    if not sharing:
-        return "nothing, its devices are its own"
-    level = {0: ", goes first", 1: "", 2: f", best effort, {sharing['part']:.0%} of what it asks for"}[sharing["level"]]
-    turns = f", turns of {sharing['quantum_s']:g} s" if sharing["mode"] == "time-slice" else ""
-    return f"its devices with {' and '.join(sharing['partners'])}: {sharing['mode']}{level}{turns}"
 
 
 def _terms(share: dict[str, Any]) -> str:

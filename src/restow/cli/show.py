@@ -72,3 +72,11 @@ def move_line(move: dict[str, Any], write: Any = None) -> str:
         f" paused {seconds(move['downtime_s'])}, {size(move['wire_bytes'])} over the wire, {move['lost_steps']} steps lost"
     )
 
+
+def sharing(terms: dict[str, Any] | None) -> str:
+    """How a job shares now, in words."""
+    if not terms:
+        return "nothing, its devices are its own"
+    level = {0: ", goes first", 1: "", 2: f", best effort, {terms['part']:.0%} of what it asks for"}[terms["level"]]
+    turns = f", turns of {terms['quantum_s']:g} s" if terms["mode"] == "time-slice" else ""
+    return f"its devices with {' and '.join(terms['partners'])}: {terms['mode']}{level}{turns}"

@@ -74,7 +74,8 @@ class Consolidate:
     def pruned(schedule: Schedule, snapshot: Snapshot) -> Schedule:
         """Without the reasons of jobs that stay as they are."""
         for job in snapshot.jobs:
-            if job.intended and schedule.placement(job.id) == job.intended and not waits_for_wish(job):
+            is_as_before = schedule.placement(job.id) == job.intended and schedule.sharing.get(job.id) == job.sharing
+            if job.intended and is_as_before and not waits_for_wish(job):
                 schedule.reasons.pop(job.id, None)  # nothing new to say; the reason that brought it there stays
         return schedule
 

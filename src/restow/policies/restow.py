@@ -188,7 +188,11 @@ class Restow:
             for job in members:
                 whole = schedule.placements[job.id]
                 schedule.placements[job.id] = sharing.shared(whole, len(members))
-            if len(members) > 1:
+            if len(members) == 1:
+                [job] = members
+                if job.sharing and job.id not in schedule.moves:
+                    schedule.explain(job.id, "has its devices to itself again")
+            else:
                 ordered = sorted(members, key=lambda job: (job.submitted_s, job.id))
                 found = sharing.regulated(ordered, snapshot, self.share)
                 schedule.sharing.update(found)

@@ -19,6 +19,7 @@ from restow.cluster import Snapshot
 from restow.job import Job, JobState, Sharing
 from restow.perf import communication_s
 from restow.placement import Placement
+from restow.policies.newcomer import NewcomerConfig, newcomer_of, seen_alone
 from restow.policies.protection import ProtectionConfig, alone_s, guarded, is_settled, since, slowdown_of
 
 PROTECTED, ORDINARY, BEST_EFFORT = 0, 1, 2
@@ -36,6 +37,7 @@ class SharingConfig:
     link_min: float = 1.0  # the link's gate is used where jobs need the link more than so many times their devices ...
     link_kept: float = 0.8  # ... and until they need it less than that
     protection: ProtectionConfig = field(default_factory=ProtectionConfig)
+    newcomer: NewcomerConfig = field(default_factory=NewcomerConfig)
     quantum_s: float = 5.0  # of a turn: long against a step, short against a person's patience; longer where swapping takes long
 
 
@@ -222,17 +224,19 @@ def regulated(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) ->
     guard = next((job for job in jobs if levels[job.id] == PROTECTED), None)
     total = 1.0 if mode == "time-slice" else best_total([demand_of(job, snapshot) for job in jobs])
     link_node = link_node_of(jobs, snapshot, config) if mode == "interleave" else ""
+    newcomer = newcomer_of(jobs) if mode == "interleave" else None
     found, is_known = {}, True
     for job in jobs:
         before = job.sharing
         is_as_before = before is not None and before.level == levels[job.id]
         is_guarded = guard is not None and is_as_before and levels[job.id] == BEST_EFFORT  # else nobody would give it back
+        gives_way = guard is None and newcomer not in (None, job) and before is not None and before.mode == mode
         wanted = Sharing(
             mode=mode,
             partners=tuple(sorted(other.id for other in jobs if other is not job)),
             level=levels[job.id],
-            part=before.part if before and is_guarded else 1.0,
-            held_part=before.held_part if before and is_guarded else 0.0,
+            part=before.part if before and (is_guarded or gives_way) else 1.0,
+            held_part=before.held_part if before and (is_guarded or gives_way) else 0.0,
             is_doubted=before.is_doubted if before and is_guarded else False,
             quantum_s=(job.share.quantum_s or config.quantum_s) if mode == "time-slice" else 0.0,
             swap_bytes=overflow_bytes(job, jobs, snapshot) if mode == "time-slice" else 0,
@@ -252,6 +256,8 @@ def regulated(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) ->
     if guard and is_known:
         lesser = [job for job in jobs if levels[job.id] == BEST_EFFORT]
         found |= guarded(guard, lesser, snapshot.now_s, config.protection)
+    if newcomer and not guard and is_known:
+        found |= seen_alone(newcomer, [job for job in jobs if job is not newcomer], snapshot.now_s, config.newcomer)
     return found
 
 
@@ -286,9 +292,11 @@ def _alone_step_s(job: Job, mode: str, *, is_guard: bool) -> float:
     before = job.sharing
     if is_guard:
         return before.alone_step_s if before else 0.0
-    if mode != "free":
+    if mode == "time-slice":
         return 0.0
-    return before.alone_step_s if before and before.mode == "free" else alone_s(job)
+    if mode == "interleave":
+        return before.alone_step_s if before else 0.0
+    return before.alone_step_s if before and before.alone_step_s else alone_s(job)
 
 
 def totals_of(jobs: Iterable[Job]) -> dict[str, float]:
@@ -363,7 +371,8 @@ def why(sharing: Sharing) -> str:
     others = " and ".join(sharing.partners)
     verb = "do" if len(sharing.partners) > 1 else "does"
     if sharing.mode == "time-slice":
-        return f"takes turns of {sharing.quantum_s:g} s with {others}"
+        because = ", since their memory does not fit at once" if sharing.swap_bytes else ""
+        return f"takes turns of {sharing.quantum_s:g} s with {others}{because}"
     if sharing.mode == "free":
         return f"computes whenever it likes, and so {verb} {others}"
     if sharing.level == PROTECTED:
