@@ -195,7 +195,7 @@ def test_a_job_that_exceeds_what_was_admitted_is_put_on_turns():
     grown = [replace(before[0], profile=needs(9, 8)), before[1]]
     found = sharing.regulated(grown, cluster(*grown, memory_bytes=10 * GB), CONFIG)
     assert (found["a"].mode, found["a"].swap_bytes // 10**8) == ("time-slice", 10)
-    assert sharing.why(found["a"]) == "takes turns of 5 s with b"
+    assert sharing.why(found["a"]) == "takes turns of 5 s with b, since their memory does not fit at once"
 
 
 def test_a_limit_counts_as_the_peak_but_not_against_what_was_measured_above_it():
