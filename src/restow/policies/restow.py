@@ -197,7 +197,7 @@ class Restow:
                 found = sharing.regulated(ordered, snapshot, self.share)
                 schedule.sharing.update(found)
                 for job in ordered:
-                    if job.id not in schedule.moves and schedule.placement(job.id) == job.intended:
+                    if job.id not in schedule.moves and schedule.placement(job.id) == sharing.shared(job.intended, len(members)):
                         wish = schedule.reasons.get(job.id, "") if waits_for_wish(job) else ""
                         words = [wish or sharing.why(found[job.id]), stuck.get(job.id, "")]
                         schedule.explain(job.id, "; ".join(filter(None, words)))
