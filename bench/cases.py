@@ -24,6 +24,7 @@ class Case:
     before: int  # steps at the full rate before the move
     after: int = 12  # steps after it
     warm: int = 3  # first steps, which are not looked at
+    between: int = 30  # steps while a job moves out again before its next move; enough for the state to cross the open link
 
     @property
     def steps(self) -> int:
@@ -47,7 +48,7 @@ CASES = {
     case.name: case
     for case in (
         Case(name="local-100MB", state_mb=100, now=SCATTERED, then=ON_M1, fill="replica", before=6),
-        Case(name="local-1GB", state_mb=1000, now=SCATTERED, then=ON_M1, fill="replica", before=4),
+        Case(name="local-1GB", state_mb=1000, now=SCATTERED, then=ON_M1, fill="replica", before=4, between=16),
         Case(name="shadow-100MB", state_mb=100, now=SCATTERED, then=ON_M1, fill="shadow", before=6),
         Case(name="cross-100MB", state_mb=100, now=ON_M1, then=ON_M2, fill="copy", before=12),
     )

@@ -28,7 +28,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "src")]
 
 from bench.options import new_file  # noqa: E402
-from bench.place import ROOT  # noqa: E402
+from bench.place import ROOT, set_rate  # noqa: E402
 from bench.run import RunFailed  # noqa: E402
 from bench.systems.restow import Cluster, Watched  # noqa: E402
 from bench.timeline import said  # noqa: E402
@@ -179,7 +179,7 @@ def measured(case: Case, options: argparse.Namespace, folder: Path) -> dict[str,
             cluster.client.cancel(job.job)
         for job in jobs:
             cluster.client.wait(job.job, limit_s=60)
-        place.set_link("m2", None, rate_bits_per_s=None)  # the numbers do not depend on how fast they travel
+        set_rate(place, None)  # the numbers do not depend on how fast they travel
         same = [
             losses(lines[number], made[number]) == reference(cluster, case, number, made[number], folder)
             for number in numbers

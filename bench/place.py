@@ -31,6 +31,8 @@ class Place(Protocol):
 
     def counters(self, node: str) -> tuple[int, int]: ...
 
+    def set_link(self, a: str, b: str | None = None, **link: Any) -> None: ...
+
 
 class HereNode:
     """This machine under another name."""
@@ -63,6 +65,12 @@ class Here:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         return None
+
+
+def set_rate(place: Place, rate_bits_per_s: float | None) -> None:
+    """Of the link between the nodes, which is as fast as the slower of their interfaces; None: as fast as this machine is."""
+    for name in place.nodes:
+        place.set_link(name, None, rate_bits_per_s=rate_bits_per_s)
 
 
 def environment(node: Any, **more: str) -> dict[str, str]:

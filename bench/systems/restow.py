@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cases import RATE_BITS_PER_S, WORLD_SIZE, Case
-from bench.place import ROOT, Wire, environment, python
+from bench.place import ROOT, Wire, environment, python, set_rate
 from bench.run import RunFailed
 from bench.systems.base import Reference, Trial
 from bench.timeline import read_marks, said
@@ -26,7 +26,6 @@ from restow.client import Client
 from restow.config import Home
 
 TOLD = ("downtime_s", "downtime_predicted_s", "wire_bytes", "step_predicted_s", "step_after_s")
-STEPS_BETWEEN = 30  # while a job moves out again, at steps of some tenths of a second
 LOG_POLL_S = 0.25  # looking costs the controller and us some milliseconds of the cores that the job trains on
 
 
@@ -177,10 +176,10 @@ class Restow:
 
     def trials(self, case: Case, place: Any, folder: Path, moves: int, options: list[str]) -> Iterator[Trial]:
         """As many moves as asked of one job, which then ends by itself; its twin that never moves follows."""
-        total = case.warm + (case.before + case.after + STEPS_BETWEEN) * (moves + 1)
+        total = case.warm + (case.before + case.after + case.between) * (moves + 1)
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            place.set_link("m2", None, rate_bits_per_s=None)
+            set_rate(place, None)
             cluster = stack.enter_context(Cluster(place))
             wire = stack.enter_context(Wire(place, "m1"))
             job = Watched(cluster, cluster.submit("moved", case.fill, [*options, f"--steps={total}"]))
@@ -189,13 +188,13 @@ class Restow:
             for _ in range(moves):
                 if sorted(job.show()["placement"]) != sorted(slots(case.now).split()):
                     job.move(slots(case.now))
-                place.set_link("m2", None, rate_bits_per_s=RATE_BITS_PER_S)
+                set_rate(place, RATE_BITS_PER_S)
                 since_s = time.monotonic()
                 job.make_steps(case.before)
                 began_s, _ = job.move(slots(case.then))
                 job.make_steps(case.after)
                 spans.append((since_s, began_s, time.monotonic()))
-                place.set_link("m2", None, rate_bits_per_s=None)
+                set_rate(place, None)
             job.wait_until("its end", lambda view: view["state"] == "done", timeout_s=1800)
             lines = job.lines()
             (folder / "restow-moved.log").write_text("\n".join(lines))

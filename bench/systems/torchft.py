@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cases import WORLD_SIZE, Case
-from bench.place import ROOT, Wire, environment, free_port, python
+from bench.place import ROOT, Wire, environment, free_port, python, set_rate
 from bench.run import Run
 from bench.systems.base import Reference, Trial
 from bench.systems.torchrun import shape_when_warm
@@ -36,7 +36,7 @@ class TorchFT:
 
     def trials(self, case: Case, place: Any, folder: Path, moves: int, options: list[str]) -> Iterator[Trial]:
         for number in range(moves):
-            place.set_link("m2", None, rate_bits_per_s=None)
+            set_rate(place, None)
             with Run(folder / f"torchft-{number}") as run, Wire(place, "m1") as wire:
                 members, lighthouse = self._start(run, place, case.now, [*options, f"--steps={OPEN_ENDED}"])
                 shape_when_warm(run, place, case)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cases import RATE_BITS_PER_S, WORLD_SIZE, Case
-from bench.place import ROOT, Wire, environment, free_port, python
+from bench.place import ROOT, Wire, environment, free_port, python, set_rate
 from bench.run import Run
 from bench.systems.base import Reference, Trial
 
@@ -58,7 +58,7 @@ def alone(place: Any, folder: Path, script: Path, options: list[str]) -> Referen
 def shape_when_warm(run: Run, place: Any, case: Case) -> None:
     """Open the link for the start, which nobody measures, and give it its rate from the last warm step on."""
     run.wait_for_step(case.warm - 1)
-    place.set_link("m2", None, rate_bits_per_s=RATE_BITS_PER_S)
+    set_rate(place, RATE_BITS_PER_S)
     run.shaped_s = time.monotonic()
 
 
@@ -86,7 +86,7 @@ class _Restarting:
             checkpoint = Path(tempfile.mkdtemp(prefix="restow-bench-", dir="/dev/shm"))
             more = [f"--steps={self.steps(case)}", f"--move-at={self.steps(case) - case.after}", f"--checkpoint={checkpoint}"]
             try:
-                place.set_link("m2", None, rate_bits_per_s=None)
+                set_rate(place, None)
                 with Run(folder / f"{self.name}-{number}") as run, Wire(place, "m1") as wire:
                     began_s = self._move(run, place, case, [*options, *more])
                     yield Trial(
