@@ -9,6 +9,8 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/restow-setup
 PYTEST := $(PY) -m pytest -p no:cacheprovider -q
+# most tests wait for other processes most of the time; those of one file share a cluster
+SIDES  := -n 2 --dist loadfile --no-loadscope-reorder
 DEMO   ?=
 
 .DEFAULT_GOAL := help
@@ -44,10 +46,10 @@ demo: setup   ## the demo, under two minutes (make demo DEMO="--picture demo.png
 	@$(VENV)/bin/restow demo $(DEMO)
 
 test: setup   ## fast and live tests
-	@$(PYTEST) -m "not slow" --session-timeout=2700
+	@$(PYTEST) $(SIDES) -m "not slow" --session-timeout=2700
 
 test-all: setup   ## everything, also what is slow
-	@$(PYTEST)
+	@$(PYTEST) $(SIDES)
 
 check: setup   ## ruff and mypy
 	@$(PY) -m ruff check src tests examples bench
