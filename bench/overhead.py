@@ -3,7 +3,8 @@
     python bench/overhead.py --json overhead.json
 
 Two jobs of two ranks, one under restow and one under torchrun, train in windows that alternate (the one that waits does
-nothing); each pair of windows gives one difference. A step is about 20 ms of fixed computing. README.md says more.
+nothing); each pair of windows gives one difference. A step is about 20 ms of fixed computing. Then one job trains two equal
+models in turns, one as restow has it and one as torch alone would (inside_job.py), which tells finer. README.md says more.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from bench.options import new_file  # noqa: E402
 from bench.place import ROOT, Here, environment, free_port, python  # noqa: E402
 from bench.run import Run, RunFailed  # noqa: E402
 from bench.systems.restow import Cluster, Watched  # noqa: E402
+from bench.timeline import said  # noqa: E402
 
 SCRIPT = ROOT / "bench" / "paced_job.py"
+INSIDE = ROOT / "bench" / "inside_job.py"
 
 
 def main() -> None:
@@ -37,7 +40,11 @@ def main() -> None:
         work = steps_of_work(options.step_ms)
         place = Here()
         with Cluster(place, nodes=("m1",)) as cluster:
-            numbers = {**compared(options, cluster, place, folder, work), **started(options, cluster, place, folder)}
+            numbers = {
+                **compared(options, cluster, place, folder, work),
+                **inside(options, cluster, work),
+                **started(options, cluster, place, folder),
+            }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     options.json.write_text(json.dumps(numbers, indent=1) + "\n")
@@ -48,6 +55,9 @@ def main() -> None:
         f"quick steps  {numbers['per_quick_step_us']:+.0f} us: the tenth percentiles, which others on this machine disturb least\n"
         f"processor    {numbers['per_step_cpu_us']:+.0f} us of each process per step, half of the pairs within "
         f"{numbers['per_step_cpu_us_quartiles'][0]:+.0f} to {numbers['per_step_cpu_us_quartiles'][1]:+.0f} us\n"
+        f"in a process {numbers['inside_us']:+.0f} us of {numbers['inside_step_ms']:.1f} ms, half of the pairs within "
+        f"{numbers['inside_us_quartiles'][0]:+.0f} to {numbers['inside_us_quartiles'][1]:+.0f} us; "
+        f"processor {numbers['inside_cpu_us']:+.0f} us\n"
         f"first step   restow {numbers['submit_to_first_step_s']:.2f} s after submit, "
         f"torchrun {numbers['torchrun_to_first_step_s']:.2f} s after its start"
     )
@@ -150,6 +160,24 @@ def differences(turn: Turn, names: tuple[str, str], windows: int) -> dict[str, A
     }
 
 
+def inside(options: argparse.Namespace, cluster: Cluster, work: int) -> dict[str, Any]:
+    """Restow against torch alone, both in the same processes."""
+    script_options = [f"--state-mb={options.state_mb:g}", f"--steps={(options.windows + 3) * options.steps + 2}"]
+    env = {"INSIDE_STEPS": str(options.steps), "INSIDE_WORK": str(work), "INSIDE_PARTS": "1" if options.parts else ""}
+    watched = submit(cluster, "inside", options.ranks, script_options, env, options.recover, INSIDE)
+    watched.wait_until("its end", lambda view: view["state"] == "done", timeout_s=1800)
+    words = list(said(watched.lines(), "inside"))
+    pairs = [pair for word in words for pair in word["pairs"]]
+    wall_us = [(mine_s - theirs_s) * 1e6 for mine_s, _, theirs_s, _ in pairs]
+    return {
+        "inside_us": median(wall_us),
+        "inside_us_quartiles": quantiles(wall_us, n=4)[::2],
+        "inside_cpu_us": median((mine_s - theirs_s) * 1e6 for _, mine_s, _, theirs_s in pairs),
+        "inside_step_ms": median(theirs_s for _, _, theirs_s, _ in pairs) * 1e3,
+        "inside_parts_us": {name: max(word["parts_us"][name] for word in words) for name in words[0]["parts_us"]},
+    }
+
+
 def started(options: argparse.Namespace, cluster: Cluster, place: Here, folder: Path) -> dict[str, Any]:
     """From the command to the end of the first step of the last rank, in turns; both commands are new processes."""
     script_options = [f"--state-mb={options.state_mb:g}", f"--steps={options.steps}"]
@@ -179,13 +207,15 @@ def _first_step_s(turn: Turn, name: str, ranks: int) -> float:
     return max(float(word["time_s"]) for word in turn.wait_for(name, "first", 0, ranks))
 
 
-def submit(cluster: Cluster, name: str, ranks: int, script_options: list[str], env: dict[str, str], recover: bool) -> Watched:
+def submit(
+    cluster: Cluster, name: str, ranks: int, script_options: list[str], env: dict[str, str], recover: bool, script: Path = SCRIPT
+) -> Watched:
     """By the command line, as a user would."""
     source = os.pathsep.join((str(ROOT / "src"), str(ROOT)))
     settings = [word for key, value in {**env, "PYTHONPATH": source}.items() for word in ("--env", f"{key}={value}")]
     ways = ("--no-migrate",) if recover else ("--no-migrate", "--no-recover")
     words = ("submit", "--json", "-n", str(ranks), "--name", name, *ways, *settings, "--")
-    printed = cluster.command("m1", *words, sys.executable, str(SCRIPT), *script_options)
+    printed = cluster.command("m1", *words, sys.executable, str(script), *script_options)
     return Watched(cluster, json.loads(printed)["id"])
 
 
@@ -210,6 +240,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--step-ms", type=float, default=20.0, help="fixed computing per step")
     parser.add_argument("--state-mb", type=float, default=1.0)
     parser.add_argument("--recover", action="store_true", help="with what it costs to outlive a lost worker")
+    parser.add_argument("--parts", action="store_true", help="time the parts of what restow does in a step, too")
     parser.add_argument("--starts", type=int, default=3, help="starts of each that are timed")
     return parser.parse_args()
 

@@ -289,14 +289,8 @@ def mode_of(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) -> s
 
 def _alone_step_s(job: Job, mode: str, *, is_guard: bool) -> float:
     """Sharing.alone_step_s. Where nobody waits at a gate a step does not show what it would be alone: what it was before counts."""
-    before = job.sharing
-    if is_guard:
-        return before.alone_step_s if before else 0.0
-    if mode == "time-slice":
-        return 0.0
-    if mode == "interleave":
-        return before.alone_step_s if before else 0.0
-    return before.alone_step_s if before and before.alone_step_s else alone_s(job)
+    before_s = job.sharing.alone_step_s if job.sharing else 0.0
+    return before_s if is_guard or mode != "free" else before_s or alone_s(job)
 
 
 def totals_of(jobs: Iterable[Job]) -> dict[str, float]:
