@@ -1,8 +1,12 @@
-"""One process trains two equal models in turns, one as restow has it, one as torch alone would: what restow adds to a step.
+"""One process trains three equal models in turns: one as restow has it, one as torch alone would, and one with the least that
+anything like restow needs in Python. What restow adds to a step, and what it cannot be below.
 
-Both are in the same process, with the same caches, neighbours and interruptions, so that the difference shows where a comparison of
-two jobs does not (overhead.py runs both). With INSIDE_PARTS=1 each of PARTS is timed too: what it takes where nothing of it is in
-the processor's caches, which is several times what it takes in a loop of its own.
+All are in the same process, with the same caches, neighbours and interruptions, so that the difference shows where a comparison of
+two jobs does not (overhead.py runs both). The least: a group whose inside can be replaced and that hands a collective on, a loop
+that counts its steps where another process sees it, and a hook before and after an update, which do nothing.
+
+With INSIDE_PARTS=1 each of PARTS is timed too: what it takes where nothing of it is in the processor's caches, which is several
+times what it takes in a loop of its own.
 """
 
 from __future__ import annotations
@@ -67,6 +71,36 @@ def plain_group(rank: int, size: int) -> dist.ProcessGroup:
     return group
 
 
+class ThinGroup(dist.ProcessGroup):
+    """Hands everything that DDP asks for on to what is inside."""
+
+    def __init__(self, inner: dist.ProcessGroup):
+        super().__init__(inner.rank(), inner.size())  # type: ignore[call-arg]
+        self.inner = inner
+
+    def allreduce(self, tensors: list[torch.Tensor], opts: Any = None) -> dist.Work:  # type: ignore[override]
+        return self.inner.allreduce(tensors, opts or dist.AllreduceOptions())
+
+    def allgather(self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor], opts: Any = None) -> dist.Work:  # type: ignore[override]
+        return self.inner.allgather(outputs, inputs, opts or dist.AllgatherOptions())  # type: ignore[attr-defined]
+
+    def broadcast(self, tensors: list[torch.Tensor], opts: Any = None) -> dist.Work:  # type: ignore[override]
+        return self.inner.broadcast(tensors, opts or dist.BroadcastOptions())
+
+    def getBackendName(self) -> str:
+        return "thin"
+
+
+def counted(batches: Iterator[Any], word: Any) -> Iterator[Any]:
+    for batch in batches:
+        yield batch
+        word[0] += 1
+
+
+def nothing(*_: Any) -> None:
+    return None
+
+
 def epochs(loader: Any) -> Iterator[Any]:
     epoch = 0
     while True:
@@ -84,11 +118,17 @@ def main() -> None:
     model = workload.model(options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model, optimizer = job.prepare(model, optimizer)
-    other = DistributedDataParallel(workload.model(options), process_group=plain_group(job.rank, job.world_size))
-    trained = ((model, optimizer), (other, torch.optim.AdamW(other.parameters(), lr=1e-3)))
+    group = plain_group(job.rank, job.world_size)
+    other = DistributedDataParallel(workload.model(options), process_group=group)
+    thin = DistributedDataParallel(workload.model(options), process_group=ThinGroup(group))
+    trained = ((model, optimizer), *((net, torch.optim.AdamW(net.parameters(), lr=1e-3)) for net in (other, thin)))
+    trained[2][1].register_step_pre_hook(nothing)
+    trained[2][1].register_step_post_hook(nothing)
+    word = memoryview(bytearray(8)).cast("q")
     batches = (
         iter(job.steps(workload.loader(options, job.rank, job.world_size), total=options.steps)),
         epochs(workload.loader(options, job.rank, job.world_size)),
+        counted(epochs(workload.loader(options, job.rank, job.world_size)), word),
     )
     ahead = [next(stream) for stream in batches]
     square = torch.randn(256, 256) / 16
@@ -111,13 +151,13 @@ def main() -> None:
             last_s = now_s
         return median(periods_s), (time.process_time() - cpu_s) / length
 
-    pairs = []
+    rounds = []
     for number in range((options.steps - 2) // length):
-        found = {which: window(which) for which in ((0, 1) if number % 2 else (1, 0))}
+        found = {which: window(which) for which in ((0, 1, 2) if number % 2 else (2, 1, 0))}
         if number >= 3:  # the first ones warm up
-            pairs.append((*found[0], *found[1]))
+            rounds.append([found[which] for which in range(3)])
     parts_us = {name: median(each) * 1e6 for name, each in taken_s.items()}
-    print(f"@inside {json.dumps({'rank': job.rank, 'pairs': pairs, 'parts_us': parts_us})}", flush=True)
+    print(f"@inside {json.dumps({'rank': job.rank, 'rounds': rounds, 'parts_us': parts_us})}", flush=True)
     for _ in batches[0]:
         pass
     dist.barrier()  # nobody leaves while another still reads from it

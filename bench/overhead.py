@@ -55,9 +55,11 @@ def main() -> None:
         f"quick steps  {numbers['per_quick_step_us']:+.0f} us: the tenth percentiles, which others on this machine disturb least\n"
         f"processor    {numbers['per_step_cpu_us']:+.0f} us of each process per step, half of the pairs within "
         f"{numbers['per_step_cpu_us_quartiles'][0]:+.0f} to {numbers['per_step_cpu_us_quartiles'][1]:+.0f} us\n"
-        f"in a process {numbers['inside_us']:+.0f} us of {numbers['inside_step_ms']:.1f} ms, half of the pairs within "
+        f"in a process {numbers['inside_us']:+.0f} us of {numbers['inside_step_ms']:.1f} ms, half of the windows within "
         f"{numbers['inside_us_quartiles'][0]:+.0f} to {numbers['inside_us_quartiles'][1]:+.0f} us; "
         f"processor {numbers['inside_cpu_us']:+.0f} us\n"
+        f"  the least  {numbers['least_us']:+.0f} us, half within {numbers['least_us_quartiles'][0]:+.0f} to "
+        f"{numbers['least_us_quartiles'][1]:+.0f} us; processor {numbers['least_cpu_us']:+.0f} us\n"
         f"first step   restow {numbers['submit_to_first_step_s']:.2f} s after submit, "
         f"torchrun {numbers['torchrun_to_first_step_s']:.2f} s after its start"
     )
@@ -167,13 +169,19 @@ def inside(options: argparse.Namespace, cluster: Cluster, work: int) -> dict[str
     watched = submit(cluster, "inside", options.ranks, script_options, env, options.recover, INSIDE)
     watched.wait_until("its end", lambda view: view["state"] == "done", timeout_s=1800)
     words = list(said(watched.lines(), "inside"))
-    pairs = [pair for word in words for pair in word["pairs"]]
-    wall_us = [(mine_s - theirs_s) * 1e6 for mine_s, _, theirs_s, _ in pairs]
+    rounds = [each for word in words for each in word["rounds"]]
+
+    def beyond_plain(which: int, column: int) -> list[float]:
+        return [(each[which][column] - each[1][column]) * 1e6 for each in rounds]
+
     return {
-        "inside_us": median(wall_us),
-        "inside_us_quartiles": quantiles(wall_us, n=4)[::2],
-        "inside_cpu_us": median((mine_s - theirs_s) * 1e6 for _, mine_s, _, theirs_s in pairs),
-        "inside_step_ms": median(theirs_s for _, _, theirs_s, _ in pairs) * 1e3,
+        "inside_us": median(beyond_plain(0, 0)),
+        "inside_us_quartiles": quantiles(beyond_plain(0, 0), n=4)[::2],
+        "inside_cpu_us": mean(beyond_plain(0, 1)),
+        "least_us": median(beyond_plain(2, 0)),
+        "least_us_quartiles": quantiles(beyond_plain(2, 0), n=4)[::2],
+        "least_cpu_us": mean(beyond_plain(2, 1)),
+        "inside_step_ms": median(each[1][0] for each in rounds) * 1e3,
         "inside_parts_us": {name: max(word["parts_us"][name] for word in words) for name in words[0]["parts_us"]},
     }
 
