@@ -36,8 +36,8 @@ class Pairs:
         for group in sorted(groups):
             names, mode = group
             members = [jobs[name] for name in names if name in jobs]
-            is_held = any(job.sharing and job.sharing.level == 1 and job.sharing.held_part for job in members)
-            if is_held or len(members) < len(names) or any(job.state is not JobState.RUNNING or job.switch for job in members):
+            is_look = any(job.sharing and job.sharing.held_part and not job.sharing.part for job in members)
+            if is_look or len(members) < len(names) or any(job.state is not JobState.RUNNING or job.switch for job in members):
                 self._began.pop(group, None)
                 continue
             since_s, steps = self._began.setdefault(group, (now_s, {job.id: job.steps_done for job in members}))
