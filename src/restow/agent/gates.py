@@ -35,6 +35,7 @@ SLICE_LEASES = 3.0  # a time slice may last so many quanta before somebody steps
 STOPS_S = 1.0  # for a process to be seen stopped after SIGSTOP
 DRAIN_S = 1.0  # a GPU may still run what a stopped process gave it: one stretch between two yield points
 WATCH_S = 0.05
+QUIET_S = 0.25  # while no device is shared: the cores may be those that jobs compute on
 OUT_S = 0.05  # for a process to leave the page's mutex
 IDLE_S = 0.5  # in a time slice: a turn that nobody uses while a rank of that gang is stopped is over
 US, SOMEBODY = "us", "somebody"  # who stopped a process
@@ -163,13 +164,17 @@ class Gates:
     async def watch(self) -> None:
         """For as long as the agent lives."""
         while True:
-            for device, keeper in self._keepers.items():
-                if self._is_shared(device) or device in self._unsaid or any(key[0] == device for key in self._stopped):
-                    try:
-                        await self._look(device, keeper)
-                    except RestowError as error:
-                        self._complain(device, error)
-            await asyncio.sleep(WATCH_S)
+            busy = [device for device in self._keepers if self._is_busy(device)]
+            for device in busy:
+                try:
+                    await self._look(device, self._keepers[device])
+                except RestowError as error:
+                    self._complain(device, error)
+            await asyncio.sleep(WATCH_S if busy else QUIET_S)
+
+    def _is_busy(self, device: int) -> bool:
+        """Has its gate anything to watch over?"""
+        return self._is_shared(device) or device in self._unsaid or any(key[0] == device for key in self._stopped)
 
     async def _look(self, device: int, keeper: Keeper) -> None:
         inside = keeper.inside()
