@@ -258,6 +258,9 @@ def regulated(jobs: Sequence[Job], snapshot: Snapshot, config: SharingConfig) ->
         found |= guarded(guard, lesser, snapshot.now_s, config.protection)
     if newcomer and not guard and is_known:
         found |= seen_alone(newcomer, [job for job in jobs if job is not newcomer], snapshot.now_s, config.newcomer)
+        if found[newcomer.id].alone_step_s:  # now it is known what to expect
+            total = best_total([demand_of(replace(job, sharing=found[job.id]), snapshot) for job in jobs])
+            found = {id: replace(sharing, total_predicted=total) for id, sharing in found.items()}
     return found
 
 
