@@ -9,8 +9,8 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/restow-setup
 PYTEST := $(PY) -m pytest -p no:cacheprovider -q
-# most tests wait for other processes most of the time; those of one file share a cluster
-SIDES  := -n 2 --dist loadfile --no-loadscope-reorder
+# where there are more than two cores: make test SIDES="-n 2 --dist loadfile"; on two, processes wait too long for each other
+SIDES  ?=
 DEMO   ?=
 
 .DEFAULT_GOAL := help
