@@ -19,7 +19,8 @@ from restow.sdk.transport import FillClient
 DECISION_TIMEOUT_S = 5.0  # a controller that is alive decides within milliseconds of the last acceptance
 POLL_S = 0.0005
 PARKED_POLL_S = 0.01  # a proposal comes at least 0.3 s ahead
-POLL_SHARE = 0.1  # of the time, at most, a question is under way: where an answer takes long, the next one waits longer
+POLL_SHARE = 0.1  # of the time, at most, a question is under way: where an answer takes long, the next one waits longer ...
+POLL_S_MAX = 0.02  # ... but not long: one answer that was late, on a machine that stood still, says nothing of the next
 TROUBLE_PATIENCE_S = 120.0  # for everybody to be stuck or known as lost: somebody may be in a long evaluation
 LOOK_S = 0.05  # between two looks whether the process across is still there, or a leaver may go
 
@@ -78,7 +79,7 @@ class Agreement:
             self.check_gate("gate")
             if asked_s > give_up_s:
                 return False
-            time.sleep(max(POLL_S, took_s / POLL_SHARE))
+            time.sleep(min(POLL_S_MAX, max(POLL_S, took_s / POLL_SHARE)))
 
     def check_gate(self, gate: str) -> None:
         """Nothing if there is no word yet. Raises what the word means unless it is `whole`."""
