@@ -169,14 +169,17 @@ def test_who_came_later_is_seen_alone_once_while_the_other_stands_still():
     assert measured.speeds == (0.8333, 0.7)
 
 
-def test_a_look_at_a_job_that_makes_no_steps_ends_and_what_it_does_not_wait_counts():
+@pytest.mark.parametrize(("waited_s", "alone_s"), [(0.1, 0.2), (0.3, 0.3)])
+def test_a_look_at_a_job_that_makes_no_steps_ends_once_and_what_it_does_not_wait_counts(waited_s, alone_s):
     cluster = shared_pair()
-    cluster.agents.programs["b"].waited_s = 0.1
+    cluster.agents.programs["b"].waited_s = waited_s
     cluster.train("b", 1)
     cluster.run()
     cluster.clock(25.0)
     cluster.run()
-    assert (sharing(cluster, "a").part, round(sharing(cluster, "b").alone_step_s, 2)) == (1.0, 0.2)
+    assert (sharing(cluster, "a").part, round(sharing(cluster, "b").alone_step_s, 2)) == (1.0, alone_s)
+    cluster.run()
+    assert sharing(cluster, "a").part == 1.0
 
 
 def test_a_job_whose_partner_ends_says_that_its_devices_are_its_own_again():
