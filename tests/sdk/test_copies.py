@@ -9,12 +9,12 @@ from restow.sdk.boxes import StateTable
 from restow.sdk.copies import SMALL_BYTES_MAX, Copies
 
 
-@pytest.mark.parametrize("width", [8, 400])
-def test_the_last_two_steps_are_held_as_they_were(width):
+@pytest.mark.parametrize(("width", "step_s"), [(8, 10.0), (8, 0.0), (400, 10.0)])
+def test_the_last_two_steps_are_held_as_they_were_whoever_copies(width, step_s):
     model = torch.nn.Linear(width, width)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     table = StateTable({"model": model, "optimizer": optimizer})
-    copies, was = Copies(table, lambda: 10.0), {}
+    copies, was = Copies(table, lambda: step_s), {}
     for step in range(5):
         model(torch.ones(1, width)).sum().backward()
         was[step] = {name: tensor.clone() for name, tensor in table.tensors().items()}
@@ -22,6 +22,7 @@ def test_the_last_two_steps_are_held_as_they_were(width):
         copies.finish(step)
         optimizer.step()
     assert (table.state_bytes() <= SMALL_BYTES_MAX) is (width == 8)
+    assert (copies._thread is None) is (width == 8 and step_s > 0)  # what is small against a step needs nobody else
     assert copies.steps() == {3, 4}
     for step in (3, 4):
         held = copies.of(step)

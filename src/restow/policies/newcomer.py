@@ -37,6 +37,6 @@ def seen_alone(newcomer: Job, others: Sequence[Job], now_s: float, config: Newco
     is_seen = newcomer.steps_done - mine.since_steps[0] >= config.settle_steps
     if not is_seen and now_s - mine.since_s < config.look_s_max:
         return {}
-    step_s = 0.0 if is_seen else alone_s(newcomer)  # 0 where it seems to do nothing but wait: then its step counts, or looks never end
+    step_s = 0.0 if is_seen else alone_s(newcomer)  # 0 where it seems only to wait: its step counts then, or looks would never end
     back = {job.id: replace(theirs[job.id], part=1.0, held_part=0.0, **since(job, job, now_s)) for job in others}
     return {newcomer.id: replace(mine, alone_step_s=step_s or newcomer.profile.step_s, **since(newcomer, newcomer, now_s)), **back}
