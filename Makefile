@@ -9,8 +9,6 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/restow-setup
 PYTEST := $(PY) -m pytest -p no:cacheprovider -q
-# where there are more than two cores: make test SIDES="-n 2 --dist loadfile"; on two, processes wait too long for each other
-SIDES  ?=
 DEMO   ?=
 
 .DEFAULT_GOAL := help
@@ -46,10 +44,10 @@ demo: setup   ## the demo, under two minutes (make demo DEMO="--picture demo.png
 	@$(VENV)/bin/restow demo $(DEMO)
 
 test: setup   ## fast and live tests
-	@$(PYTEST) $(SIDES) -m "not slow" --session-timeout=2700
+	@$(PYTEST) -m "not slow" --session-timeout=2700
 
 test-all: setup   ## everything, also what is slow
-	@$(PYTEST) $(SIDES)
+	@$(PYTEST)
 
 check: setup   ## ruff and mypy
 	@$(PY) -m ruff check src tests examples bench

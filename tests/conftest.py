@@ -35,8 +35,7 @@ def _sweep(*folders: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-_worker = os.environ.get("PYTEST_XDIST_WORKER", "")  # one of several that run tests side by side
-_is_worker = bool(_worker)
+_is_worker = "PYTEST_XDIST_WORKER" in os.environ
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `make test &`: whatever we start would ignore its Ctrl-C, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # `timeout 60 pytest`: fixtures end what they began, as after Ctrl-C
@@ -52,8 +51,6 @@ if not _is_worker:
     os.environ["RESTOW_RUN"] = str(_folder)
     os.environ["RESTOW_SHM"] = str(_shm)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-else:
-    os.environ["RESTOW_HOME"] = str(Path(os.environ["RESTOW_RUN"]) / _worker)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -63,7 +60,6 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         print(f"{report.longreprtext[-3000:]}\n", file=sys.__stderr__, flush=True)
 
 
-@pytest.hookimpl(trylast=True)  # when the workers have ended
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if _is_worker:
         return

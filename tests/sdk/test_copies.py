@@ -14,6 +14,8 @@ def test_the_last_two_steps_are_held_as_they_were_whoever_copies(width, step_s):
     model = torch.nn.Linear(width, width)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     table = StateTable({"model": model, "optimizer": optimizer})
+    model(torch.ones(1, width)).sum().backward()
+    optimizer.step()  # copies are made of what has its whole size
     copies, was = Copies(table, lambda: step_s), {}
     for step in range(5):
         model(torch.ones(1, width)).sum().backward()
