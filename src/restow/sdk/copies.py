@@ -16,7 +16,7 @@ import torch
 from restow.sdk.boxes import StateTable
 
 COPY_BYTES_MAX = 1 << 30  # two copies of it are held
-SMALL_BYTES_MAX = 1 << 20  # between steps, which leave none of it in the caches: 0.1 ms for 67 KB in 32 tensors, 0.4 for 0.8 MB
+SMALL_BYTES_MAX = 1 << 20  # some tenths of a millisecond between two steps, which leave none of it in the caches
 BLOCKED_PART_MAX = 0.01  # of a step: what takes longer is not copied by the training thread; updates that wait longer for their ...
 TRY_EVERY = 64  # ... copy are made without one, but for one in so many, to see whether that has changed
 LEARNING_RATE = 0.1
