@@ -530,7 +530,7 @@ class RankHung(GangEvent):
     silent_s: float
     at: str  # the innermost line of the script
     waits: bool  # for others, in a collective or at a gate
-    given: int  # bytes to collectives so far
+    given: int  # collectives of its generation so far
     stack: tuple[str, ...] = ()
 
 

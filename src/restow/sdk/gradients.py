@@ -45,6 +45,16 @@ class GradientWatch:
             watched.is_paused = False
             watched.forget_last()
 
+    def sleep(self) -> None:
+        """Until `wake` nothing is seen, and what was seen is forgotten: then gradients matter until a step and a zero_grad came."""
+        for watched in self._watched.values():
+            watched.is_asleep = True
+            watched.forget()
+
+    def wake(self) -> None:
+        for watched in self._watched.values():
+            watched.is_asleep = False
+
     def adopt(self, optimizer: str, status: Gradients) -> None:
         """The gradients have just been given to us, by a process of which this was the status."""
         self._watched[optimizer].adopt(status)
@@ -65,7 +75,7 @@ class _Watched:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         every = max(1, len(self._parameters) // PROBES_MAX)
         self._probes = self._parameters[::every][:PROBES_MAX]
-        self.is_paused = False
+        self.is_paused = self.is_asleep = False
         self._last: str = ""  # "step" or "zero": what was seen last; empty: nothing yet
         self._marks: list[_Mark] = []
         self._clears: bool | None = None  # does the script clear between a step and the next backward? None: not seen
@@ -88,6 +98,10 @@ class _Watched:
     def forget_last(self) -> None:
         self._last, self._marks = "", []
 
+    def forget(self) -> None:
+        self.forget_last()
+        self._clears = None
+
     def adopt(self, status: Gradients) -> None:
         if status is Gradients.LIVE:
             self.forget_last()
@@ -98,7 +112,7 @@ class _Watched:
         self._mark()
 
     def _stepped(self, *_: Any) -> None:
-        if self.is_paused:
+        if self.is_paused or self.is_asleep:
             return
         if self._last == "step":  # no zero_grad since the step before: were the tensors replaced instead?
             for p, mark in zip(self._probes, self._marks, strict=True):
@@ -109,6 +123,9 @@ class _Watched:
         self._mark()
 
     def _zeroed(self, *args: Any, **kwargs: Any) -> None:
+        if self.is_asleep:
+            self._zero_grad(*args, **kwargs)
+            return
         if self._last == "step" and self._clears is not False:
             self._clears = self._is_untouched()  # cleared too late if a backward came first
         self._zero_grad(*args, **kwargs)

@@ -14,6 +14,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -24,10 +25,24 @@ BACKEND = "restow"
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
+# a collective as torch asks a group for it → as it asks a library for it
+OPERATIONS = {
+    **{name: name for name in (
+        "allreduce", "broadcast", "allreduce_coalesced", "reduce", "allgather", "_allgather_base", "reduce_scatter",
+        "_reduce_scatter_base", "gather", "scatter", "alltoall", "alltoall_base", "send", "recv", "recv_anysource", "barrier",
+    )},
+    "all_gather_single": "_allgather_base", "reduce_scatter_single": "_reduce_scatter_base",
+}  # fmt: skip
+
+
 class Inner(Protocol):
     """What a SwitchGroup delegates to: the collectives of torch's Backend, by device type of the tensors."""
 
     def backend(self, device_type: str) -> Any: ...
+
+    def launched(self) -> int: ...
+
+    def direct(self) -> Mapping[str, Callable[..., Any]]: ...
 
     def close(self) -> None: ...
 
@@ -37,6 +52,7 @@ class NetInner:
 
     def __init__(self, store: dist.Store, rank: int, size: int, libraries: Mapping[str, str] | None = None):
         self._backends: dict[str, Any] = {}
+        self._direct: dict[str, Callable[..., Any]] = {}
         self._libraries = dict(libraries or {"cpu": "gloo"})
         for device_type, library in self._libraries.items():
             prefixed = dist.PrefixStore(device_type, store)
@@ -50,7 +66,20 @@ class NetInner:
     def backend(self, device_type: str) -> Any:
         return self._backends.get(device_type) or self._backends["cpu"]
 
+    def launched(self) -> int:
+        """Collectives so far: as many on each rank that stands at the same point of the script."""
+        return sum(backend._get_sequence_number_for_group() for backend in list(self._backends.values()))
+
+    def direct(self) -> Mapping[str, Callable[..., Any]]:
+        """Operation → the library's own function; empty where the tensors' device decides which library it is."""
+        if not self._direct and len(self._backends) == 1:
+            (backend,) = self._backends.values()
+            # partial, since torch's trampoline takes a method that is written in C++ for one that nobody has overridden
+            self._direct = {name: partial(getattr(backend, own)) for name, own in OPERATIONS.items()}
+        return self._direct
+
     def close(self) -> None:
+        self._direct = {}
         for device_type, backend in self._backends.items():
             if self._libraries[device_type] == "nccl":
                 backend.abort()
@@ -83,6 +112,12 @@ class SoloInner:
 
     def backend(self, device_type: str) -> Any:
         return self
+
+    def launched(self) -> int:
+        return 0
+
+    def direct(self) -> Mapping[str, Callable[..., Any]]:
+        return {}
 
     def close(self) -> None:
         return None
@@ -159,7 +194,7 @@ class SwitchGroup(dist.ProcessGroup):
         self.ranks = tuple(ranks)  # global ranks, in group order
         self._rank, self._size = rank, len(ranks)
         self.inner = inner
-        self.bytes_given = 0  # payload handed to collectives since the process started
+        self.bytes_given = 0  # payload of the collectives that were seen
         self.last_launch_s = 0.0  # time.perf_counter() of the last collective
         self.trace: list[tuple[str, int, str]] | None = None  # (operation, elements, dtype) while recording
         self.rehearsed: list[tuple[str, int, str]] = []  # the trace of one typical step
@@ -167,8 +202,18 @@ class SwitchGroup(dist.ProcessGroup):
 
     def swap(self, inner: Inner) -> Inner:
         """Replace the inner; returns the old one, untouched, so that it can be put back."""
+        self.see()
         old, self.inner = self.inner, inner
         return old
+
+    def see(self) -> None:
+        """Every collective passes `_run` from now on."""
+        for name in OPERATIONS:
+            self.__dict__.pop(name, None)
+
+    def overlook(self) -> None:
+        """Until `see`, collectives go straight to the inner, without a line of Python: while nothing wants to know of them."""
+        self.__dict__.update(self.inner.direct())
 
     # ------------------------------------------------------------ constant identity
 
@@ -188,9 +233,11 @@ class SwitchGroup(dist.ProcessGroup):
         return BACKEND
 
     def abort(self) -> None:
+        self.see()
         self.inner.close()
 
     def shutdown(self) -> None:
+        self.see()
         self.inner.close()
 
     # ------------------------------------------------------------ collectives

@@ -35,6 +35,7 @@ class Link:
         self.gate, self._is_sliced = gate, is_sliced
         self._lock = threading.Lock()
         self._unfinished = 0  # given to us and not done
+        self.waiting = 0  # ... and not launched
         self._waiting: queue.SimpleQueue[tuple[Callable[[], dist.Work], LateWork]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -45,6 +46,7 @@ class Link:
             if (at_once or self._is_open()) and not self._unfinished:
                 return start()
             self._unfinished += 1
+            self.waiting += 1
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="restow-link", daemon=True)
             self._thread.start()
@@ -65,6 +67,8 @@ class Link:
         while True:
             start, late = self._waiting.get()
             self._await_turn()
+            with self._lock:
+                self.waiting -= 1
             try:
                 work = start()
                 work.get_future().add_done_callback(partial(self._done, late))

@@ -66,7 +66,8 @@ class Passage:
         self._held_before_s = 0.0  # at the last save point
         self._update_since_s = 0.0  # an update is under way since; 0: none is
         self._hooks: list[Any] = []
-        self._watches = [module.register_forward_pre_hook(self._before_forward) for module in self._modules]
+        self._watches: list[Any] = []
+        self.watch_forward(True)
 
     @property
     def is_open(self) -> bool:
@@ -228,6 +229,15 @@ class Passage:
             if not self.holds:
                 self.held_s += elapsed_s  # the device was used all the same
 
+    def watch_forward(self, wanted: bool) -> None:
+        """A forward after an update that passed without the gate waits for it; where the gate is free there is none."""
+        if wanted and not self._watches:
+            self._watches = [module.register_forward_pre_hook(self._before_forward) for module in self._modules]
+        elif not wanted and self._watches:
+            for watch in self._watches:
+                watch.remove()
+            self._watches = []
+
     def _before_forward(self, *_: Any) -> None:
         if self._update_since_s:
             self.take()
@@ -258,9 +268,8 @@ class Passage:
             self._priority.set_background(is_background)
 
     def close(self) -> None:
-        for hook in [*self._hooks, *self._watches]:
-            hook.remove()
-        self._hooks, self._watches = [], []
+        self.set_yield_points(False)
+        self.watch_forward(False)
         self._priority.set_background(False)
         self.gate.leave()
 

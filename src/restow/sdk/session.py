@@ -162,15 +162,18 @@ class Job:
 
         if has_arrived and worker.sentinel:
             worker.sentinel.at_save_point(step, capture)  # it may be lost in its very first step here
-        passage = worker.passage
+        passage, attention = worker.passage, worker.attention
+        assert attention
         try:
             while total is None or step < total:
-                batch = passage.fetch(batches, _END) if passage else next(batches, _END)
+                batch = passage.fetch(batches, _END) if passage and not attention.is_away else next(batches, _END)
                 if batch is _END:
                     return
                 yield batch
                 step += 1
                 self.step = step
+                if attention.passes(step):
+                    continue
                 is_new = introduction is not None and introduction.is_over(step - first)
                 if is_new:
                     introduction = None
@@ -187,6 +190,10 @@ class Job:
                     if passage:
                         passage.lend()
                     worker.switches.at_switch(step, capture)
+                if introduction is None:
+                    attention.turn()
+                    if passage:
+                        passage.watch_forward(not passage.is_open)
         finally:
             worker.end_loop()  # also when the script breaks out of it
 

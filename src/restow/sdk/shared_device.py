@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from restow.gate import LINK, TIME_SLICE, Gate
+from restow.gate import FREE, LINK, TIME_SLICE, Gate
 from restow.page import Page
 from restow.sdk import group as groups_module
 from restow.sdk.boxes import StateTable
@@ -54,6 +54,13 @@ class SharedDevice:
         if env.rank == 0 and passage is not None:
             gate = Gate.join(Path(env.gate[0]) / LINK, 0, job=env.job, rank=env.rank)
             groups_module.link = Link(gate, lambda: passage.gate.mode == TIME_SLICE)
+
+    def is_alone(self) -> bool:
+        """Does nobody else use the device, nor wait for the link?"""
+        passage, link = self.passage, groups_module.link
+        if passage is None:
+            return True
+        return passage.is_open and (link is None or link.gate.mode == FREE) and (self._turns is None or self._turns.is_idle)
 
     def save_point(self, step: int, step_s: float, table: StateTable | None) -> None:
         """At the gate: a yield point, and perhaps the end of a time slice. Returns when the device may be used again."""

@@ -43,18 +43,18 @@ class Wanted:
 
 
 class Snapshots:
-    """Of one rank. `store()`: where the store of the present generation is, and its number."""
+    """Of one rank. `store()`: where the store of the present generation is, and its number; `finished()`: finished steps."""
 
     def __init__(
         self, *, job: str, rank: int, world_size: int, secret: bytes, table: StateTable, channel: Channel,
-        store: Callable[[], tuple[int, tuple[str, int]]],
+        store: Callable[[], tuple[int, tuple[str, int]]], finished: Callable[[], int],
     ):  # fmt: skip
         self._job, self._rank, self._world_size, self._secret = job, rank, world_size, secret
         self._table, self._channel, self._store = table, channel, store
         self._lock = threading.Lock()
         self._wanted: Wanted | None = None
         self._wanted_step = _NEVER
-        self._step = -1
+        self._finished = finished
         self._copied = threading.Event()
         self._copied.set()
         self._blocked_s = 0.0
@@ -63,22 +63,28 @@ class Snapshots:
 
     # ------------------------------------------------------------ the agent's word
 
-    def ask(self, step: int, folder: Path) -> None:
-        """Take one at the save point after `step` steps; refused when that has passed."""
+    def ask(self, step: int, folder: Path, call: Callable[[], None]) -> None:
+        """Take one at the save point after `step` steps; refused when that has passed. `call()`: see to it that each save point
+        from here on asks `is_due`."""
         with self._lock:
             self._wanted, self._wanted_step = Wanted(step, folder), step  # before the look; the training thread looks after
-            if self._step < step:
+            call()
+            if (at := self._finished()) < step:
                 if self._rank == KEEPER:
                     threading.Thread(target=self._make_room, name="restow-snapshot", daemon=True).start()
                 return
             self._forget()
-        self._channel.tell(type="snapshot_refused", step=step, at=self._step)
+        self._channel.tell(type="snapshot_refused", step=step, at=at)
 
     # ------------------------------------------------------------ the training thread
 
+    @property
+    def is_busy(self) -> bool:
+        """Is one asked for, or being copied?"""
+        return self._wanted_step != _NEVER or not self._copied.is_set()
+
     def is_due(self, step: int) -> bool:
-        """At every save point. True: call `take`."""
-        self._step = step
+        """At every save point while one is asked for. True: call `take`."""
         return step >= self._wanted_step
 
     def take(self, step: int, capture: Callable[[], bytes]) -> None:

@@ -38,6 +38,11 @@ class Switches:
         self._leader: Leader | None = None  # present while a twin of this node shadows us
         self._is_updating = False  # an optimizer runs, or is about to
 
+    @property
+    def is_busy(self) -> bool:
+        """Is one under way, or not over everywhere?"""
+        return self._attempt is not None or self.guard is not None or self._leader is not None
+
     # ------------------------------------------------------------ every step
 
     def before_update(self, optimizer: torch.optim.Optimizer) -> None:
@@ -130,6 +135,7 @@ class Switches:
                     libraries=self._worker.libraries,
                 )
                 self._attempt = attempt
+            self._worker.call()
             if present:
                 present.close()
             if attempt.role is Role.SUSPENDING:

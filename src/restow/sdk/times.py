@@ -1,5 +1,5 @@
-"""What the steps of this process take, as its page shows it. On the training thread: one append per step, medians four times a
-second. Knows nothing of who reads the page.
+"""What the steps of this process take, as its page shows it. On the training thread: one append per step that is seen (see
+attention.py), medians four times a second. Knows nothing of who reads the page.
 """
 
 from __future__ import annotations
@@ -26,18 +26,24 @@ class StepTimes:
     def __init__(self, page: Page):
         self._page = page
         self.memory: MemoryWatch | None = None
-        self._step_word = page.words["step"]
         self._last_s = self._slow_s = 0.0
-        # seconds of each step: in all, exposed, waiting for the batch, waiting at the gate, holding it
+        # seconds of each step that was seen: in all (the mean with those before it that were not), exposed, waiting for the batch,
+        # waiting at the gate, holding it
         self._recent: deque[tuple[float, ...]] = deque(maxlen=RECENT_STEPS)
         self._gate_before = (0.0, 0.0)  # seconds waited and held at the last save point
         self._exposed_s = 0.0
-        self._given_before = self._step_before = 0
+        self._given_before = self._seen = 0  # bytes, up to the page's last word; steps seen since then
+        self._last_step = 0  # finished steps at `_last_s`
 
     @property
     def last_step_s(self) -> float:
         """0 if there was none yet."""
         return self._recent[-1][0] if self._recent else 0.0
+
+    @property
+    def is_settled(self) -> bool:
+        """Are the page's medians over as many steps as they can be?"""
+        return len(self._recent) == RECENT_STEPS
 
     @property
     def usual_step_s(self) -> float:
@@ -46,18 +52,20 @@ class StepTimes:
 
     def begin(self, step: int) -> None:
         """The loop starts, or goes on after a move, with `step` steps finished."""
-        self._last_s = time.perf_counter()
-        self._given_before, self._step_before = sum(group.bytes_given for group in groups), step
+        self._last_s, self._last_step = time.perf_counter(), step
+        self._given_before, self._seen = sum(group.bytes_given for group in groups), 0
 
     def before_update(self) -> None:
         """The last collective was launched when the last gradient was there; since then we only waited for it."""
         if groups:
             self._exposed_s = time.perf_counter() - groups[0].last_launch_s
 
-    def after_step(self, passage: Passage | None, values: Mapping[str, float]) -> None:
-        """A step has ended; `values` is what the script reported last."""
+    def after_step(self, step: int, passage: Passage | None, values: Mapping[str, float]) -> None:
+        """A step that was seen has ended, `step` all in all; `values` is what the script reported last."""
         now_s = time.perf_counter()
-        step_s, self._last_s = now_s - self._last_s, now_s
+        step_s, self._last_s = (now_s - self._last_s) / max(1, step - self._last_step), now_s
+        self._last_step = step
+        self._seen += 1
         if self.memory:
             self.memory.step()
         self._recent.append((step_s, self._exposed_s, *self._gate_times(passage)))
@@ -80,11 +88,9 @@ class StepTimes:
         return passage.fetched_s, now[0] - before[0], now[1] - before[1]
 
     def _publish(self, values: Mapping[str, float]) -> None:
-        page, step = self._page, self._step_word[0]
-        given = sum(group.bytes_given for group in groups)
-        if step > self._step_before:
-            page.set("wire_bytes", (given - self._given_before) // (step - self._step_before))
-        self._given_before, self._step_before = given, step
+        page, given = self._page, sum(group.bytes_given for group in groups)
+        page.set("wire_bytes", (given - self._given_before) // self._seen)
+        self._given_before, self._seen = given, 0
         for word, times in zip(RECENT_WORDS, zip(*self._recent, strict=True), strict=True):
             page.set(word, median(times))
         page.set("last_step_ns", time.monotonic_ns())

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from restow.errors import ScriptError
 from restow.page import Page, open_page
 from restow.sdk import group as groups_module
+from restow.sdk.attention import Attention
 from restow.sdk.boxes import StateTable
 from restow.sdk.channel import Channel
 from restow.sdk.environment import Environment
@@ -53,6 +54,7 @@ class Worker:
         self.values: dict[str, float] = {}
         self._replicas: Replicas | None = None  # as the sentinel
         self.snapshots: Snapshots | None = None  # from `register` on
+        self.attention: Attention | None = None  # from `register` on
         self.sentinel: Sentinel | None = None  # from `register` on, where lost ranks are replaced
         self.optimizer_steps = 0
         self._left_generation = self.generation  # where a fallback goes to
@@ -124,7 +126,11 @@ class Worker:
         env = self.environment
         self.snapshots = Snapshots(
             job=env.job, rank=env.rank, world_size=env.world_size, secret=env.secret, table=table, channel=self.channel,
-            store=lambda: (self.generation, self._store_at),
+            store=lambda: (self.generation, self._store_at), finished=lambda: int(self._step_word[0]),
+        )  # fmt: skip
+        self.attention = Attention(
+            self.page, groups_module.groups, table.watch, is_needed=self._must_see,
+            is_disturbed=lambda: not self.device.is_alone(), step_s=lambda: self.times.usual_step_s,
         )  # fmt: skip
         if env.slots and self.libraries == {"cpu": "gloo"}:
             self._replicas = Replicas(env)
@@ -142,6 +148,12 @@ class Worker:
         """Become a member at the gate of our device. None where there is no gate."""
         return self.device.open(device, self.table, self.is_twin)
 
+    def _must_see(self) -> bool:
+        """Does anything depend on what happens inside the next step?"""
+        assert self.snapshots
+        is_expected = self.switches.is_busy or self.snapshots.is_busy or self.switch_word[0] >= self._step_word[0]
+        return bool(self.sentinel) or is_expected or not self.device.is_alone() or not self.times.is_settled
+
     def save_point(self, step: int) -> None:
         self.device.save_point(step, self.times.last_step_s, self.table)
 
@@ -150,6 +162,8 @@ class Worker:
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self.switches.before_update(optimizer)
+        if self.attention and self.attention.is_away:
+            return
         if self.snapshots:
             self.snapshots.before_update()
         if self.sentinel and not self.is_twin:
@@ -196,12 +210,19 @@ class Worker:
     def after_step(self, step: int) -> bool:
         """The save point after `step` finished steps. True if a switch is near: then call `switches.at_switch`."""
         self._step_word[0] = step  # before the load below: the agent relies on this order (page.py)
-        self.times.after_step(self.device.passage, self.values)
+        self.times.after_step(step, self.device.passage, self.values)
         self._unmute()
         return self.switches.guard is not None or self.switch_word[0] >= step
 
+    def call(self) -> None:
+        """Something is to be done at the next save point."""
+        if self.attention:
+            self.attention.call()
+
     def end_loop(self) -> None:
         """No save point comes any more: a switch that was just made is final for us, one that is near will not be made."""
+        if self.attention:
+            self.attention.stay()
         if self.passage:
             self.passage.lend()
         if self.sentinel:
@@ -259,7 +280,7 @@ class Worker:
             self.channel.say(type="where", **whereabouts())
         elif message["type"] == "snapshot":
             if self.snapshots and not self.is_twin and message["generation"] == self.generation:
-                self.snapshots.ask(int(message["step"]), Path(message["folder"]))
+                self.snapshots.ask(int(message["step"]), Path(message["folder"]), self.call)
         elif message["type"] in ("halt", "keep", "let_go"):
             self._on_loss(message)
         elif message["type"] == "abandon":
