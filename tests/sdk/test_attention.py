@@ -21,17 +21,20 @@ SCRIPT = Path(__file__).with_name("script_mlp.py")
 class Story:
     """Steps of a 64th of a second by a clock of its own."""
 
-    def __init__(self, folder: Path, group: SwitchGroup):
+    def __init__(self, folder: Path, group: SwitchGroup, is_replaceable: bool = False):
         self.page = create_page(folder / "page")
         self.now_s = self.until_s = 0.0
-        self.is_needed = self.is_disturbed = False
+        self.is_needed = False
+        self.gate = memoryview(bytearray(8)).cast("q")
         self.step = 0
         self.step_s = 1 / 64
+        self.came: list[int] = []
         parameter = torch.nn.Parameter(torch.ones(1))
         self.watch = GradientWatch({"sgd": torch.optim.SGD([parameter])})
         self.attention = Attention(
-            self.page, [group], self.watch, is_needed=lambda: self.is_needed, is_disturbed=lambda: self.is_disturbed,
-            step_s=lambda: self.step_s, now_s=lambda: self.now_s,
+            self.page, [group], self.watch, is_replaceable=is_replaceable, is_needed=lambda: self.is_needed,
+            gates=lambda: (self.gate,), step_s=lambda: self.step_s,
+            on_come=lambda: self.came.append(self.step), now_s=lambda: self.now_s,
         )  # fmt: skip
 
     def train(self) -> bool:
@@ -63,6 +66,18 @@ def test_one_step_in_a_while_is_seen(story):
     assert story.page.get("step") == story.step  # at each of them
     period = round(LOOK_S / story.step_s) + 2
     assert [index for index, did in enumerate(worked) if did] == list(range(period - 1, 100, period))
+    assert story.came == [period * n for n in range(1, len(story.came) + 1)]  # finished steps when the one that is seen begins
+
+
+def test_where_a_lost_rank_is_to_be_replaced_collectives_and_gradients_are_always_seen(tmp_path, group):
+    story = Story(tmp_path, group, is_replaceable=True)
+    story.train()
+    assert not story.train()
+    assert story.attention.is_away
+    tensor = torch.ones(4)
+    group.allreduce([tensor]).wait()
+    assert group.bytes_given == 16
+    assert story.watch._watched["sgd"]._hook
 
 
 def test_every_step_is_seen_while_somebody_needs_it(story):
@@ -82,7 +97,7 @@ def test_what_comes_is_seen_to_at_the_next_save_point(story, what):
     if what == "a proposal":
         story.page.set("switch_step", story.step + 1)
     elif what == "a neighbour":
-        story.is_disturbed = True
+        story.gate[0] = 1
     else:
         story.attention.call()
     assert story.train()

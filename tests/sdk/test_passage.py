@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from restow.gate import BEST_EFFORT, FREE, INTERLEAVE, ORDINARY, PROTECTED, TIME_SLICE
+from restow.gate import BEST_EFFORT, FREE, INTERLEAVE, ORDINARY, PROTECTED, TIME_SLICE, Gate, Keeper
 from restow.sdk import passage as module
 from restow.sdk.passage import PASSING_PART_MAX, RECENT, Passage
 from restow.sdk.priority import Priority
@@ -33,6 +33,10 @@ class FreeHanded:
 
     def __init__(self, level: int = ORDINARY):
         self.mode, self.level, self.held, self.grants = INTERLEAVE, level, False, 0
+
+    @property
+    def is_free(self) -> bool:
+        return self.mode == FREE
 
     def acquire(self) -> None:
         self.held = True
@@ -152,3 +156,17 @@ def test_who_waits_for_a_collective_lends_the_device_although_the_mode_has_chang
     script.passage.take()
     script.gate.mode = mode
     script.compute()
+
+
+def test_whose_page_was_left_while_the_gate_was_free_finds_the_new_one(tmp_path):
+    keeper = Keeper(tmp_path, 0)
+    keeper.set_mode(FREE)
+    passage = Passage(Gate.join(tmp_path, 0, job="job", rank=0), Idle())
+    assert passage.is_open
+    keeper._order.record.magic[0] = 0  # what is found there makes no sense
+    keeper.set_mode(INTERLEAVE)
+    assert keeper.look().number == 2
+    assert not passage.is_open
+    passage.take()
+    assert passage.holds and keeper.look().owner is not None
+    passage.close()

@@ -89,6 +89,16 @@ class Gate:
         return self._mode[0] & (INTERLEAVE | TIME_SLICE)
 
     @property
+    def is_free(self) -> bool:
+        """Nobody waits for anybody, and this is still the page: who asks for the device otherwise goes to the new one."""
+        return self._mode[0] == FREE
+
+    @property
+    def mode_word(self) -> memoryview:
+        """0 while the gate is free, for who asks often; ask for the word again now and then."""
+        return self._mode
+
+    @property
     def level(self) -> int:
         """Our class: 0 protected, 1 ordinary, 2 best effort."""
         return self._level[0]

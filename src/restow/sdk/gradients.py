@@ -45,22 +45,18 @@ class GradientWatch:
             watched.is_paused = False
             watched.forget_last()
 
-    def sleep(self) -> None:
-        """Until `wake` nothing is seen, and what was seen is forgotten: then gradients matter until a step and a zero_grad came."""
+    def open(self) -> None:
+        """Watch again after `close`."""
         for watched in self._watched.values():
-            watched.is_asleep = True
-            watched.forget()
-
-    def wake(self) -> None:
-        for watched in self._watched.values():
-            watched.is_asleep = False
+            watched.open()
 
     def adopt(self, optimizer: str, status: Gradients) -> None:
         """The gradients have just been given to us, by a process of which this was the status."""
         self._watched[optimizer].adopt(status)
 
     def close(self) -> None:
-        """Take the hook and the wrapper off again."""
+        """Take the hooks and wrappers off until `open`, and forget what was seen: gradients matter until a step and a zero_grad
+        came then."""
         for watched in self._watched.values():
             watched.close()
 
@@ -75,18 +71,34 @@ class _Watched:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         every = max(1, len(self._parameters) // PROBES_MAX)
         self._probes = self._parameters[::every][:PROBES_MAX]
-        self.is_paused = self.is_asleep = False
+        self.is_paused = False
         self._last: str = ""  # "step" or "zero": what was seen last; empty: nothing yet
         self._marks: list[_Mark] = []
         self._clears: bool | None = None  # does the script clear between a step and the next backward? None: not seen
-        self._hook = optimizer.register_step_post_hook(self._stepped)
+        self._hook: Any = None
         self._zero_grad: Callable[..., None] = optimizer.zero_grad
-        optimizer.zero_grad = self._zeroed  # type: ignore[method-assign]
+        self._own_before = optimizer.__dict__.get("zero_grad")  # of the instance, if the script has put one there
+        self._is_inside = False  # the script has put a wrapper of its own around ours, which stays therefore
+        self.open()
+
+    def open(self) -> None:
+        if self._hook is None:
+            self._hook = self._optimizer.register_step_post_hook(self._stepped)
+            if not self._is_inside:
+                self._optimizer.zero_grad = self._zeroed  # type: ignore[method-assign]
 
     def close(self) -> None:
-        self._hook.remove()
-        if self._optimizer.__dict__.get("zero_grad") == self._zeroed:
-            del self._optimizer.zero_grad  # the class's own shows again
+        """See nothing until `open`, and forget what was seen."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+            self._is_inside = self._optimizer.__dict__.get("zero_grad") != self._zeroed
+            if not self._is_inside:
+                del self._optimizer.zero_grad  # the class's own shows again
+                if self._own_before is not None:
+                    self._optimizer.zero_grad = self._own_before  # type: ignore[method-assign]
+        self.forget_last()
+        self._clears = None
 
     def status(self) -> Gradients:
         if self._last == "zero" and self._is_untouched():
@@ -98,10 +110,6 @@ class _Watched:
     def forget_last(self) -> None:
         self._last, self._marks = "", []
 
-    def forget(self) -> None:
-        self.forget_last()
-        self._clears = None
-
     def adopt(self, status: Gradients) -> None:
         if status is Gradients.LIVE:
             self.forget_last()
@@ -112,7 +120,7 @@ class _Watched:
         self._mark()
 
     def _stepped(self, *_: Any) -> None:
-        if self.is_paused or self.is_asleep:
+        if self.is_paused:
             return
         if self._last == "step":  # no zero_grad since the step before: were the tensors replaced instead?
             for p, mark in zip(self._probes, self._marks, strict=True):
@@ -123,7 +131,7 @@ class _Watched:
         self._mark()
 
     def _zeroed(self, *args: Any, **kwargs: Any) -> None:
-        if self.is_asleep:
+        if self._hook is None:
             self._zero_grad(*args, **kwargs)
             return
         if self._last == "step" and self._clears is not False:

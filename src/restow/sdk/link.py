@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from restow.gate import FREE, Gate
+from restow.gate import Gate
 
 PATIENCE_S = 10.0  # for a gang that hangs while it has the link
 LOOK_S = 1.0
@@ -55,7 +55,7 @@ class Link:
         return late
 
     def _is_open(self) -> bool:
-        return self.gate.mode == FREE or self._is_sliced()
+        return self.gate.is_free or self._is_sliced()
 
     def _await_turn(self) -> None:
         """A gang that has the link may have lost its devices to a time slice of ours meanwhile: looked at again and again."""

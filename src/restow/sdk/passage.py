@@ -72,7 +72,7 @@ class Passage:
     @property
     def is_open(self) -> bool:
         """Nobody else is here: nothing needs to be done."""
-        return self.gate.mode == FREE and not self.holds and not self._priority.is_background
+        return self.gate.is_free and not self.holds and not self._priority.is_background
 
     @property
     def holds(self) -> bool:
@@ -83,7 +83,7 @@ class Passage:
 
     def take(self) -> None:
         self._end_update()
-        if self.gate.mode == FREE or self.holds:
+        if self.gate.is_free or self.holds:
             return
         began_s = time.perf_counter()
         self._is_over = self._may_go_over()

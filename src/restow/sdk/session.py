@@ -160,10 +160,10 @@ class Job:
                 }
             )
 
-        if has_arrived and worker.sentinel:
-            worker.sentinel.at_save_point(step, capture)  # it may be lost in its very first step here
-        passage, attention = worker.passage, worker.attention
+        passage, attention, sentinel = worker.passage, worker.attention, worker.sentinel
         assert attention
+        if has_arrived and sentinel:
+            sentinel.at_save_point(step, capture)  # it may be lost in its very first step here
         try:
             while total is None or step < total:
                 batch = passage.fetch(batches, _END) if passage and not attention.is_away else next(batches, _END)
@@ -172,13 +172,13 @@ class Job:
                 yield batch
                 step += 1
                 self.step = step
-                if attention.passes(step):
-                    continue
                 is_new = introduction is not None and introduction.is_over(step - first)
                 if is_new:
                     introduction = None
-                if worker.sentinel and introduction is None:
-                    worker.sentinel.at_save_point(step, capture)
+                if sentinel and introduction is None:
+                    sentinel.at_save_point(step, capture)
+                if attention.passes(step):
+                    continue
                 if worker.snapshots and worker.snapshots.is_due(step):
                     worker.snapshots.take(step, capture)
                 if is_new:  # now it can say what this rank is

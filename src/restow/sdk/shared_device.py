@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from restow.gate import FREE, LINK, TIME_SLICE, Gate
+from restow.gate import LINK, TIME_SLICE, Gate
 from restow.page import Page
 from restow.sdk import group as groups_module
 from restow.sdk.boxes import StateTable
@@ -60,7 +60,12 @@ class SharedDevice:
         passage, link = self.passage, groups_module.link
         if passage is None:
             return True
-        return passage.is_open and (link is None or link.gate.mode == FREE) and (self._turns is None or self._turns.is_idle)
+        return passage.is_open and (link is None or link.gate.is_free) and (self._turns is None or self._turns.is_idle)
+
+    def gate_words(self) -> tuple[memoryview, ...]:
+        """Of the device and of the link, each 0 while its gate is free. Who is alone stays so until one of them is not."""
+        gates = [each.gate for each in (self.passage, groups_module.link) if each is not None]
+        return tuple(gate.mode_word for gate in gates)
 
     def save_point(self, step: int, step_s: float, table: StateTable | None) -> None:
         """At the gate: a yield point, and perhaps the end of a time slice. Returns when the device may be used again."""

@@ -36,7 +36,7 @@ class Switches:
         self._opening = threading.Lock()  # one attempt is opened at a time
         self._announced = (-1, -1)  # generation and step of the last proposal that we told the twins of
         self._leader: Leader | None = None  # present while a twin of this node shadows us
-        self._is_updating = False  # an optimizer runs, or is about to
+        self.is_updating = False  # an optimizer runs, or is about to
 
     @property
     def is_busy(self) -> bool:
@@ -46,7 +46,7 @@ class Switches:
     # ------------------------------------------------------------ every step
 
     def before_update(self, optimizer: torch.optim.Optimizer) -> None:
-        self._is_updating = True
+        """Called while `is_busy`, after `is_updating` was set."""
         guard, leader = self.guard, self._leader  # an `abandon` may take them away meanwhile
         if guard:
             guard.before_update()
@@ -54,10 +54,10 @@ class Switches:
             leader.before(optimizer)
 
     def after_update(self) -> None:
+        """Called while `is_busy`, before `is_updating` is taken back."""
         leader = self._leader
         if leader:
             leader.after()
-        self._is_updating = False
 
     def refuse(self, why_not: str) -> None:
         """No save point of ours comes any more, so nobody shall wait for us."""
@@ -163,7 +163,7 @@ class Switches:
                 attempt.shadow = Shadow(attempt, self._worker.table, env, lambda: self._say_shadowing(attempt))
             elif attempt.role is Role.STAYING and followers_of(attempt.terms.now, attempt.terms.then, env.rank):
                 self._leader = attempt.leader = Leader(attempt, self._worker.table, env, lambda: self._worker.optimizer_steps)
-                if not self._is_updating:  # looked at last: the update that begins now tells our leader
+                if not self.is_updating:  # looked at last: the update that begins now tells our leader
                     attempt.leader.follow_now()
         except OSError as error:
             raise AttemptFailed(f"rank {env.rank} has no room for a shadow: {error.strerror or error}") from error

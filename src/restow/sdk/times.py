@@ -53,6 +53,10 @@ class StepTimes:
     def begin(self, step: int) -> None:
         """The loop starts, or goes on after a move, with `step` steps finished."""
         self._last_s, self._last_step = time.perf_counter(), step
+        self.look()
+
+    def look(self) -> None:
+        """The next step is seen, and those before it were not."""
         self._given_before, self._seen = sum(group.bytes_given for group in groups), 0
 
     def before_update(self) -> None:

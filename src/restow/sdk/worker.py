@@ -128,10 +128,6 @@ class Worker:
             job=env.job, rank=env.rank, world_size=env.world_size, secret=env.secret, table=table, channel=self.channel,
             store=lambda: (self.generation, self._store_at), finished=lambda: int(self._step_word[0]),
         )  # fmt: skip
-        self.attention = Attention(
-            self.page, groups_module.groups, table.watch, is_needed=self._must_see,
-            is_disturbed=lambda: not self.device.is_alone(), step_s=lambda: self.times.usual_step_s,
-        )  # fmt: skip
         if env.slots and self.libraries == {"cpu": "gloo"}:
             self._replicas = Replicas(env)
             self.sentinel = Sentinel(
@@ -139,6 +135,10 @@ class Worker:
                 step_s=lambda: self.times.usual_step_s, leave=leave,
             )  # fmt: skip
             groups_module.sentinel = self.sentinel
+        self.attention = Attention(
+            self.page, groups_module.groups, table.watch, is_replaceable=self.sentinel is not None, is_needed=self._must_see,
+            gates=self.device.gate_words, step_s=lambda: self.times.usual_step_s, on_come=self.times.look,
+        )  # fmt: skip
 
     @property
     def passage(self) -> Passage | None:
@@ -152,7 +152,7 @@ class Worker:
         """Does anything depend on what happens inside the next step?"""
         assert self.snapshots
         is_expected = self.switches.is_busy or self.snapshots.is_busy or self.switch_word[0] >= self._step_word[0]
-        return bool(self.sentinel) or is_expected or not self.device.is_alone() or not self.times.is_settled
+        return is_expected or not self.device.is_alone() or not self.times.is_settled
 
     def save_point(self, step: int) -> None:
         self.device.save_point(step, self.times.last_step_s, self.table)
@@ -161,18 +161,24 @@ class Worker:
         self.device.begin_turns(generation, step, self._store_at)
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self.switches.before_update(optimizer)
-        if self.attention and self.attention.is_away:
-            return
-        if self.snapshots:
+        switches = self.switches
+        switches.is_updating = True  # before the look: who makes a leader looks at this afterwards
+        if switches.is_busy:
+            switches.before_update(optimizer)
+        is_seen = not (self.attention and self.attention.is_away)
+        if self.snapshots and is_seen:
             self.snapshots.before_update()
         if self.sentinel and not self.is_twin:
             self.sentinel.before_update()
-        self.times.before_update()
+        if is_seen:
+            self.times.before_update()
 
     def _after_update(self, *_: Any) -> None:
         self.optimizer_steps += 1
-        self.switches.after_update()
+        switches = self.switches
+        if switches.is_busy:
+            switches.after_update()
+        switches.is_updating = False
 
     def say_ready(self, signature: str, why_not: str) -> None:
         assert self.table
