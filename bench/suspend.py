@@ -6,11 +6,12 @@ numbers stay. And a job of four ranks on fewer devices (scale.py).
 
 Three ranks on one machine, 1 GB of state each.
 
-    suspend_s   from the end of the last step until the last process is gone and its devices are free
+    suspend_s   from the end of the last step until its devices are free (its processes sleep, or are gone)
     blocked_s   the part of it in which the state is written (training stands still, the devices are held)
     resume_s    from the call of resume until every rank has begun its next step
     start_s     the part of it before the state is asked for: processes, the script up to its loop, the rehearsal
     fill_s      the rest: state out of the vault, the ring proved
+    cold        the same, once, when the sleeping processes were killed meanwhile: new ones start, and rehearse
     copy_s      one copy of the state of one rank in memory, on one core
 
     checkpoint_blocked_s   training stood still for so long while a checkpoint was made
@@ -25,6 +26,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -47,7 +49,7 @@ WARM, BETWEEN = 4, 3  # steps before the first pause, and between two
 
 def main() -> None:
     options = _options()
-    steps = WARM + BETWEEN * (options.times + 2) + AROUND * options.times
+    steps = WARM + BETWEEN * (options.times + 3) + AROUND * options.times
     script = [f"--state-mb={options.state_mb:g}", f"--steps={steps}"]
     folder = tempfile.mkdtemp(prefix="restow-bench-")
     checkpoint = {"folder": folder, "keep": 1}
@@ -57,12 +59,14 @@ def main() -> None:
         written = [_checkpoint(cluster, job) for _ in range(options.times)]
         calls = []
         begun = job.show()["step"]
-        for number in range(options.times):
+        for number in range(options.times + 1):
             goal = begun + BETWEEN * number
             job.wait_until("its steps", lambda view, goal=goal: view["movable"] and view["step"] >= goal, timeout_s=900)
             cluster.client.pause(job.job)
             job.wait_until("the pause", lambda view: view["state"] == "suspended", timeout_s=900)
-            time.sleep(1.0)  # its processes are gone by then, and its copy to disk has begun
+            time.sleep(1.0)  # its processes sleep by then, and its copy to disk has begun
+            if number == options.times:
+                _kill_sleepers(cluster, job)
             calls.append((time.monotonic(), time.time()))
             cluster.client.resume(job.job)
             job.wait_until("its return", lambda view: view["state"] == "running", timeout_s=900)
@@ -75,10 +79,11 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     offset_s = time.time() - time.monotonic()
     kept = [event for event in events if event["type"] == "RankKept"]
-    found = [_costs(marks, events, call_s, wall_s, offset_s) for call_s, wall_s in calls]
+    *found, cold = [_costs(marks, events, call_s, wall_s, offset_s) for call_s, wall_s in calls]
     numbers = {
         **{name: median(one[name] for one in found) for name in found[0]},
         "copy_s": copy_s(options.state_mb), "state_mb": options.state_mb, "bit_identical": same, "times": found,
+        "cold": cold,
         "phases": [{"rank": event["rank"], **dict(event["phases"])} for event in kept],
         "checkpoint_blocked_s": median(event["blocked_s"] for event in written),
         "checkpoint_write_s": median(event["write_s"] for event in written),
@@ -91,6 +96,7 @@ def main() -> None:
         f"suspend  {numbers['suspend_s']:.2f} s (written in {numbers['blocked_s']:.2f} s)\n"
         f"resume   {numbers['resume_s']:.2f} s ({numbers['start_s']:.2f} s to start and rehearse,"
         f" {numbers['fill_s']:.2f} s to fill)\n"
+        f"  without its processes {cold['resume_s']:.2f} s ({cold['start_s']:.2f} s to start and rehearse)\n"
         f"copy     {numbers['copy_s']:.2f} s for {options.state_mb:g} MB; twice that and half a second is"
         f" {2 * numbers['copy_s'] + 0.5:.2f} s\n"
         f"checkpoint: training stood still for {1e3 * numbers['checkpoint_blocked_s']:.0f} ms, written in"
@@ -99,6 +105,13 @@ def main() -> None:
     )
     if options.scale:
         print("\n".join((*scale.lines(numbers), *steady.lines(numbers))))
+
+
+def _kill_sleepers(cluster: Cluster, job: Watched) -> None:
+    started = [event for event in cluster.client.events() if event["type"] == "RankStarted" and event["job"] == job.job]
+    for pid in {event["rank"]: event["pid"] for event in started}.values():
+        os.kill(pid, signal.SIGKILL)
+    time.sleep(1.0)  # until the agent knows
 
 
 def _checkpoint(cluster: Cluster, job: Watched) -> dict[str, Any]:

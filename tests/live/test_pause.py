@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from restow.memory import free_part
+from restow.sdk.process import SLEEP_FREE_PART_MIN
 from tests.live.cluster import HOLDS, SHM_BYTES, WHERE, Cluster, LiveJob
 
 
@@ -32,10 +34,21 @@ def pause(cluster: Cluster, job: LiveJob) -> None:
     cluster.await_true(lambda: cluster.client.show(job.id)["state"] == "suspended", "never suspended", job)
 
 
-def test_a_paused_job_holds_nothing_and_goes_on_as_if_nothing_had_been(cluster, submit, undisturbed):
+def asleep(cluster: Cluster, job: LiveJob) -> dict[int, int]:
+    """Rank → process, of those that wait for their job to come back."""
+    return {process["rank"]: process["pid"] for process in cluster.processes(job) if process["role"] == "sleeper"}
+
+
+def await_sleep(cluster: Cluster, job: LiveJob) -> None:
+    if free_part() < SLEEP_FREE_PART_MIN:
+        pytest.skip(f"only {free_part():.0%} of the memory is free, where nobody sleeps, NOT TESTED")
+    cluster.await_true(lambda: len(asleep(cluster, job)) == job.workers, "not asleep", job)
+
+
+def test_a_paused_job_holds_no_device_and_goes_on_as_if_nothing_had_been(cluster, submit, undisturbed):
     job = submit()
     pause(cluster, job)
-    cluster.await_true(lambda: not cluster.processes(job), "processes are left", job)
+    await_sleep(cluster, job)
     view = cluster.client.show(job.id)
     assert HOLDS[0] < view["kept"]["step"] < HOLDS[1]
     assert view["placement"] == []
@@ -45,6 +58,48 @@ def test_a_paused_job_holds_nothing_and_goes_on_as_if_nothing_had_been(cluster, 
     assert cluster.output(job) == undisturbed
     assert not list(cluster.shm.glob(f"*/vaults/{job.id}/*"))
     assert not list(cluster.folder.glob(f"*/vaults/{job.id}/*"))
+
+
+def test_who_was_suspended_goes_on_itself(cluster, submit, undisturbed):
+    job = suspended(cluster, submit)
+    await_sleep(cluster, job)
+    before = asleep(cluster, job)
+    with cluster.held("Connect"), cluster.pages(job) as pages:
+        cluster.client.resume(job.id)
+        cluster.await_event(job, "TwinParked", 3)
+        assert [page.get("last_step_ns") for page in pages] == [0, 0, 0]  # else the pause would be taken for a hang
+    cluster.await_event(job, "RankSwitched", 3)
+    assert {process["rank"]: process["pid"] for process in cluster.processes(job)} == before
+    assert cluster.await_end(job)["state"] == "done", cluster.story(job)
+    assert cluster.output(job) == undisturbed
+
+
+def test_it_is_suspended_and_comes_back_twice(cluster, submit, undisturbed):
+    job = suspended(cluster, submit)
+    cluster.client.resume(job.id)
+    cluster.await_event(job, "RankSwitched", 3)
+    cluster.client.pause(job.id)
+    cluster.await_event(job, "StepAccepted", 1, generation=4)
+    (job.folder / str(HOLDS[1])).touch()
+    cluster.await_true(lambda: cluster.client.show(job.id)["state"] == "suspended", "never suspended", job)
+    goes_on(cluster, job, undisturbed)
+
+
+@pytest.mark.parametrize("who", [(0,), (0, 1, 2)])
+def test_whoever_is_killed_in_its_sleep_is_replaced(cluster, submit, undisturbed, who):
+    job = suspended(cluster, submit)
+    await_sleep(cluster, job)
+    for rank in who:
+        cluster.kill(asleep(cluster, job)[rank])
+    cluster.await_true(lambda: len(asleep(cluster, job)) == job.workers - len(who), "not gone", job)
+    goes_on(cluster, job, undisturbed)
+
+
+def test_who_sleeps_ends_with_its_job(cluster, submit):
+    job = suspended(cluster, submit)
+    await_sleep(cluster, job)
+    cluster.client.cancel(job.id)
+    cluster.await_true(lambda: not cluster.processes(job), "processes are left", job)
 
 
 def suspended(cluster: Cluster, submit: Callable[..., LiveJob], **about: object) -> LiveJob:
@@ -69,7 +124,7 @@ def test_it_comes_back_on_other_devices_of_other_nodes(cluster, submit, undistur
     assert cluster.output(job) == undisturbed
 
 
-@pytest.mark.parametrize("who", ["controller", *(pytest.param(who, marks=pytest.mark.slow) for who in ("agents", "nurseries"))])
+@pytest.mark.parametrize("who", ["controller", "agents", pytest.param("nurseries", marks=pytest.mark.slow)])
 def test_it_outlives_whoever_is_killed_meanwhile(cluster, submit, undisturbed, who):
     job = suspended(cluster, submit)
     if who == "controller":

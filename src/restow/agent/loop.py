@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from restow.agent.network import interface_of
 from restow.agent.proposals import progress_of
 from restow.agent.ranks import Ranks
 from restow.agent.rescues import Rescues
+from restow.agent.sleepers import Sleepers
 from restow.agent.switches import Switches
 from restow.agent.tasks import Tasks
 from restow.agent.workers import Worker, now_s
@@ -125,7 +127,7 @@ class Agent:
         try:
             self._gates.open()
             self._link.open()
-            self._ranks.on_changed = lambda: self._gates.update(self._ranks.workers)
+            self._ranks.on_changed = lambda: self._gates.update(w for w in self._ranks.workers if w.role != "sleeper")
             self._switches.recall()
             await self._ranks.nursery.start()
             await self._channel.start()
@@ -141,6 +143,7 @@ class Agent:
         self._tasks.spawn(self._gates.watch())
         self._tasks.spawn(self._link.watch())
         self._tasks.spawn(self._hangs.watch())
+        self._tasks.spawn(Sleepers(self._ranks, time.monotonic).watch())
         self._tasks.spawn(Leases(self.folders, self._ranks, self._switches.is_under_way).watch())
 
     async def stop(self, keep_ranks: bool = False) -> None:
@@ -235,6 +238,7 @@ class Agent:
                 await self._ranks.vaults.open(command, self._ranks.nursery)
             case Discard():
                 self._rescues.forget(command.job)
+                await self._ranks.end_sleepers(command.job)
                 await self._ranks.vaults.discard(command, self._ranks.nursery)
             case Share():
                 self._gates.share(command.job, command.sharing, self._ranks.workers)

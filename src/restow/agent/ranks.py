@@ -65,13 +65,51 @@ class Ranks:
         """Start one rank or twin: RankStarted, or LaunchFailed. Nothing if it was started before."""
         key = (command.job, command.generation, rank)
         try:
-            if key not in self.workers.seen:
+            if key not in self.workers.seen and not self._wake(command, rank):
                 await self._bear(command, rank)
         except RestowError as error:
             failed = LaunchFailed(
                 time_s=now_s(), job=command.job, generation=command.generation, node=self._config.node, rank=rank, reason=str(error)
             )
             self._events.put(failed)
+
+    def _wake(self, command: Launch | Prepare, rank: int) -> bool:
+        """Whoever was suspended here as this rank is its twin at once. False: nobody was."""
+        job, generation, slot = command.job, command.generation, command.placement[rank]
+        if any(twin.rank == rank for twin in self.workers.twins(job, generation)):
+            return True  # by an earlier agent
+        sleeper = self.workers.sleeper(job, rank, slot.device, len(command.placement)) if slot.node == self._config.node else None
+        if sleeper is None or sleeper.channel is None or not isinstance(command, Prepare):
+            return False
+        self.workers.seen.add((job, generation, rank))
+        self.relabel(sleeper, role="twin", generation=generation, parked=False, hang_s=command.spec.hang_s)
+        self.on_changed()
+        self._events.put(self._started(sleeper))
+        self.call(sleeper)
+        return True
+
+    def call(self, sleeper: Worker) -> None:
+        """It is the twin that it is taken for, from now on."""
+        assert sleeper.channel
+        sleeper.channel.send({"type": "wake", "generation": sleeper.generation})
+
+    def fell_asleep(self, worker: Worker, generation: int) -> None:
+        """It is suspended, with its state in the vault of `generation`; it stays, for when its job comes back. For everybody else
+        it is gone: it holds no device."""
+        self.relabel(worker, role="sleeper")
+        self.on_changed()
+        self._events.put(RankExited(
+            time_s=now_s(), job=worker.job, generation=worker.generation, node=self._config.node, rank=worker.rank, role="leaver",
+            code=0, reason="",
+        ))  # fmt: skip
+        if not [other for other in self.workers.of(worker.job) if other.role not in ("twin", "sleeper")]:
+            self.vaults.copy_later(worker.job, generation)
+
+    async def end_sleepers(self, job: str | None = None) -> None:
+        """Of this job, or all: their state is in the vault."""
+        for worker in self.workers:
+            if worker.role == "sleeper" and job in (None, worker.job):
+                await self.end(worker, 0.0)
 
     async def _bear(self, command: Launch | Prepare, rank: int) -> None:
         """Raises RestowError with the reason."""
@@ -125,10 +163,11 @@ class Ranks:
         worker = Worker.from_label(pid, label)
         self.workers.add(worker)
         self.on_changed()
-        self._events.put(
-            RankStarted(
-                time_s=now_s(), job=worker.job, generation=worker.generation, node=self._config.node, rank=worker.rank, pid=pid
-            )
+        self._events.put(self._started(worker))
+
+    def _started(self, worker: Worker) -> RankStarted:
+        return RankStarted(
+            time_s=now_s(), job=worker.job, generation=worker.generation, node=self._config.node, rank=worker.rank, pid=worker.pid
         )
 
     async def open_store(self, command: OpenStore) -> None:
@@ -188,7 +227,9 @@ class Ranks:
         self.workers.seen.add(worker.key)
         if worker.channel:
             worker.channel.close()
-        if pid not in self._told:
+        if worker.role == "sleeper":  # nobody thinks that it is still there
+            self._tasks.spawn(self.nursery.taken(pid))
+        elif pid not in self._told:
             self._told.add(pid)
             self._tell_kept(worker)
             event = RankExited(
@@ -213,7 +254,7 @@ class Ranks:
                 step=said["step"], bytes=said["bytes"], pause_s=said["pause_s"],
                 phases=tuple((name, seconds) for name, seconds in said.get("phases", ())),
             ))  # fmt: skip
-        if not [other for other in self.workers.of(worker.job) if other.role != "twin"]:
+        if not [other for other in self.workers.of(worker.job) if other.role not in ("twin", "sleeper")]:
             self.vaults.copy_later(worker.job, said["generation"])
 
     def acknowledged(self, number: int) -> None:

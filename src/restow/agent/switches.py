@@ -50,6 +50,8 @@ class Switches:
         generation = hello.get("generation")
         if hello.get("role") == "rank" and isinstance(generation, int) and generation > worker.generation:
             self.ranks.relabel(worker, generation=generation, role="rank")  # it switched while no agent was there
+        if worker.role == "twin" and hello.get("role") == "rank" and isinstance(generation, int) and generation < worker.generation:
+            self.ranks.call(worker)  # it sleeps, and the agent before us could not wake it any more
         if not worker.greeted:
             self.ranks.relabel(worker, greeted=True)
         for message in (self._connects.get(worker.job), self._abandons.get(worker.job)):
@@ -75,7 +77,7 @@ class Switches:
             self.ranks.relabel(worker, generation=self._came_from[worker.pid])  # its twin neighbour died in its first step
         elif kind == "parked" and not worker.parked:
             self.ranks.relabel(worker, parked=True)
-        elif kind in ("kept", "retired"):
+        elif kind == "retired" or (kind == "kept" and message.get("sleeps") is not True):
             self.ranks.relabel(worker, role="leaver")
             self.ranks.end_later(worker)
         if kind == "rolled_back" and generation > worker.generation:
@@ -84,6 +86,8 @@ class Switches:
             self._is_over(worker.job, generation)
         if event:
             self._events.put(event)
+        if kind == "kept" and message.get("sleeps") is True and worker.role != "twin":  # nor woken since
+            self.ranks.fell_asleep(worker, generation)
 
     # ------------------------------------------------------------ from the controller
 

@@ -26,7 +26,7 @@ class Worker:
     job: str
     generation: int  # the one it trains in; grows with each switch
     rank: int
-    role: str  # "rank", "twin" or "leaver"
+    role: str  # "rank", "twin", "leaver", or "sleeper": suspended, and there for when its job comes back
     born: int  # its generation at birth, which its files are named after
     secret: str
     page: str  # path
@@ -93,6 +93,11 @@ class Workers:
 
     def twins(self, job: str, generation: int) -> list[Worker]:
         return [w for w in self.of(job) if w.role == "twin" and w.generation == generation]
+
+    def sleeper(self, job: str, rank: int, device: int, world: int) -> Worker | None:
+        """Who could be this rank again at once: it computed on the same device, in a gang of the same size."""
+        found = [w for w in self.of(job) if w.role == "sleeper" and (w.rank, w.device, w.world) == (rank, device, world)]
+        return found[-1] if found else None
 
     def keys(self) -> set[tuple[str, int, int]]:
         return {worker.key for worker in self.by_pid.values()}

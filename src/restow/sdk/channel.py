@@ -49,6 +49,11 @@ class Channel:
         with self._lock:
             self._hello.update(changes)
 
+    def forget(self) -> None:
+        """What was told so far need not be repeated: it is journalled, or of a life that is over."""
+        with self._lock:
+            self._facts.clear()
+
     def close(self) -> None:
         self._closed.set()
         with self._lock:

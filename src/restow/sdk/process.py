@@ -6,6 +6,10 @@ import os
 import sys
 from typing import NoReturn
 
+from restow.memory import free_part
+
+SLEEP_FREE_PART_MIN = 0.3  # of the machine's memory: whoever keeps its own while it sleeps must not be in the way of others
+
 
 def leave() -> NoReturn:
     """End this process now: its rank lives elsewhere, or the twin is not needed. The script's own clean-up must not run:
@@ -25,3 +29,8 @@ def speak(log: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+
+
+def may_sleep() -> bool:
+    """Is there memory enough for a process that only waits until it is wanted back?"""
+    return free_part() >= SLEEP_FREE_PART_MIN

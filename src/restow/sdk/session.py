@@ -190,6 +190,13 @@ class Job:
                     if passage:
                         passage.lend()
                     worker.switches.at_switch(step, capture)
+                    if worker.switches.is_asleep:
+                        feed.close()
+                        feed = self._arrive(worker, loader)
+                        batches, step, passage = iter(feed), self.step, worker.passage
+                        worker.begin(step, total)
+                        if sentinel:
+                            sentinel.at_save_point(step, capture)
                 if introduction is None:
                     attention.turn()
                     if passage:

@@ -48,6 +48,17 @@ class SharedDevice:
                 self.open_link()
         return self.passage
 
+    def close(self) -> None:
+        """Leave the gates: we do not compute until `open`."""
+        if groups_module.link is not None:
+            groups_module.link.close()
+            groups_module.link = None
+        if self._turns:
+            self._turns.void()
+        if self.passage is not None:
+            self.passage.close()
+            self.passage = groups_module.passage = self._turns = None
+
     def open_link(self) -> None:
         """Rank 0 only, and once it is no twin: become a member at the gate of this node's link."""
         env, passage = self._environment, self.passage

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -35,6 +35,7 @@ class Switches:
         self._attempt_changed = threading.Condition()
         self._opening = threading.Lock()  # one attempt is opened at a time
         self._announced = (-1, -1)  # generation and step of the last proposal that we told the twins of
+        self.is_asleep = False  # suspended, and not wanted back so far
         self._leader: Leader | None = None  # present while a twin of this node shadows us
         self.is_updating = False  # an optimizer runs, or is about to
 
@@ -115,6 +116,8 @@ class Switches:
         with self._opening:
             with self._attempt_changed:
                 present = self._attempt
+                if self.is_asleep:
+                    return None  # of a switch before: it is repeated to a new agent's processes
                 if terms.generation <= self._worker.generation and not self._worker.is_twin:
                     return None  # late: we are there, or further
                 if terms.present != self._worker.generation and not self._worker.is_twin:
@@ -248,6 +251,7 @@ class Switches:
         self._forget_attempt(attempt)
         if report.outcome is Outcome.DONE and attempt.role is Role.SUSPENDING:
             self._suspended(attempt, step, report)
+            return
         if report.outcome is Outcome.DONE:
             if attempt.role is not Role.LEAVING:
                 if self.guard:
@@ -263,14 +267,29 @@ class Switches:
         self._say_rolled_back(attempt, step, report.reason)
         self._close_later(attempt)
 
-    def _suspended(self, attempt: Attempt, step: int, report: Report) -> NoReturn:
-        """Everybody's state is in the vault: this process is not needed any more."""
+    def _suspended(self, attempt: Attempt, step: int, report: Report) -> None:
+        """Everybody's state is in the vault: this process is not needed any more. It leaves, or sleeps where that holds nothing but
+        memory of which there is enough: who is there already when the job comes back need not start and rehearse."""
+        sleeps = self._worker.sleeps_when_suspended()
         said: dict[str, Any] = {"generation": attempt.terms.generation, "step": step, "bytes": report.kept_bytes}
         said |= {"pause_s": report.paused_s, "phases": report.phases}
         path = Path(attempt.terms.vault) / f"{vault.of_rank(self._worker.environment.rank)}.left"
         path.write_text(json.dumps(said))  # in case that no agent hears us
-        self._worker.channel.tell(type="kept", **said)
-        leave()
+        if not sleeps:
+            self._worker.channel.tell(type="kept", **said)
+            leave()
+        self._close_later(attempt)
+        self._worker.fall_asleep()
+        self.is_asleep = True
+        self._worker.channel.tell(type="kept", sleeps=True, **said)
+
+    def wake(self, generation: int) -> None:
+        """The job comes back, and we are a twin in `generation` that has rehearsed. On the channel's thread."""
+        with self._opening:
+            if not self.is_asleep:
+                return
+            self._worker.wake(generation)
+            self.is_asleep = False
 
     def _forget_attempt(self, attempt: Attempt) -> None:
         with self._attempt_changed:
@@ -320,6 +339,8 @@ class Switches:
             while not (self._attempt and self._attempt.is_connected):
                 self._attempt_changed.wait()
             attempt = self._attempt
+        assert self._worker.table
+        self._worker.open_passage(self._worker.table.device())  # who slept has left the gate
         comes_back = bool(attempt.terms.kept)
         guard = None if comes_back else self._make_guard(attempt)  # from the vault nobody can go back to an old generation
         upcoming = attempt.terms.kept_step if comes_back else attempt.agreement.await_announcement()

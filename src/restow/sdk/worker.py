@@ -27,7 +27,7 @@ from restow.sdk.footprint import MemoryWatch, limit_memory
 from restow.sdk.group import NetInner, SoloInner, collective_libraries
 from restow.sdk.memory import KEPT_BYTES, keep_touched_memory, touch_ahead
 from restow.sdk.passage import Passage
-from restow.sdk.process import leave, speak
+from restow.sdk.process import leave, may_sleep, speak
 from restow.sdk.replicas import Replicas
 from restow.sdk.sentinel import Sentinel
 from restow.sdk.shared_device import SharedDevice
@@ -57,6 +57,7 @@ class Worker:
         self.attention: Attention | None = None  # from `register` on
         self.sentinel: Sentinel | None = None  # from `register` on, where lost ranks are replaced
         self.optimizer_steps = 0
+        self._signature, self._usual_s = "", 0.0
         self._left_generation = self.generation  # where a fallback goes to
         self._is_muted = False  # a twin that repeats a step whose lines are printed already
         self._step_word = self.page.words["step"]
@@ -182,6 +183,7 @@ class Worker:
 
     def say_ready(self, signature: str, why_not: str) -> None:
         assert self.table
+        self._signature = signature
         self.channel.tell(
             type="ready",
             signature=signature,
@@ -260,6 +262,25 @@ class Worker:
         self.page.set("generation", self.generation)
         self.channel.change_hello(generation=self.generation)
 
+    def sleeps_when_suspended(self) -> bool:
+        """Would this process hold nothing but memory, of which there is enough?"""
+        assert self.table
+        return self.libraries == {"cpu": "gloo"} and self.table.device().type == "cpu" and may_sleep()
+
+    def fall_asleep(self) -> None:
+        """We are no rank any more, and hold neither device nor communicators."""
+        self.is_twin, self._usual_s = True, self.times.usual_step_s
+        self.device.close()
+        for group in groups_module.groups:
+            group.swap(SoloInner()).close()
+
+    def wake(self, generation: int) -> None:
+        self.generation = generation
+        self.page.set("last_step_ns", 0)  # of another life: it has not stood still since
+        self.channel.forget()
+        self.channel.change_hello(generation=generation, role="twin")
+        self.channel.tell(type="parked", signature=self._signature, rehearsal_step_s=self._usual_s)
+
     def join_replicas(self) -> None:
         """Of the present generation."""
         if self._replicas:
@@ -289,6 +310,8 @@ class Worker:
                 self.snapshots.ask(int(message["step"]), Path(message["folder"]), self.call)
         elif message["type"] in ("halt", "keep", "let_go"):
             self._on_loss(message)
+        elif message["type"] == "wake":
+            self.switches.wake(int(message["generation"]))
         elif message["type"] == "abandon":
             self.switches.abandon(int(message["generation"]))
 
