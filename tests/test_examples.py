@@ -67,6 +67,7 @@ def test_the_digit_reader_learns_alone(tmp_path, examples):
     assert float(re.search(r"test accuracy ([\d.]+)", text)[1]) > 0.5
 
 
+@pytest.mark.slow
 def test_the_digit_reader_runs_under_torchrun_with_loader_workers(tmp_path, examples):
     run(tmp_path, examples / "digits_cnn.py", *"--steps 4 --loader-workers 1 --digest d.json".split(), ranks=2)
     first, second = digest(tmp_path, "d.json"), digest(tmp_path, "d.json.rank1")

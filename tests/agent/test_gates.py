@@ -252,6 +252,7 @@ def test_who_was_stopped_by_a_person_is_passed_over_until_that_person_continues_
     assert a.do("held") is True
 
 
+@pytest.mark.slow
 def test_who_is_stopped_at_any_line_of_a_release_holds_up_nobody(crowd, agent):
     for line in range(1, 1000):
         a, b = stuck_and_waiting(agent)

@@ -38,6 +38,7 @@ def test_a_run_that_ends_early_prints_the_same_losses_up_to_there(examples):
     assert [mark.end_s for mark in whole] == sorted(mark.end_s for mark in whole)
 
 
+@pytest.mark.slow
 def test_every_rank_prints_its_own(examples):
     found = losses(marks(examples / "timed_gpt.py", "--steps", "3", ranks=2), 2)
     assert [len(of_rank) for of_rank in found] == [3, 3]

@@ -163,7 +163,7 @@ def assert_nothing_is_lost(cluster: Cluster, job: LiveJob, undisturbed: list[lis
 @pytest.mark.parametrize(
     ("stage", "fill"),
     walk(
-        (twin_started, "replica"), (connected, "shadow"), (at_the_switch_step, "replica"), (in_the_middle, "replica"),
+        (connected, "shadow"), (in_the_middle, "replica"),
         but=(store_opened, switched),
     ),
 )  # fmt: skip
@@ -199,7 +199,7 @@ def test_a_killed_leaver_costs_no_step(cluster: Cluster, submit, undisturbed, st
 
 
 @pytest.mark.parametrize(
-    ("stage", "fill"), walk((twin_parked, "replica"), (in_the_middle, "shadow"), (switched, "replica"))
+    ("stage", "fill"), walk((in_the_middle, "shadow"))
 )
 def test_a_killed_staying_rank_ends_the_job_and_is_named(cluster: Cluster, submit, undisturbed, stage: Stage, fill: str):
     job = submit(fill=fill)
@@ -213,7 +213,7 @@ def test_a_killed_staying_rank_ends_the_job_and_is_named(cluster: Cluster, submi
         assert steps == expected[: len(steps)]
 
 
-@pytest.mark.parametrize(("stage", "fill"), walk((twin_parked, "replica"), (in_the_middle, "replica")))
+@pytest.mark.parametrize(("stage", "fill"), walk((in_the_middle, "replica")))
 def test_a_killed_agent_of_the_destination_costs_no_step(cluster: Cluster, submit, undisturbed, stage: Stage, fill: str):
     job = submit(fill=fill)
     with stage(cluster, job):

@@ -24,7 +24,7 @@ def submit(cluster: Cluster) -> Iterator[Callable[..., LiveJob]]:
             cluster.await_end(job)
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize("rank", [0, *(pytest.param(rank, marks=pytest.mark.slow) for rank in (1, 2))])
 def test_a_killed_rank_costs_nothing(cluster, submit, undisturbed, rank):
     job = submit()
     cluster.kill(cluster.pid(job, rank, 1))
@@ -38,7 +38,7 @@ def test_a_killed_rank_costs_nothing(cluster, submit, undisturbed, rank):
 
 
 @pytest.mark.parametrize(("rank", "place"), [
-    *((2, place) for place in ("forward", "backward", "update", "end")), (0, "update"),
+    (2, "forward"), (2, "end"), (0, "update"), *(pytest.param(2, place, marks=pytest.mark.slow) for place in ("backward", "update")),
     *(pytest.param(0, place, marks=pytest.mark.slow) for place in ("forward", "backward", "end")),
 ])  # fmt: skip
 def test_wherever_in_a_step_it_is_killed(cluster, submit, undisturbed, rank, place):

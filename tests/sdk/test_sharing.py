@@ -136,6 +136,7 @@ def test_agents_that_are_killed_while_gangs_swap_in_turns_are_not_missed(folder)
         assert all(process.page.get("swapped_bytes") >= 20_000 for process in everybody)
 
 
+@SLOW
 def test_one_gang_is_killed_and_the_other_goes_on(folder):
     gates = Gates(folder, THREE, INTERLEAVE)
     with gang(folder, "one", steps=400) as one, gang(folder, "two", steps=400) as two:

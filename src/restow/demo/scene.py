@@ -89,7 +89,7 @@ def consolidate(*, fast: bool = False) -> Consolidation:
     takes fewer steps: for tests and the impatient.
     """
     reader = ("--batch", "32", "--log-every", "50")
-    gang_steps = 140 if fast else 160
+    gang_steps = 100 if fast else 160
     return Consolidation(
         resident=Part(
             name="digits",
@@ -113,7 +113,7 @@ def consolidate(*, fast: bool = False) -> Consolidation:
             workers=1,
             share=OWN_DEVICES,
             script="digits_cnn.py",
-            arguments=("--steps", "1000000", "--seconds", "20" if fast else "22", "--seed", "4", *reader),
+            arguments=("--steps", "1000000", "--seconds", "14" if fast else "22", "--seed", "4", *reader),
         ),
         gang=Part(
             name="gpt",
