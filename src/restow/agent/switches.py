@@ -106,7 +106,8 @@ class Switches:
             return  # late
         message = _terms("connect", command)
         if command.kept:
-            message["kept"] = {name: to_json(getattr(command.kept, name)) for name in ("placement", "replicas", "muted", "step")}
+            names = ("generation", "placement", "replicas", "muted", "step")
+            message["kept"] = {name: to_json(getattr(command.kept, name)) for name in names}
         if not command.then:
             message["vault"] = str(self._folders.vault(command.job, command.generation))
         self._connects[command.job] = message

@@ -72,6 +72,7 @@ class Attempt:
         self.leader: Any = None  # a leading rank's, likewise: to unmap its log takes milliseconds, which the switch step has not
         self._connected = threading.Event()
         self.is_begun = False  # somebody is connecting
+        self.is_filled = False  # arriving: do our tensors hold the state already?
 
     def _private_of(self, rank: int) -> PrivateStore:
         return PrivateStore(self._secret, self.terms.generation, rank)
@@ -341,9 +342,11 @@ class Attempt:
         clock.mark("private")
         tensors = self._table.tensors()
         assert self._server
-        report.wire_bytes += self.sources.fill("rank", tensors, patience_s)
+        if not self.is_filled:
+            report.wire_bytes += self.sources.fill("rank", tensors, patience_s)
         self._server.publish(tensors, b"")  # other twins of this node read from here
-        report.wire_bytes += self.sources.fill("twin", tensors, patience_s)
+        if not self.is_filled:
+            report.wire_bytes += self.sources.fill("twin", tensors, patience_s)
         clock.mark("fill")
 
     def _prove(self, groups: Sequence[SwitchGroup]) -> None:

@@ -90,6 +90,10 @@ class StateTable:
             found.update(_tensors_inside(name, _state_of(thing)))
         return found
 
+    def version(self) -> int:
+        """Another number whenever one of `tensors()` was written to, through torch."""
+        return sum(tensor._version for tensor in self.tensors().values())
+
     def state_bytes(self) -> int:
         return sum(t.nbytes for t in self.tensors().values())
 

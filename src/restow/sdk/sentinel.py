@@ -82,15 +82,11 @@ class Sentinel:
     def _is_unchanged(self, step: int) -> bool:
         """Is what all ranks hold alike as it was at the save point before? (Gradients are added up over several steps.)"""
         if self._is_updating or self._step < 0 or step != self._step + 1:
-            self._versions = self._version() if self._skips_updates else -1
+            self._versions = self._table.version() if self._skips_updates else -1
             return False
         self._skips_updates, before = True, self._versions
-        self._versions = self._version()
+        self._versions = self._table.version()
         return self._versions == before
-
-    def _version(self) -> int:
-        """Another number whenever a tensor of the table was written to."""
-        return sum(tensor._version for tensor in self._table.tensors().values())
 
     def _held(self) -> set[int]:
         """Steps whose state the live tensors are."""

@@ -36,6 +36,7 @@ class Switches:
         self._opening = threading.Lock()  # one attempt is opened at a time
         self._announced = (-1, -1)  # generation and step of the last proposal that we told the twins of
         self.is_asleep = False  # suspended, and not wanted back so far
+        self._slept_with = (-1, -1, -1)  # generation and step of what we hold in our sleep, as the vaults know it, and its version
         self._leader: Leader | None = None  # present while a twin of this node shadows us
         self.is_updating = False  # an optimizer runs, or is about to
 
@@ -137,7 +138,8 @@ class Switches:
                     table=self._worker.table,
                     libraries=self._worker.libraries,
                 )
-                self._attempt = attempt
+                attempt.is_filled = (terms.kept_generation, terms.kept_step, self._worker.table.version()) == self._slept_with
+                self._attempt, self._slept_with = attempt, (-1, -1, -1)
             self._worker.call()
             if present:
                 present.close()
@@ -280,6 +282,8 @@ class Switches:
             leave()
         self._close_later(attempt)
         self._worker.fall_asleep()
+        assert self._worker.table
+        self._slept_with = (attempt.terms.generation, step, self._worker.table.version())
         self.is_asleep = True
         self._worker.channel.tell(type="kept", sleeps=True, **said)
 

@@ -47,6 +47,7 @@ class Terms:
     kept_replicas: tuple[str, ...] = ()  # nodes where what all hold alike is
     kept_muted: tuple[int, ...] = ()  # ranks that have printed what they print in their first step
     kept_step: int = -1  # ... and how many steps were finished
+    kept_generation: int = 0  # whose number the vaults know it by
 
     @property
     def moved(self) -> tuple[int, ...]:
@@ -66,6 +67,7 @@ def read_terms(message: Mapping[str, Any]) -> Terms:
         kept_replicas=tuple(kept["replicas"]) if kept else (),
         kept_muted=tuple(kept["muted"]) if kept else (),
         kept_step=int(kept["step"]) if kept else -1,
+        kept_generation=int(kept["generation"]) if kept else 0,
     )
 
 
