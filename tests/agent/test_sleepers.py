@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from restow.agent.sleepers import FREE_PART_MIN, SLEEP_S_MAX, Sleepers
@@ -19,7 +17,7 @@ class Ranks:
         ]
         self.ended: list[int] = []
 
-    async def end(self, worker: Worker, grace_s: float) -> None:
+    def end_sleeper(self, worker: Worker) -> None:
         self.ended.append(worker.rank)
         self.workers.remove(worker)
 
@@ -31,7 +29,7 @@ class Node:
         self.sleepers = Sleepers(self.ranks, lambda: self.now_s, lambda: self.free)
 
     def look(self) -> list[int]:
-        asyncio.run(self.sleepers.look())
+        self.sleepers.look()
         return self.ranks.ended
 
 

@@ -38,7 +38,8 @@ def test_a_killed_rank_costs_nothing(cluster, submit, undisturbed, rank):
 
 
 @pytest.mark.parametrize(("rank", "place"), [
-    (2, "forward"), (2, "end"), (0, "update"), *(pytest.param(2, place, marks=pytest.mark.slow) for place in ("backward", "update")),
+    (2, "forward"), (2, "end"), (0, "update"),
+    *(pytest.param(2, place, marks=pytest.mark.slow) for place in ("backward", "update")),
     *(pytest.param(0, place, marks=pytest.mark.slow) for place in ("forward", "backward", "end")),
 ])  # fmt: skip
 def test_wherever_in_a_step_it_is_killed(cluster, submit, undisturbed, rank, place):

@@ -34,7 +34,7 @@ class Story:
         self.attention = Attention(
             self.page, [group], self.watch, is_replaceable=is_replaceable, is_needed=lambda: self.is_needed,
             gates=lambda: (self.gate,), step_s=lambda: self.step_s,
-            on_come=lambda: self.came.append(self.step), now_s=lambda: self.now_s,
+            on_come=lambda _: self.came.append(self.step), now_s=lambda: self.now_s,
         )  # fmt: skip
 
     def train(self) -> bool:

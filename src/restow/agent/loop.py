@@ -238,7 +238,7 @@ class Agent:
                 await self._ranks.vaults.open(command, self._ranks.nursery)
             case Discard():
                 self._rescues.forget(command.job)
-                await self._ranks.end_sleepers(command.job)
+                self._ranks.end_sleepers(command.job, command.generation)
                 await self._ranks.vaults.discard(command, self._ranks.nursery)
             case Share():
                 self._gates.share(command.job, command.sharing, self._ranks.workers)

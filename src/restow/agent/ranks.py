@@ -79,10 +79,13 @@ class Ranks:
         if any(twin.rank == rank for twin in self.workers.twins(job, generation)):
             return True  # by an earlier agent
         sleeper = self.workers.sleeper(job, rank, slot.device, len(command.placement)) if slot.node == self._config.node else None
-        if sleeper is None or sleeper.channel is None or not isinstance(command, Prepare):
+        if sleeper is None or not isinstance(command, Prepare):
             return False
-        self.workers.seen.add((job, generation, rank))
+        if sleeper.channel is None:  # nobody knows whether it would hear us
+            self.end_sleeper(sleeper)
+            return False
         self.relabel(sleeper, role="twin", generation=generation, parked=False, hang_s=command.spec.hang_s)
+        self.workers.add(sleeper)
         self.on_changed()
         self._events.put(self._started(sleeper))
         self.call(sleeper)
@@ -98,18 +101,28 @@ class Ranks:
         it is gone: it holds no device."""
         self.relabel(worker, role="sleeper")
         self.on_changed()
-        self._events.put(RankExited(
-            time_s=now_s(), job=worker.job, generation=worker.generation, node=self._config.node, rank=worker.rank, role="leaver",
-            code=0, reason="",
-        ))  # fmt: skip
+        self._events.put(self._left(worker))
         if not [other for other in self.workers.of(worker.job) if other.role not in ("twin", "sleeper")]:
             self.vaults.copy_later(worker.job, generation)
 
-    async def end_sleepers(self, job: str | None = None) -> None:
-        """Of this job, or all: their state is in the vault."""
-        for worker in self.workers:
-            if worker.role == "sleeper" and job in (None, worker.job):
-                await self.end(worker, 0.0)
+    def _left(self, worker: Worker) -> RankExited:
+        """Of a sleeper: what anybody else needs to know. Said again when it ends: an agent may have been killed before that was
+        heard."""
+        return RankExited(
+            time_s=now_s(), job=worker.job, generation=worker.generation, node=self._config.node, rank=worker.rank, role="leaver",
+            code=0, reason="",
+        )  # fmt: skip
+
+    def end_sleepers(self, job: str, generation: int) -> None:
+        """Those of this job whose state is in the vault of `generation`, or of one before."""
+        for worker in self.workers.of(job):
+            if worker.role == "sleeper" and worker.generation < generation:
+                self.end_sleeper(worker)
+
+    def end_sleeper(self, worker: Worker) -> None:
+        """Its state is in the vault. From now on nobody wakes it."""
+        worker.abandoned = True
+        self._tasks.spawn(self.end(worker, 0.0))
 
     async def _bear(self, command: Launch | Prepare, rank: int) -> None:
         """Raises RestowError with the reason."""
@@ -224,15 +237,13 @@ class Ranks:
             self._events.put(last)
         worker.close()
         self.on_changed()
-        self.workers.seen.add(worker.key)
+        self.workers.seen |= {worker.key, (worker.job, worker.generation, worker.rank)}
         if worker.channel:
             worker.channel.close()
-        if worker.role == "sleeper":  # nobody thinks that it is still there
-            self._tasks.spawn(self.nursery.taken(pid))
-        elif pid not in self._told:
+        if pid not in self._told:
             self._told.add(pid)
             self._tell_kept(worker)
-            event = RankExited(
+            event = self._left(worker) if worker.role == "sleeper" else RankExited(
                 time_s=now_s(), job=worker.job, generation=worker.generation, node=self._config.node, rank=worker.rank,
                 role=worker.role, code=child["code"], reason=_why(worker, child),
             )  # fmt: skip

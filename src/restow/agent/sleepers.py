@@ -29,16 +29,16 @@ class Sleepers:
 
     async def watch(self) -> None:
         while True:
-            await self.look()
+            self.look()
             await asyncio.sleep(LOOK_S)
 
-    async def look(self) -> None:
+    def look(self) -> None:
         """End whoever is in the way."""
-        asleep = {worker.pid: worker for worker in self._ranks.workers if worker.role == "sleeper"}
+        asleep = {worker.pid: worker for worker in self._ranks.workers if worker.role == "sleeper" and not worker.abandoned}
         self._since_s = {pid: self._since_s.get(pid, self._now_s()) for pid in asleep}
         for worker, why in self._unwanted(asleep):
             log.info("%s rank %d, suspended, is not kept any longer: %s", worker.job, worker.rank, why)
-            await self._ranks.end(worker, 0.0)
+            self._ranks.end_sleeper(worker)
 
     def _unwanted(self, asleep: dict[int, Worker]) -> list[tuple[Worker, str]]:
         if asleep and self._free() < FREE_PART_MIN:

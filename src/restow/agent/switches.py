@@ -48,10 +48,14 @@ class Switches:
     def hello(self, worker: Worker, hello: dict[str, Any]) -> None:
         """A process (again) listens: tell it what it may have missed."""
         generation = hello.get("generation")
-        if hello.get("role") == "rank" and isinstance(generation, int) and generation > worker.generation:
-            self.ranks.relabel(worker, generation=generation, role="rank")  # it switched while no agent was there
-        if worker.role == "twin" and hello.get("role") == "rank" and isinstance(generation, int) and generation < worker.generation:
-            self.ranks.call(worker)  # it sleeps, and the agent before us could not wake it any more
+        generation = generation if isinstance(generation, int) else worker.generation
+        match worker.role, hello.get("role"):
+            case "sleeper", "twin":  # it was woken by the agent before us
+                self.ranks.relabel(worker, role="twin", generation=generation, parked=False)
+            case "twin", "rank" if generation < worker.generation:  # it sleeps: the agent before us could not wake it any more
+                self.ranks.call(worker)
+            case _, "rank" if generation > worker.generation:  # it switched while no agent was there
+                self.ranks.relabel(worker, generation=generation, role="rank")
         if not worker.greeted:
             self.ranks.relabel(worker, greeted=True)
         for message in (self._connects.get(worker.job), self._abandons.get(worker.job)):
@@ -69,7 +73,8 @@ class Switches:
             log.warning("channel: %s rank %d: %s", worker.job, worker.rank, error)
             return
         generation = event.generation if event else worker.generation
-        if kind == "switched" and (generation > worker.generation or worker.role == "twin"):
+        is_its = generation == worker.generation and worker.role == "twin"  # not one of a life before, which it repeats
+        if kind == "switched" and (generation > worker.generation or is_its):
             if worker.role == "rank":
                 self._came_from[worker.pid] = worker.generation
             self.ranks.relabel(worker, generation=generation, role="rank")
@@ -80,9 +85,10 @@ class Switches:
         elif kind == "retired" or (kind == "kept" and message.get("sleeps") is not True):
             self.ranks.relabel(worker, role="leaver")
             self.ranks.end_later(worker)
-        if kind == "rolled_back" and generation > worker.generation:
+        is_over = kind == "switched" or (kind == "rolled_back" and message.get("may_retry") is not True)
+        if is_over and kind == "rolled_back" and generation > worker.generation:
             self.ranks.vaults.undo(worker.job, generation)
-        if kind in ("switched", "rolled_back"):
+        if is_over:
             self._is_over(worker.job, generation)
         if event:
             self._events.put(event)

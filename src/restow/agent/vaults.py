@@ -37,6 +37,7 @@ class Vaults:
     def __init__(self, node: str, address: str, folders: Folders, events: EventLog, tasks: Tasks):
         self._node, self._address, self._folders, self._events, self._tasks = node, address, folders, events, tasks
         self._opened: dict[tuple[str, int], int] = {}  # job, generation that is served → pid of the keeper
+        self._gives: dict[int, int] = {}  # pid of a keeper → generation in whose vault is what it gives out
         self._copying: dict[Path, asyncio.Task[None]] = {}
 
     # ------------------------------------------------------------ going
@@ -111,9 +112,10 @@ class Vaults:
                 checkpoint=kept.checkpoint, checkpoint_secret=command.checkpoint_secret,
             )  # fmt: skip
             try:
-                label = {"kind": "vault", "job": job, "generation": command.generation}
+                label = {"kind": "vault", "job": job, "generation": command.generation, "kept": kept.generation}
                 opened = await nursery.open_vault(orders.to_wire(), label)
                 self._opened[job, command.generation] = opened["pid"]
+                self._gives[opened["pid"]] = kept.generation
                 return
             except (NurseryRefused, RestowError) as error:
                 refusals.append(str(error))
@@ -125,13 +127,15 @@ class Vaults:
 
     def gone(self, pid: int) -> None:
         self._opened = {key: keeper for key, keeper in self._opened.items() if keeper != pid}
+        self._gives.pop(pid, None)
 
     def adopt(self, pid: int, label: dict[str, Any]) -> None:
         """One that an earlier agent opened."""
         self._opened[label["job"], label["generation"]] = pid
+        self._gives[pid] = label.get("kept", 0)
 
     async def discard(self, command: Discard, nursery: NurseryClient) -> None:
-        await self._end(command.job, nursery)
+        await self._end(command.job, nursery, command.generation)
         for parent in (self._folders.vaults / command.job, self._folders.vaults_on_disk / command.job):
             for path in parent.glob("g*"):
                 if path.name[1:].isdigit() and int(path.name[1:]) <= command.generation:
@@ -146,9 +150,11 @@ class Vaults:
         for parent in (self._folders.vaults / job, self._folders.vaults_on_disk / job):
             await asyncio.to_thread(shutil.rmtree, parent, True)
 
-    async def _end(self, job: str, nursery: NurseryClient) -> None:
+    async def _end(self, job: str, nursery: NurseryClient, most: int | None = None) -> None:
+        """All keepers of this job; with `most` those of a vault of this generation, or of one before: what is repeated late must
+        not end one that is in use."""
         for (name, _), pid in list(self._opened.items()):
-            if name == job and pid:
+            if name == job and pid and (most is None or self._gives.get(pid, 0) <= most):
                 await nursery.end(pid, 0.0)
 
 

@@ -38,7 +38,7 @@ class Worker:
     shared: Page | None = None
     channel: Channel | None = None
     greeted: bool = False  # it has spoken to an agent
-    abandoned: bool = False  # a twin that was told to go
+    abandoned: bool = False  # a twin that was told to go, or a sleeper that is being ended
     progress: tuple[Any, ...] = field(default=())  # what was last reported
 
     def label(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Workers:
 
     def add(self, worker: Worker) -> None:
         self.by_pid[worker.pid] = worker
-        self.seen.add(worker.key)
+        self.seen |= {worker.key, (worker.job, worker.generation, worker.rank)}
 
     def remove(self, pid: int) -> Worker | None:
         worker = self.by_pid.pop(pid, None)
@@ -96,8 +96,8 @@ class Workers:
 
     def sleeper(self, job: str, rank: int, device: int, world: int) -> Worker | None:
         """Who could be this rank again at once: it computed on the same device, in a gang of the same size."""
-        found = [w for w in self.of(job) if w.role == "sleeper" and (w.rank, w.device, w.world) == (rank, device, world)]
-        return found[-1] if found else None
+        asleep = [w for w in self.of(job) if w.role == "sleeper" and not w.abandoned]
+        return next((w for w in reversed(asleep) if (w.rank, w.device, w.world) == (rank, device, world)), None)
 
     def keys(self) -> set[tuple[str, int, int]]:
         return {worker.key for worker in self.by_pid.values()}

@@ -24,13 +24,13 @@ class Attention:
     """Of one process. All but `call` on the training thread.
 
     `is_replaceable`: does a sentinel watch over the collectives? `is_needed()`: must each step be seen now? `gates()`: words that
-    are 0 while nobody else uses a device or link of ours. `step_s()`: seconds of a step. `on_come()`: the next step is seen, and
-    those before it were not."""
+    are 0 while nobody else uses a device or link of ours. `step_s()`: seconds of a step. `on_come(is_called)`: the
+    next step is seen and those before it were not; `is_called`: this save point is seen to, too."""
 
     def __init__(
         self, page: Page, groups: Sequence[SwitchGroup], watch: GradientWatch, *, is_replaceable: bool,
         is_needed: Callable[[], bool], gates: Callable[[], tuple[memoryview, ...]], step_s: Callable[[], float],
-        on_come: Callable[[], None], now_s: Callable[[], float] = time.perf_counter,
+        on_come: Callable[[bool], None], now_s: Callable[[], float] = time.perf_counter,
     ):  # fmt: skip
         self._groups, self._watch, self._is_replaceable = groups, watch, is_replaceable
         self._is_needed, self._gates, self._step_s = is_needed, gates, step_s
@@ -42,9 +42,9 @@ class Attention:
 
     def passes(self, step: int) -> bool:
         """The save point after `step` steps. True: there is nothing to be done at it."""
+        self._step_word[0] = step  # before the look at the word below: the agent relies on this order (page.py)
         if not self.is_away:
             return False
-        self._step_word[0] = step  # before the look at the word below: the agent relies on this order (page.py)
         until_s = self._until_s
         if until_s == 0.0 or self._switch_word[0] >= step:
             self._come(is_called=True)
@@ -86,4 +86,4 @@ class Attention:
             group.see()
         if is_called:
             self._watch.open()
-        self._on_come()
+        self._on_come(is_called)

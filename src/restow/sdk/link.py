@@ -90,6 +90,11 @@ class Link:
             if not self._unfinished:
                 self.gate.release()
 
+    @property
+    def is_idle(self) -> bool:
+        """Does nobody wait for the link, nor anything of ours on it?"""
+        return self.gate.is_free and not self._unfinished
+
     def close(self) -> None:
         self.gate.leave()
 

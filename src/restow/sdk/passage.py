@@ -151,6 +151,8 @@ class Passage:
         """Between two steps. A job that never waited in this step lets the next one in; others have done so where they wait."""
         self._follow_level()
         self._end_update()
+        if self.gate.is_free:  # disarmed while we held it
+            self.lend()
         if self.held_s > self._held_before_s:
             self._held_of_step_s.append(self.held_s - self._held_before_s)
             self._held_before_s = self.held_s

@@ -71,7 +71,7 @@ class SharedDevice:
         passage, link = self.passage, groups_module.link
         if passage is None:
             return True
-        return passage.is_open and (link is None or link.gate.is_free) and (self._turns is None or self._turns.is_idle)
+        return passage.is_open and (link is None or link.is_idle) and (self._turns is None or self._turns.is_idle)
 
     def gate_words(self) -> tuple[memoryview, ...]:
         """Of the device and of the link, each 0 while its gate is free. Who is alone stays so until one of them is not."""

@@ -114,6 +114,11 @@ class Snapshots:
             self._copied.wait()
             self._blocked_s += time.perf_counter() - began_s
 
+    def cancel(self) -> None:
+        """None is taken any more of this generation."""
+        with self._lock:
+            self._forget()
+
     def _forget(self) -> None:
         self._wanted, self._wanted_step = None, _NEVER
 

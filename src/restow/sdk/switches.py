@@ -36,6 +36,7 @@ class Switches:
         self._opening = threading.Lock()  # one attempt is opened at a time
         self._announced = (-1, -1)  # generation and step of the last proposal that we told the twins of
         self.is_asleep = False  # suspended, and not wanted back so far
+        self.has_slept = False  # ... or not back so far; the training thread's
         self._slept_with = (-1, -1, -1)  # generation and step of what we hold in our sleep, as the vaults know it, and its version
         self._leader: Leader | None = None  # present while a twin of this node shadows us
         self.is_updating = False  # an optimizer runs, or is about to
@@ -246,7 +247,7 @@ class Switches:
         if report.outcome is Outcome.ABORTED:  # the attempt stays: a later step may be proposed
             if self._worker.device.turns_are_void:
                 self._worker.begin_turns(attempt.terms.generation, step)
-            self._say_rolled_back(attempt, step, report.reason)
+            self._say_rolled_back(attempt, step, report.reason, may_retry=True)
             return
         if report.outcome is Outcome.TROUBLE:  # and no guard that could save it
             report.reason = attempt.agreement.roll_back("a leaver was lost").removeprefix("rollback ")
@@ -284,7 +285,7 @@ class Switches:
         self._worker.fall_asleep()
         assert self._worker.table
         self._slept_with = (attempt.terms.generation, step, self._worker.table.version())
-        self.is_asleep = True
+        self.is_asleep = self.has_slept = True
         self._worker.channel.tell(type="kept", sleeps=True, **said)
 
     def wake(self, generation: int) -> None:
@@ -368,6 +369,12 @@ class Switches:
             guard.switched(step)
             guard.arm(step)
         self._become(attempt, step, pause_s, report)
+        self.has_slept = False
+        with self._attempt_changed:
+            if self._attempt is attempt:
+                self._attempt = None
+        if guard is None:
+            self._close_later(attempt)
         self._worker.times.forget()
         report.extra["is_new_rank"] = attempt.sources.is_new_rank
         return report.extra
@@ -381,8 +388,10 @@ class Switches:
             type="switched", generation=generation, step=step, pause_s=pause_s, wire_bytes=report.wire_bytes, phases=report.phases
         )
 
-    def _say_rolled_back(self, attempt: Attempt, step: int, reason: str) -> None:
-        self._worker.channel.tell(type="rolled_back", generation=attempt.terms.generation, step=step, reason=reason)
+    def _say_rolled_back(self, attempt: Attempt, step: int, reason: str, may_retry: bool = False) -> None:
+        """`may_retry`: the attempt stays, and what it has prepared."""
+        about = {"generation": attempt.terms.generation, "step": step, "reason": reason}
+        self._worker.channel.tell(type="rolled_back", may_retry=may_retry, **about)
 
     def _close_later(self, attempt: Attempt) -> None:
         """Old communicators, ports and the shadow's memory are taken down beside the training, not in its way."""

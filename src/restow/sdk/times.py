@@ -55,9 +55,9 @@ class StepTimes:
         self._last_s, self._last_step = time.perf_counter(), step
         self.look()
 
-    def look(self) -> None:
-        """The next step is seen, and those before it were not."""
-        self._given_before, self._seen = sum(group.bytes_given for group in groups), 0
+    def look(self, is_called: bool = False) -> None:
+        """The next step is seen, and those before it were not; `is_called`: `after_step` is still told of the last of these."""
+        self._given_before, self._seen = sum(group.bytes_given for group in groups), -1 if is_called else 0
 
     def before_update(self) -> None:
         """The last collective was launched when the last gradient was there; since then we only waited for it."""
@@ -93,8 +93,9 @@ class StepTimes:
 
     def _publish(self, values: Mapping[str, float]) -> None:
         page, given = self._page, sum(group.bytes_given for group in groups)
-        page.set("wire_bytes", (given - self._given_before) // self._seen)
-        self._given_before, self._seen = given, 0
+        if self._seen > 0:
+            page.set("wire_bytes", (given - self._given_before) // self._seen)
+            self._given_before, self._seen = given, 0
         for word, times in zip(RECENT_WORDS, zip(*self._recent, strict=True), strict=True):
             page.set(word, median(times))
         page.set("last_step_ns", time.monotonic_ns())

@@ -270,6 +270,8 @@ class Worker:
     def fall_asleep(self) -> None:
         """We are no rank any more, and hold neither device nor communicators."""
         self.is_twin, self._usual_s = True, self.times.usual_step_s
+        assert self.snapshots
+        self.snapshots.cancel()
         self.device.close()
         for group in groups_module.groups:
             group.swap(SoloInner()).close()
