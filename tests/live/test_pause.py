@@ -39,6 +39,11 @@ def asleep(cluster: Cluster, job: LiveJob) -> dict[int, int]:
     return {process["rank"]: process["pid"] for process in cluster.processes(job) if process["role"] == "sleeper"}
 
 
+def has_no_device(cluster: Cluster) -> bool:
+    """Of all jobs, there is none that has."""
+    return all(not device["jobs"] for node in cluster.client.nodes() for device in node["devices"])
+
+
 def await_sleep(cluster: Cluster, job: LiveJob) -> None:
     if free_part() < SLEEP_FREE_PART_MIN:
         pytest.skip(f"only {free_part():.0%} of the memory is free, where nobody sleeps, NOT TESTED")
@@ -49,10 +54,10 @@ def test_a_paused_job_holds_no_device_and_goes_on_as_if_nothing_had_been(cluster
     job = submit()
     pause(cluster, job)
     await_sleep(cluster, job)
+    cluster.await_true(lambda: has_no_device(cluster), "a device is held", job)
     view = cluster.client.show(job.id)
     assert HOLDS[0] < view["kept"]["step"] < HOLDS[1]
     assert view["placement"] == []
-    assert all(not device["jobs"] for node in cluster.client.nodes() for device in node["devices"])
     cluster.client.resume(job.id)
     assert cluster.await_end(job)["state"] == "done", cluster.story(job)
     assert cluster.output(job) == undisturbed
@@ -213,18 +218,20 @@ def test_a_drained_node_is_emptied_by_moves_and_where_there_is_no_room_by_suspen
     job = submit()
     plan = cluster.client.drain("b", apply=False)
     assert [move["then"] for move in plan["moves"]] == [["a:0", "a:1", "a:2"]]
-    cluster.client.drain("b")
-    cluster.await_event(job, "StepAccepted", 2)
-    cluster.release(job)
-    cluster.await_event(job, "RankSwitched", 3)
-    assert cluster.client.show(job.id)["placement"] == ["a:0", "a:1", "a:2"]
-    cluster.client.drain("a")
-    cluster.await_event(job, "StepAccepted", 1, generation=3)
-    (job.folder / str(HOLDS[1])).touch()
-    cluster.await_true(lambda: cluster.client.show(job.id)["kept"], "never suspended", job)
-    assert all(not device["jobs"] for node in cluster.client.nodes() for device in node["devices"])
-    for node in ("a", "b"):
-        cluster.client.drain(node, on=False)
+    try:
+        cluster.client.drain("b")
+        cluster.await_event(job, "StepAccepted", 2)
+        cluster.release(job)
+        cluster.await_event(job, "RankSwitched", 3)
+        assert cluster.client.show(job.id)["placement"] == ["a:0", "a:1", "a:2"]
+        cluster.client.drain("a")
+        cluster.await_event(job, "StepAccepted", 1, generation=3)
+        (job.folder / str(HOLDS[1])).touch()
+        cluster.await_true(lambda: cluster.client.show(job.id)["kept"], "never suspended", job)
+        cluster.await_true(lambda: has_no_device(cluster), "a device is held", job)
+    finally:
+        for node in ("a", "b"):
+            cluster.client.drain(node, on=False)
     assert cluster.await_end(job)["state"] == "done", cluster.story(job)
     assert cluster.output(job) == undisturbed
 
