@@ -29,6 +29,8 @@ pytestmark = pytest.mark.live
 
 DEVICES = '{"devices": [{"index": 0, "core": 0}, {"index": 1, "core": 0}]}'
 SLEEPY = RANK + """
+import signal
+signal.signal(signal.SIGTERM, lambda *_: print("told to go"))
 said = dict(generation=2, step=7, bytes=1, pause_s=0.1, phases=[])
 role, g, is_asleep = os.environ["RESTOW_ROLE"], int(os.environ["RESTOW_GENERATION"]), False
 while True:
@@ -131,6 +133,14 @@ def test_whoever_is_killed_in_its_sleep_was_gone_before(node: Node):
     node.tell(come_back(job))
     assert node.await_event(RankStarted, job=job, generation=3).pid != pid
     node.tell(Forget(job=job, generation=3))
+
+
+def test_a_script_that_sleeps_is_not_told_to_go(node: Node):
+    """It would save, log or destroy what is not its any more."""
+    job, pid = asleep(node)
+    node.tell(Forget(job=job, generation=2))
+    node.await_true(lambda: is_gone(pid), "it is left")
+    assert "told to go" not in node.log(job)
 
 
 @pytest.mark.parametrize(("word", "stays"), [("later", True), ("never", False)])

@@ -296,7 +296,8 @@ class Ranks:
         self._tasks.spawn(self.nursery.label(worker.pid, worker.label()))
 
     async def end(self, worker: Worker, grace_s: float = STOP_GRACE_S) -> None:
-        await self.nursery.end(worker.pid, grace_s)
+        """A sleeper gets no grace: what its script does when it is told to go would be of a job that is not its any more."""
+        await self.nursery.end(worker.pid, 0.0 if worker.role == "sleeper" else grace_s)
 
     def end_later(self, worker: Worker) -> None:
         """End it if it is still here, and still what it is now, when it has had the time to go by itself."""
