@@ -8,7 +8,8 @@ SHELL  := bash
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/restow-setup
-PYTEST := $(PY) -m pytest -p no:cacheprovider -q
+# the tests start hundreds of processes: what they import is compiled once, whatever the environment says
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest -p no:cacheprovider -q
 DEMO   ?=
 
 .DEFAULT_GOAL := help
@@ -26,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) \
 		|| { echo "setup: python -m venv failed; on Debian and Ubuntu: apt install python3-venv"; rm -rf $(VENV); exit 1; }
 	@echo "setup 2/3: installing restow and its packages at the versions of constraints.txt (minutes the first time; torch and ray are big)"
-	@$(PY) -m pip install --disable-pip-version-check --no-compile --progress-bar off -c constraints.txt -e '.[dev,lab,demo]' 2>&1 \
+	@$(PY) -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev,lab,demo]' 2>&1 \
 		| tee $(VENV)/pip.log | awk -v each=$$([ -t 1 ] && echo 1 || echo 25) -v end=$$([ -t 1 ] && printf '\\r' || printf '\\n') "$$PIP_PROGRESS" \
 		|| { tail -20 $(VENV)/pip.log; echo "setup: pip could not install everything; all it said is in $(VENV)/pip.log"; exit 1; }
 	@echo "setup 3/3: trying it"
