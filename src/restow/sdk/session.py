@@ -198,9 +198,7 @@ class Job:
                         if sentinel:
                             sentinel.at_save_point(step, capture)
                 if introduction is None:
-                    attention.turn()
-                    if passage:
-                        passage.watch_forward(not passage.is_open)
+                    worker.turn()
         finally:
             worker.end_loop()  # also when the script breaks out of it
 

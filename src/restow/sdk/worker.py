@@ -216,11 +216,18 @@ class Worker:
         self.join_replicas()
 
     def after_step(self, step: int) -> bool:
-        """The save point after `step` finished steps. True if a switch is near: then call `switches.at_switch`."""
-        self._step_word[0] = step  # before the load below: the agent relies on this order (page.py)
+        """A save point that is seen to, after `step` finished steps (`attention.passes` has told the page). True if a switch is near:
+        then call `switches.at_switch`."""
         self.times.after_step(step, self.device.passage, self.values)
         self._unmute()
         return self.switches.guard is not None or self.switch_word[0] >= step
+
+    def turn(self) -> None:
+        """The end of a save point that was seen to: what must be seen of the next step?"""
+        assert self.attention
+        self.attention.turn()
+        if self.passage:
+            self.passage.watch_forward(not self.passage.is_open)
 
     def call(self) -> None:
         """Something is to be done at the next save point."""
