@@ -190,7 +190,7 @@ class Job:
                     if passage:
                         passage.lend()
                     worker.switches.at_switch(step, capture)
-                    if worker.switches.has_slept:
+                    if not worker.sleep.is_over:
                         feed.close()
                         feed = self._arrive(worker, loader)
                         batches, step, passage = iter(feed), self.step, worker.passage

@@ -35,9 +35,6 @@ class Switches:
         self._attempt_changed = threading.Condition()
         self._opening = threading.Lock()  # one attempt is opened at a time
         self._announced = (-1, -1)  # generation and step of the last proposal that we told the twins of
-        self.is_asleep = False  # suspended, and not wanted back so far
-        self.has_slept = False  # ... or not back so far; the training thread's
-        self._slept_with = (-1, -1, -1)  # generation and step of what we hold in our sleep, as the vaults know it, and its version
         self._leader: Leader | None = None  # present while a twin of this node shadows us
         self.is_updating = False  # an optimizer runs, or is about to
 
@@ -118,7 +115,7 @@ class Switches:
         with self._opening:
             with self._attempt_changed:
                 present = self._attempt
-                if self.is_asleep:
+                if self._worker.sleep.is_asleep:
                     return None  # of a switch before: it is repeated to a new agent's processes
                 if terms.generation <= self._worker.generation and not self._worker.is_twin:
                     return None  # late: we are there, or further
@@ -139,8 +136,8 @@ class Switches:
                     table=self._worker.table,
                     libraries=self._worker.libraries,
                 )
-                attempt.is_filled = (terms.kept_generation, terms.kept_step, self._worker.table.version()) == self._slept_with
-                self._attempt, self._slept_with = attempt, (-1, -1, -1)
+                attempt.is_filled = self._worker.sleep.holds(terms)
+                self._attempt = attempt
             self._worker.call()
             if present:
                 present.close()
@@ -273,7 +270,7 @@ class Switches:
     def _suspended(self, attempt: Attempt, step: int, report: Report) -> None:
         """Everybody's state is in the vault: this process is not needed any more. It leaves, or sleeps where that holds nothing but
         memory of which there is enough: who is there already when the job comes back need not start and rehearse."""
-        sleeps = self._worker.sleeps_when_suspended()
+        sleeps = self._worker.sleep.is_possible()
         said: dict[str, Any] = {"generation": attempt.terms.generation, "step": step, "bytes": report.kept_bytes}
         said |= {"pause_s": report.paused_s, "phases": report.phases}
         path = Path(attempt.terms.vault) / f"{vault.of_rank(self._worker.environment.rank)}.left"
@@ -282,19 +279,14 @@ class Switches:
             self._worker.channel.tell(type="kept", **said)
             leave()
         self._close_later(attempt)
-        self._worker.fall_asleep()
-        assert self._worker.table
-        self._slept_with = (attempt.terms.generation, step, self._worker.table.version())
-        self.is_asleep = self.has_slept = True
+        self._worker.sleep.fall(attempt.terms.generation, step)
         self._worker.channel.tell(type="kept", sleeps=True, **said)
 
     def wake(self, generation: int) -> None:
-        """The job comes back, and we are a twin in `generation` that has rehearsed. On the channel's thread."""
+        """The job comes back. On the channel's thread."""
         with self._opening:
-            if not self.is_asleep:
-                return
-            self._worker.wake(generation)
-            self.is_asleep = False
+            if self._worker.sleep.is_asleep:
+                self._worker.sleep.wake(generation)
 
     def _forget_attempt(self, attempt: Attempt) -> None:
         with self._attempt_changed:
@@ -369,7 +361,7 @@ class Switches:
             guard.switched(step)
             guard.arm(step)
         self._become(attempt, step, pause_s, report)
-        self.has_slept = False
+        self._worker.sleep.is_over = True
         with self._attempt_changed:
             if self._attempt is attempt:
                 self._attempt = None

@@ -27,10 +27,11 @@ from restow.sdk.footprint import MemoryWatch, limit_memory
 from restow.sdk.group import NetInner, SoloInner, collective_libraries
 from restow.sdk.memory import KEPT_BYTES, keep_touched_memory, touch_ahead
 from restow.sdk.passage import Passage
-from restow.sdk.process import leave, may_sleep, speak
+from restow.sdk.process import leave, speak
 from restow.sdk.replicas import Replicas
 from restow.sdk.sentinel import Sentinel
 from restow.sdk.shared_device import SharedDevice
+from restow.sdk.sleep import Sleep
 from restow.sdk.snapshots import Snapshots
 from restow.sdk.switches import Switches
 from restow.sdk.terms import read_terms
@@ -57,7 +58,7 @@ class Worker:
         self.attention: Attention | None = None  # from `register` on
         self.sentinel: Sentinel | None = None  # from `register` on, where lost ranks are replaced
         self.optimizer_steps = 0
-        self._signature, self._usual_s = "", 0.0
+        self.signature = ""  # what this rank has built, once it is known
         self._left_generation = self.generation  # where a fallback goes to
         self._is_muted = False  # a twin that repeats a step whose lines are printed already
         self._step_word = self.page.words["step"]
@@ -79,6 +80,7 @@ class Worker:
             "secret": environment.secret.hex(),
         }
         self.channel = Channel(environment.agent, hello, self._on_message)
+        self.sleep = Sleep(self)
         self.switches = Switches(self)
         self.channel.start()
         self._hear_signal()
@@ -183,7 +185,7 @@ class Worker:
 
     def say_ready(self, signature: str, why_not: str) -> None:
         assert self.table
-        self._signature = signature
+        self.signature = signature
         self.channel.tell(
             type="ready",
             signature=signature,
@@ -216,8 +218,8 @@ class Worker:
         self.join_replicas()
 
     def after_step(self, step: int) -> bool:
-        """A save point that is seen to, after `step` finished steps (`attention.passes` has told the page). True if a switch is near:
-        then call `switches.at_switch`."""
+        """A save point that is seen to, after `step` finished steps, of which the page knows (`attention.passes`). True if a switch
+        is near: then call `switches.at_switch`."""
         self.times.after_step(step, self.device.passage, self.values)
         self._unmute()
         return self.switches.guard is not None or self.switch_word[0] >= step
@@ -268,27 +270,6 @@ class Worker:
         self.begin_turns(turns, step)
         self.page.set("generation", self.generation)
         self.channel.change_hello(generation=self.generation)
-
-    def sleeps_when_suspended(self) -> bool:
-        """Would this process hold nothing but memory, of which there is enough?"""
-        assert self.table
-        return self.libraries == {"cpu": "gloo"} and self.table.device().type == "cpu" and may_sleep()
-
-    def fall_asleep(self) -> None:
-        """We are no rank any more, and hold neither device nor communicators."""
-        self.is_twin, self._usual_s = True, self.times.usual_step_s
-        assert self.snapshots
-        self.snapshots.cancel()
-        self.device.close()
-        for group in groups_module.groups:
-            group.swap(SoloInner()).close()
-
-    def wake(self, generation: int) -> None:
-        self.generation = generation
-        self.page.set("last_step_ns", 0)  # of another life: it has not stood still since
-        self.channel.forget()
-        self.channel.change_hello(generation=generation, role="twin")
-        self.channel.tell(type="parked", signature=self._signature, rehearsal_step_s=self._usual_s)
 
     def join_replicas(self) -> None:
         """Of the present generation."""
