@@ -6,7 +6,7 @@ import pytest
 
 from restow.agent.sleepers import FREE_PART_MIN, SLEEP_S_MAX, Sleepers
 from restow.agent.workers import Worker
-from restow.memory import free_part
+from restow.free_memory import free_part
 
 
 class Ranks:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from restow.memory import free_part
+from restow.free_memory import free_part
 from restow.sdk.process import SLEEP_FREE_PART_MIN
 from tests.live.cluster import HOLDS, SHM_BYTES, WHERE, Cluster, LiveJob
 

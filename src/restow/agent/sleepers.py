@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from restow.agent.ranks import Ranks
 from restow.agent.workers import Worker
-from restow.memory import free_part
+from restow.free_memory import free_part
 
 log = logging.getLogger(__name__)
 

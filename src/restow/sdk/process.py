@@ -6,7 +6,7 @@ import os
 import sys
 from typing import NoReturn
 
-from restow.memory import free_part
+from restow.free_memory import free_part
 
 SLEEP_FREE_PART_MIN = 0.3  # of the machine's memory: whoever keeps its own while it sleeps must not be in the way of others
 
