@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -56,6 +56,14 @@ def _run(script: str, arguments: list[str], environment: dict[str, str], log: st
     sys.stderr = os.fdopen(2, "w", buffering=1)
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
+
+
+def in_a_process(does: Callable[[], None]) -> None:
+    """Run it in a warm process of its own, whose memory no other test has used; it fails as that does (what it says is on stderr)."""
+    process = _warm.Process(target=does)
+    process.start()
+    process.join(PATIENCE_S)
+    assert process.exitcode == 0, f"{does.__name__} ended with {process.exitcode}"
 
 
 class Child:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import resource
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from restow.sdk.footprint import MemoryWatch, limit_memory, memory_error_line
 from restow.sdk.residents import Kind, find
 from restow.sdk.swap import MappedSwap, StorageSwap, quantum_s
 from restow.sdk.vmm import VmmSwap
+from tests.sdk.gang import in_a_process
 
 MB = 1 << 20
 BACK_ENDS = pytest.mark.parametrize("back_end", [StorageSwap, MappedSwap])
@@ -303,16 +303,7 @@ def test_a_copy_is_cut_in_two_at_any_byte():
 # ---------------------------------------------------------------- when it goes wrong
 
 
-@pytest.fixture
-def data_limit() -> Iterator[None]:
-    """Whatever a test does to this process's limit is taken back."""
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    yield
-    resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-@pytest.mark.usefixtures("data_limit")
-def test_a_way_back_without_room_loses_nothing_and_can_be_tried_again():
+def way_back_without_room() -> None:
     small, large = torch.full((10 * MB,), 2.0), torch.ones(16 * MB)
     swap = StorageSwap([small, large])
     swap.out()
@@ -326,6 +317,10 @@ def test_a_way_back_without_room_loses_nothing_and_can_be_tried_again():
     resource.setrlimit(resource.RLIMIT_DATA, before)
     assert swap.back() == 104 * MB
     assert (small.sum().item(), large.sum().item()) == (20 * MB, 16 * MB)
+
+
+def test_a_way_back_without_room_loses_nothing_and_can_be_tried_again():
+    in_a_process(way_back_without_room)  # memory that earlier tests had and malloc kept would be room
 
 
 def test_too_little_host_memory_is_said_before_anything_left(monkeypatch):
@@ -417,8 +412,7 @@ def test_most_steps_are_not_sampled():
     assert watch.peak_bytes >= peak + 60 * MB
 
 
-@pytest.mark.usefixtures("data_limit")
-def test_a_job_over_its_limit_fails_with_one_clear_line():
+def over_its_limit() -> None:
     limit_memory(64 * MB)
     assert torch.ones(8 * MB).sum().item() == 8 * MB  # 32 MB
     with pytest.raises(RuntimeError) as caught:
@@ -429,6 +423,10 @@ def test_a_job_over_its_limit_fails_with_one_clear_line():
     with pytest.raises(MemoryError) as of_python:
         bytearray(256 * MB)
     assert "exceeds its memory of 67.1 MB" in str(memory_error_line(of_python.value))
+
+
+def test_a_job_over_its_limit_fails_with_one_clear_line():
+    in_a_process(over_its_limit)
 
 
 def test_other_errors_are_not_taken_for_memory():
