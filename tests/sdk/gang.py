@@ -59,7 +59,7 @@ def _run(script: str, arguments: list[str], environment: dict[str, str], log: st
 
 
 def in_a_process(does: Callable[[], None]) -> None:
-    """Run it in a warm process of its own, whose memory no other test has used; it fails as that does (what it says is on stderr)."""
+    """Run it in a warm process of its own, whose memory no other test has used; fails if that does, which says why on stderr."""
     process = _warm.Process(target=does)
     process.start()
     process.join(PATIENCE_S)
