@@ -182,7 +182,7 @@ def test_a_wish_for_a_slot_that_is_held_says_by_whom():
 
 def test_the_budget_of_moves_holds():
     cluster = two_machines("y")
-    cluster.state._moves_s = [cluster.now_s] * 60
+    cluster.state._moves_s.extend([cluster.now_s] * 60)
     cluster.run()
     assert is_scattered(cluster.job("g").placement)
     assert "60 moves per hour is used up" in cluster.policy.plan(cluster.state.snapshot(cluster.now_s)).reasons["g"]

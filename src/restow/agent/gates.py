@@ -204,7 +204,7 @@ class Gates:
 
     async def _let_out(self, keeper: Keeper, pid: int) -> None:
         """A process that a person stopped inside the page's mutex, where everybody would wait for it, runs on until it has left it,
-        some microseconds, and is stopped again."""
+        some microseconds, and is stopped again: whoever continues it in these has to say so once more."""
         _signal(pid, signal.SIGCONT)
         until_s = time.monotonic() + OUT_S
         while keeper.inside() == pid and time.monotonic() < until_s:

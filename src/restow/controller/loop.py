@@ -94,7 +94,7 @@ class Controller:
             batches = await self._next_batches()
             self._observe([event for events, _ in batches for event in events])
             self._observe(self.state.tick(self.now()))
-            self._observe(list(self.pairs.observe(self.state.jobs, self.now())))
+            self._observe(list(self.pairs.observe(self.state.active_jobs, self.now())))
             self._decide()
             self._send()
             for _, done in batches:
@@ -135,7 +135,7 @@ class Controller:
             self.measured_pairs.append(event)
         if not isinstance(event, (MovePredicted, MoveMeasured)):
             self.state.observe(event)
-        for job in self.state.jobs.values():
+        for job in [self.state.records[id].job for id in self.state.touched]:
             if job.switch and job.switch.placement:
                 self.measurer.expect(job.id, job.switch.generation, job.placement, job.switch.placement)
             elif job.kept and self.measurer.is_resize(job.id, job.kept.placement, job.placement):

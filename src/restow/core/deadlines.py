@@ -35,20 +35,22 @@ class Watch:
 
     def __init__(self, config: CoreConfig):
         self.config = config
-        self._since: dict[Key, float] = {}
+        self._since: dict[str, dict[Key, float]] = {}  # by job
 
     def due(self, records: list[Record], now_s: float) -> list[Event]:
-        """Events that are due at `now_s`, in the order of the records."""
-        before, self._since = self._since, {}
+        """Events of these jobs that are due at `now_s`, in the order of the records."""
         events: list[Event] = []
         for record in records:
             waits: list[Wait] = [*self._gang(record, now_s), *self._switch(record, now_s)]
             if record.job.away:
                 waits = self._away(record, now_s)
+            before, since = self._since.pop(record.job.id, {}), dict[Key, float]()
             for key, wait_s, event in waits:
-                since_s = self._since.setdefault(key, before.get(key, now_s))
-                if now_s - since_s >= wait_s:
+                since[key] = before.get(key, now_s)
+                if now_s - since[key] >= wait_s:
                     events.append(event)
+            if since:
+                self._since[record.job.id] = since
         return events
 
     def _away(self, record: Record, now_s: float) -> list[Wait]:

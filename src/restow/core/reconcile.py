@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from restow.cluster import Node
 from restow.core import gang, switching
+from restow.core.occupancy import Occupancy
 from restow.core.record import Record
 from restow.job import Job, JobSpec, JobState, Kept, Phase, is_resized
 from restow.messages import (
@@ -36,23 +37,48 @@ from restow.messages import (
     Snapshot,
     Stop,
 )
-from restow.placement import Placement, Slot, Uses, main_node, moved_ranks, nodes_of
+from restow.placement import Slot, main_node, moved_ranks, nodes_of
 
 FORGET_S = 3600.0  # after a restart of the controller, jobs that ended longer ago are not named to the agents again
 
 
-def settle(records: Iterable[Record], time_s: float) -> None:
-    """Begin what is possible now. Order: by submission, so that the same events always give the same state."""
-    records = sorted(records, key=lambda record: (record.job.submitted_s, record.job.id))
-    for record in records:
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What has changed, by job."""
+
+    changed: frozenset[str]  # all that may be others than before
+    again: frozenset[str]  # those that changed without an event of their own: they belong to the next ones that are dirty
+    switches: int  # how many began
+
+
+def settle(records: Mapping[str, Record], dirty: Iterable[str], occupancy: Occupancy, time_s: float) -> Settled:
+    """Begin what is possible now, after something has happened to the jobs in `dirty`. Order: by submission, so that the same
+    events always give the same state.
+
+    O(dirty + moving jobs, and what is on their devices): who trains where it is to be is not looked at."""
+    looked_at = _ordered(records, set(dirty))
+    had_switch = {id for id in {*dirty, *occupancy.moving} if records[id].job.switch}
+    for record in looked_at:
         gang.catch_up(record)
         _finish_leaving(record, time_s)
         _share_less(record)
-    withdraw(records)
-    for record in records:
-        _begin(record, records, time_s)
+        occupancy.note(record)
+    again = withdraw(_ordered(records, occupancy.moving), occupancy)
+    waiting = _ordered(records, {*dirty, *again, *occupancy.moving})
+    for record in waiting:
+        before = record.job
+        _begin(record, occupancy, time_s)
         if _finish_leaving(record, time_s):  # what was given up just now and has no twins to wait for
-            _begin(record, records, time_s)
+            _begin(record, occupancy, time_s)
+        if record.job is not before:
+            occupancy.note(record)
+            again.add(record.job.id)
+    switches = sum(1 for record in waiting if record.job.switch and record.job.id not in had_switch)
+    return Settled(frozenset({*dirty, *again}), frozenset(again), switches)
+
+
+def _ordered(records: Mapping[str, Record], ids: Iterable[str]) -> list[Record]:
+    return sorted((records[id] for id in ids), key=lambda record: (record.job.submitted_s, record.job.id))
 
 
 def _finish_leaving(record: Record, time_s: float) -> bool:
@@ -83,31 +109,33 @@ def _reshare(record: Record) -> None:
             record.processes[generation, rank] = replace(process, slot=record.job.intended[rank])
 
 
-def withdraw(records: list[Record]) -> None:
-    """When a job stays after all, whoever was promised its slots stays where it is too, and so on."""
-    changing = True
-    while changing:
-        changing = False
-        holders: dict[tuple[str, int], dict[str, float]] = {}
-        for record in records:
-            for slot in record.job.placement if record.job.intended == record.job.placement else ():
-                holders.setdefault(slot[:2], {})[record.job.id] = slot.share
+def withdraw(records: list[Record], occupancy: Occupancy) -> set[str]:
+    """When a job stays after all, whoever was promised its slots stays where it is too, and so on. Returns who does.
+    `records`: those that are on their way, by submission."""
+    withdrawn: set[str] = set()
+    while True:
+        changing = []
         for record in records:
             job = record.job
-            blocking: list[str] = []
+            if job.intended == job.placement:
+                continue
             for slot in job.intended:
-                others = {id: share for id, share in holders.get(slot[:2], {}).items() if id != job.id}
+                others = {id: share for id, share in occupancy.stay_on(slot).items() if id != job.id}
                 if sum(others.values()) + slot.share > 1.0 + 1e-9:
-                    blocking += others
-            if blocking and job.intended != job.placement:
-                stays = job.placement if job.state in (JobState.STARTING, JobState.RUNNING) else ()
-                record.change(intended=stays, reason=f"waited for slots of {blocking[0]}, which stays")
-                changing = True
+                    stays = job.placement if job.state in (JobState.STARTING, JobState.RUNNING) else ()
+                    record.change(intended=stays, reason=f"waited for slots of {min(others)}, which stays")
+                    changing.append(record)
+                    break
+        for record in changing:
+            occupancy.note(record)
+            withdrawn.add(record.job.id)
+        if not changing:
+            return withdrawn
 
 
-def _begin(record: Record, records: list[Record], time_s: float) -> None:
+def _begin(record: Record, occupancy: Occupancy, time_s: float) -> None:
     job = record.job
-    if job.state is JobState.PENDING and job.intended and are_free(job.intended, record, records):
+    if job.state is JobState.PENDING and job.intended and are_free(job.intended, record, occupancy):
         gang.launch(record, time_s)
     elif job.state is JobState.RUNNING and (not job.intended or is_resized(job)) and not record.unmovable:
         if job.switch and record.is_uncommitted and job.switch.placement:
@@ -120,9 +148,9 @@ def _begin(record: Record, records: list[Record], time_s: float) -> None:
         switching.give_up(record, "the plan changed", time_s)
     elif job.state is JobState.RUNNING and not (job.switch or job.exited or record.exits) and job.intended != job.placement:
         moved = moved_ranks(job.placement, job.intended)
-        if not moved and more_is_free(record, records):
+        if not moved and more_is_free(record, occupancy):
             _reshare(record)
-        if not moved or not are_free([job.intended[rank] for rank in moved], record, records):
+        if not moved or not are_free([job.intended[rank] for rank in moved], record, occupancy):
             return
         if job.movable:
             switching.start(record, time_s)
@@ -131,52 +159,53 @@ def _begin(record: Record, records: list[Record], time_s: float) -> None:
             gang.end(record, JobState.PENDING, f"{why} ({job.why_not})", time_s)
 
 
-def are_free(slots: Iterable[Slot], record: Record, records: Iterable[Record]) -> bool:
+def are_free(slots: Iterable[Slot], record: Record, occupancy: Occupancy) -> bool:
     """Does no process hold these devices, leavers and abandoned twins counted? Shares of jobs add up. Of this job, only ranks that
     stay where they are do not count: others may come to take turns with them."""
     restarts = record.job.state is JobState.RUNNING and not record.job.movable  # its own processes will be gone by then
     moved = moved_ranks(record.job.placement, record.job.intended)
-    used = Uses()
-    for other in records:
-        for (generation, rank), process in other.processes.items():
-            stays = generation == record.job.generation and rank not in moved
-            if other is not record or not (restarts or stays):
-                used.add(process.slot, other.job.id)
-    return all(used.fits(slot, slot.share) for slot in slots)
+
+    def stays(generation: int, rank: int) -> bool:
+        return restarts or (generation == record.job.generation and rank not in moved)
+
+    return all(_fits(slot, occupancy, record.job.id, stays) for slot in slots)
 
 
-def more_is_free(record: Record, records: Iterable[Record]) -> bool:
+def more_is_free(record: Record, occupancy: Occupancy) -> bool:
     """May this job have the larger shares of its own devices that it is to have?"""
-    others = [other for other in records if other is not record]
-    return are_free(record.job.intended, record, others)
+    return all(_fits(slot, occupancy, record.job.id, lambda generation, rank: True) for slot in record.job.intended)
 
 
-def wanted(
-    records: Mapping[str, Record], nodes: Mapping[str, Node], cluster_secret: str, now_s: float
-) -> list[tuple[str, Command]]:
-    """Every command that was not answered yet, with its node, in a fixed order; only nodes that are alive."""
-    commands: list[tuple[str, Command]] = []
-    for _, record in sorted(records.items()):
-        commands += _abandoning(record)
-        if record.job.state.is_final:
-            commands += _forgetting(record, now_s)
-        elif record.job.state is JobState.STOPPING:
-            commands += _stopping(record)
-        elif record.job.state is JobState.STARTING:
-            commands += _starting(record, cluster_secret)
-        elif record.job.switch:
-            commands += _switching(record, cluster_secret)
-        commands += _snapshot(record, cluster_secret)
-        if record.job.state is JobState.RUNNING:
-            for rank in sorted(record.doomed & record.job.alive):
-                kill = Kill(job=record.job.id, generation=record.job.generation, rank=rank)
-                commands.append((record.job.placement[rank].node, kill))
-            if record.job.exited:
-                let_go = LetGo(job=record.job.id, generation=record.job.generation)
-                commands += [(node, let_go) for node in nodes_of(record.job.placement)]
-        if record.job.sharing and record.job.state in (JobState.STARTING, JobState.RUNNING):
-            share = Share(job=record.job.id, generation=record.job.generation, sharing=record.job.sharing)
-            commands += [(node, share) for node in nodes_of(record.job.placement)]
+def _fits(slot: Slot, occupancy: Occupancy, job: str, stays: Callable[[int, int], bool]) -> bool:
+    """Is there so much left of this device? `stays`: does this process of `job` itself not count?"""
+    used = 0.0
+    for id, processes in occupancy.processes_on(slot):
+        used += max((share for key, share in processes.items() if id != job or not stays(*key)), default=0.0)
+    return used + slot.share <= 1.0 + 1e-9
+
+
+def wanted(record: Record, nodes: Mapping[str, Node], cluster_secret: str, now_s: float) -> list[tuple[str, Command]]:
+    """Every command about this job that was not answered yet, with its node, in a fixed order; only nodes that are alive."""
+    commands = _abandoning(record)
+    if record.job.state.is_final:
+        commands += _forgetting(record, now_s)
+    elif record.job.state is JobState.STOPPING:
+        commands += _stopping(record)
+    elif record.job.state is JobState.STARTING:
+        commands += _starting(record, cluster_secret)
+    elif record.job.switch:
+        commands += _switching(record, cluster_secret)
+    commands += _snapshot(record, cluster_secret)
+    if record.job.state is JobState.RUNNING:
+        for rank in sorted(record.doomed & record.job.alive):
+            kill = Kill(job=record.job.id, generation=record.job.generation, rank=rank)
+            commands.append((record.job.placement[rank].node, kill))
+        if record.job.exited:
+            let_go = LetGo(job=record.job.id, generation=record.job.generation)
+            commands += [(node, let_go) for node in nodes_of(record.job.placement)]
+    if record.job.sharing and record.job.state in (JobState.STARTING, JobState.RUNNING):
+        share = Share(job=record.job.id, generation=record.job.generation, sharing=record.job.sharing)
+        commands += [(node, share) for node in nodes_of(record.job.placement)]
     return [(node, command) for node, command in commands if node in nodes and nodes[node].is_alive]
 
 
@@ -322,15 +351,3 @@ def _forgetting(record: Record, now_s: float) -> list[tuple[str, Command]]:
     if job.ended_s is None or now_s - job.ended_s > FORGET_S:
         return []
     return [(node, Forget(job=job.id, generation=job.generations)) for node in sorted(record.nodes_used)]
-
-
-def waits_in_circles(wishes: Mapping[str, tuple[Placement, Placement]]) -> list[str]:
-    """Jobs (id → placement now, then) that wait for each other's slots and so would never move; empty when all can go."""
-    left = dict(wishes)
-    while True:
-        held = {slot[:2]: job for job, (now, _) in left.items() for slot in now}
-        free = [job for job, (_, then) in left.items() if all(held.get(slot[:2], job) == job for slot in then)]
-        if not free:
-            return sorted(left)
-        for job in free:
-            del left[job]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from restow.job import Job, JobState, Phase
+from restow.job import Job, JobState, Phase, changed
 from restow.messages import Progressed, RankExited, RankHalted, RankHung
 from restow.placement import Placement, Slot
 
@@ -101,7 +101,8 @@ class Record:
     nodes_used: set[str] = field(default_factory=set)  # where something of it may be left
 
     def change(self, **changes: Any) -> None:
-        self.job = replace(self.job, **changes)
+        """The job with these fields; the very same where they are as they were."""
+        self.job = changed(self.job, **changes)
 
     def change_switch(self, **changes: Any) -> None:
         assert self.job.switch is not None

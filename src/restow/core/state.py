@@ -13,17 +13,18 @@ generation than the present one, or one that was seen before, changes nothing.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from restow.cluster import Link, Node, Snapshot
-from restow.core import checkpoints, gang, hangs, learning, reconcile, recovery, suspending, switching
+from restow.core import adopting, checkpoints, gang, hangs, learning, reconcile, recovery, suspending, switching
 from restow.core.config import CoreConfig
 from restow.core.deadlines import Watch
+from restow.core.occupancy import Occupancy
 from restow.core.record import Record
-from restow.errors import IllegalTransition
-from restow.job import Job, JobState, sizes_of
+from restow.job import Job, JobState
 from restow.messages import (
     CancelAsked,
     CheckpointAsked,
@@ -72,7 +73,7 @@ from restow.messages import (
     TwinParked,
     WaitEnded,
 )
-from restow.placement import Placement, Schedule, Uses, devices_of, rearranged
+from restow.placement import Placement, Schedule, devices_of, rearranged
 
 FRIENDLINESS_RATE = 0.5  # from each measured pair: the last two or three count
 HOUR_S = 3600.0
@@ -87,43 +88,58 @@ class ClusterState:
         self.records: dict[str, Record] = {}
         self.config = config or CoreConfig()
         self.time_s = 0.0  # of the latest event
+        self.touched: frozenset[str] = frozenset()  # jobs that the latest event may have changed
         self._secret = cluster_secret
-        self._asked: set[tuple[str, Command]] = set()
+        self._occupancy = Occupancy()
+        self._again: frozenset[str] = frozenset()  # jobs that changed without an event of their own, see reconcile.Settled
+        self._stale: set[str] = set()  # jobs of which other commands may be wanted than those that were asked
+        self._asked: dict[str, set[tuple[str, Command]]] = {}  # job → what was asked and is still wanted
+        self._heard: set[str] = set()  # jobs that have made progress since the last tick
         self._watch = Watch(self.config)
-        self._moves_s: list[float] = []  # when switches of the last hour began
+        self._moves_s: deque[float] = deque()  # when switches of the last hour began
 
     @property
     def jobs(self) -> dict[str, Job]:
         """Every job ever submitted, final ones included, in the order of submission."""
         return {id: record.job for id, record in self.records.items()}
 
+    @property
+    def active_jobs(self) -> dict[str, Job]:
+        """Those that are not final."""
+        return {id: self.records[id].job for id in self._occupancy.active}
+
     # ------------------------------------------------------------ what happened
 
     def observe(self, event: Event) -> None:
         """Take in one event. Raises IllegalTransition on our own mistake, never because of what the world did."""
         self.time_s = max(self.time_s, event.time_s)
+        self.touched = frozenset()
         if isinstance(event, GangEvent):
             record = self.records.get(event.job)
             if record is None or not self._is_known(event.node):
                 return
             self._handlers[type(event)](self, record, event)
             if isinstance(event, Progressed):
+                self._heard.add(event.job)
                 if node := learning.within(self.nodes, record):
                     self.nodes[node.name] = node
                 return  # progress begins nothing
+            dirty = {event.job}
         elif type(event) in self._handlers:
-            self._handlers[type(event)](self, event)
+            found = self._handlers[type(event)](self, event)  # the jobs that it touched; None: whichever there are
+            dirty = self._occupancy.known() if found is None else found
         else:
             return  # MovePredicted, MoveMeasured and the like are for people
-        switching_before = {id for id, record in self.records.items() if record.job.switch}
-        reconcile.settle(self.records.values(), event.time_s)
-        began = [id for id, record in self.records.items() if record.job.switch and id not in switching_before]
-        self._moves_s = [s for s in self._moves_s if s > self.time_s - HOUR_S] + [event.time_s] * len(began)
+        settled = reconcile.settle(self.records, dirty | self._again, self._occupancy, event.time_s)
+        self.touched, self._again = settled.changed, settled.again
+        self._stale |= settled.changed
+        self._moves_s.extend([event.time_s] * settled.switches)
 
     def tick(self, now_s: float) -> list[Event]:
         """Events that are due by the clock: time-outs, and the choice of the next switch step. Changes nothing itself: the
         driver journals each and gives it to `observe`. Call it after every batch of events and about twice a second."""
-        records = list(self.records.values())
+        ids, self._heard = self._occupancy.timed | self._heard, set()
+        records = sorted((self.records[id] for id in ids), key=lambda record: (record.job.submitted_s, record.job.id))
         making = [event for record in records if not record.job.away for event in checkpoints.due(record, now_s, self.config)]
         return self._watch.due(records, now_s) + making
 
@@ -131,12 +147,13 @@ class ClusterState:
 
     def snapshot(self, now_s: float) -> Snapshot:
         """The frozen cluster for a policy: every job that is not final, but for those that are away with their node."""
-        jobs = sorted(
-            (r.job for r in self.records.values() if not (r.job.state.is_final or r.job.away)),
-            key=lambda j: (j.submitted_s, j.id),
-        )
-        residue = {process.slot: id for id, record in self.records.items() for _, process in record.residue()}
-        recent = sum(1 for s in self._moves_s if s > now_s - HOUR_S)
+        active = (self.records[id].job for id in self._occupancy.active)
+        jobs = sorted((job for job in active if not job.away), key=lambda job: (job.submitted_s, job.id))
+        leaving = sorted(self._occupancy.leaving)
+        residue = {process.slot: id for id in leaving for _, process in self.records[id].residue()}
+        while self._moves_s and self._moves_s[0] <= now_s - HOUR_S:
+            self._moves_s.popleft()
+        recent = len(self._moves_s)
         return Snapshot(
             now_s=now_s, nodes=tuple(node for _, node in sorted(self.nodes.items())), jobs=tuple(jobs),
             links=dict(self.links), moves_last_hour=recent, residue=residue,
@@ -155,25 +172,34 @@ class ClusterState:
 
     def adoption(self, schedule: Schedule, now_s: float) -> ScheduleAdopted | None:
         """The event that `adopt` would observe, checked, for drivers that journal before they act."""
-        self._check(schedule)
+        records = [self.records[id] for id in self._occupancy.active]
+        adopting.check(schedule, self.records, records, self.nodes)
         adopted = ScheduleAdopted(
             time_s=now_s,
             placements=tuple(sorted(schedule.placements.items())),
             reasons=tuple(sorted(schedule.reasons.items())),
             sharing=tuple(sorted(schedule.sharing.items())),
         )
-        return adopted if self._changes(adopted) else None
+        return adopted if adopting.changes(adopted, records) else None
 
     def commands(self) -> list[tuple[str, Command]]:
         """What the agents are to be told now: (node, command), each asked once until the state no longer wants it."""
-        wanted = reconcile.wanted(self.records, self.nodes, self._secret, self.time_s)
-        fresh = [item for item in wanted if item not in self._asked]
-        self._asked = set(wanted)
+        fresh: list[tuple[str, Command]] = []
+        for id in sorted(self._stale):
+            wanted = reconcile.wanted(self.records[id], self.nodes, self._secret, self.time_s)
+            asked = self._asked.pop(id, set())
+            fresh += [item for item in wanted if item not in asked]
+            if wanted:
+                self._asked[id] = set(wanted)
+        self._stale = set()
         return fresh
 
     def ask_again(self, node: str) -> None:
         """Let `commands` repeat what this node has not answered: its agent was started anew or did not get it."""
-        self._asked = {item for item in self._asked if item[0] != node}
+        for id, asked in self._asked.items():
+            if any(item[0] == node for item in asked):
+                self._asked[id] = {item for item in asked if item[0] != node}
+                self._stale.add(id)
 
     # ------------------------------------------------------------ events about the cluster
 
@@ -181,6 +207,7 @@ class ClusterState:
         before = self.nodes.get(event.node)
         if before is None or not before.is_alive:
             self.ask_again(event.node)
+            self._stale |= set(self.records)  # what final jobs left there is to be removed
             for record in self.records.values():
                 gang.node_is_back(record, event.node)
         known = before or Node(name=event.node, address=event.address, devices=event.devices)
@@ -216,37 +243,41 @@ class ClusterState:
             self.nodes[event.a] = replace(node, local_bytes_per_s=event.link.bytes_per_s)
         self.links[min(event.a, event.b), max(event.a, event.b)] = event.link
 
-    def _job_submitted(self, event: JobSubmitted) -> None:
+    def _job_submitted(self, event: JobSubmitted) -> set[str]:
         if event.job not in self.records:
             job = Job(id=event.job, spec=event.spec, submitted_s=event.time_s, saved=event.saved)
             if event.saved:
                 kept = checkpoints.kept_of(event.saved[-1], 1)
                 job = replace(job, kept=kept, generations=1, steps_done=kept.step)
             self.records[event.job] = Record(job)
+        return {event.job} & self.records.keys()
 
-    def _cancel_asked(self, event: CancelAsked) -> None:
+    def _cancel_asked(self, event: CancelAsked) -> set[str]:
         record = self.records.get(event.job)
         if record and not record.job.state.is_final and not record.job.cancel_asked:
             record.change(cancel_asked=True)
             gang.end(record, JobState.CANCELLED, "cancelled", event.time_s)
             if record.job.away:
                 gang.stop_waiting(record, event.time_s, self.config)
+        return {event.job} & self.records.keys()
 
-    def _pause_asked(self, event: PauseAsked) -> None:
+    def _pause_asked(self, event: PauseAsked) -> set[str]:
         record = self.records.get(event.job)
         if record and not record.job.state.is_final:
             record.change(paused=True, failed_moves=0, not_before_s=0.0)
+        return {event.job} & self.records.keys()
 
-    def _resume_asked(self, event: ResumeAsked) -> None:
+    def _resume_asked(self, event: ResumeAsked) -> set[str]:
         record = self.records.get(event.job)
         if record and not record.job.state.is_final:
             record.change(paused=False, failed_moves=0, not_before_s=0.0, reason="")
+        return {event.job} & self.records.keys()
 
-    def _migrate_asked(self, event: MigrateAsked) -> None:
+    def _migrate_asked(self, event: MigrateAsked) -> set[str]:
         """The policy moves it. A new wish is not held up by the failures of an earlier one; an empty placement ends it."""
         record = self.records.get(event.job)
         if record is None or record.job.state.is_final or len(event.placement) not in (0, record.job.workers):
-            return
+            return set()
         wish: Placement = event.placement
         if wish and record.job.placement:
             wish = rearranged(record.job.placement, wish)
@@ -258,18 +289,21 @@ class ClusterState:
             record.change(devices_asked=len(devices_of(wish)))
         if record.job.state is JobState.PENDING and len(record.job.intended) not in (0, len(wish)):
             record.change(intended=())
+        return {event.job} & self.records.keys()
 
-    def _wait_ended(self, event: WaitEnded) -> None:
+    def _wait_ended(self, event: WaitEnded) -> set[str]:
         record = self.records.get(event.job)
         if record and record.job.away:
             gang.stop_waiting(record, event.time_s, self.config)
+        return {event.job} & self.records.keys()
 
-    def _checkpoint_asked(self, event: CheckpointAsked) -> None:
+    def _checkpoint_asked(self, event: CheckpointAsked) -> set[str]:
         record = self.records.get(event.job)
         if record:
             checkpoints.ask(record, event.time_s)
+        return {event.job} & self.records.keys()
 
-    def _scale_asked(self, event: ScaleAsked) -> None:
+    def _scale_asked(self, event: ScaleAsked) -> set[str]:
         """The policy does it. Earlier failures do not hold it up, and a wish to be somewhere is void."""
         record = self.records.get(event.job)
         if record and not record.job.state.is_final:
@@ -278,21 +312,23 @@ class ClusterState:
             )  # fmt: skip
             if record.job.state is JobState.PENDING:
                 record.change(intended=())  # what it was promised was for another number
+        return {event.job} & self.records.keys()
 
-    def _share_asked(self, event: ShareAsked) -> None:
+    def _share_asked(self, event: ShareAsked) -> set[str]:
         """Instead of what the spec says, from now on; what was learned of it and its partners under other terms is forgotten."""
         record = self.records.get(event.job)
         if record and not record.job.state.is_final:
             record.change(share_asked=event.share, tried=(), friendliness=1.0)
             for other in self.records.values():
                 other.change(tried=tuple(pair for pair in other.job.tried if pair[0] != event.job))
+        return {event.job} & self.records.keys()
 
-    def _sharing_measured(self, event: SharingMeasured) -> None:
+    def _sharing_measured(self, event: SharingMeasured) -> set[str]:
         """Time slices that go as expected say nothing of how these jobs get on inside a step; nor does computing freely, which is
         kept only where it brings more."""
         is_sliced = event.mode == "time-slice"
         if is_sliced and event.kept:
-            return
+            return set()
         for id in event.jobs:
             record = self.records.get(id)
             if record and not record.job.state.is_final:
@@ -303,68 +339,27 @@ class ClusterState:
                     before = record.job.friendliness
                     reached = min(1.0, event.total / event.predicted)
                     record.change(friendliness=round(before + FRIENDLINESS_RATE * (reached - before), 4))
+        return set(event.jobs) & self.records.keys()
 
-    def _schedule_adopted(self, event: ScheduleAdopted) -> None:
+    def _schedule_adopted(self, event: ScheduleAdopted) -> set[str]:
         placements, reasons, sharing = dict(event.placements), dict(event.reasons), dict(event.sharing)
-        for id, record in self.records.items():
-            if record.job.state.is_final or record.job.away:
+        changed: set[str] = set()
+        for id in self._occupancy.active:
+            record, before = self.records[id], self.records[id].job
+            if before.away:
                 continue
-            if not record.is_committed and record.ending in (None, JobState.PENDING):
+            if not adopting.is_bound(record):
                 record.change(intended=placements.get(id, ()))
-            record.change(sharing=sharing.get(id))
-            if id in reasons:
-                record.change(reason=reasons[id])
+            record.change(sharing=sharing.get(id), reason=reasons.get(id, before.reason))
+            if record.job is not before:
+                changed.add(id)
+        return changed
 
     # ------------------------------------------------------------ help
 
     def _is_known(self, node: str) -> bool:
         """Late words of a lost node change nothing; its ranks are counted as gone. Ours carry no node."""
         return not node or (node in self.nodes and self.nodes[node].is_alive)
-
-    def _changes(self, adopted: ScheduleAdopted) -> bool:
-        placements, reasons, sharing = dict(adopted.placements), dict(adopted.reasons), dict(adopted.sharing)
-        if any(
-            sharing.get(id) != record.job.sharing
-            for id, record in self.records.items()
-            if not (record.job.state.is_final or record.job.away)
-        ):
-            return True
-        return any(
-            placements.get(id, ()) != record.job.intended or reasons.get(id, record.job.reason) != record.job.reason
-            for id, record in self.records.items()
-            if not (record.job.state.is_final or record.job.away)
-            and record.ending in (None, JobState.PENDING)
-            and not record.is_committed
-        )
-
-    def _check(self, schedule: Schedule) -> None:
-        taken = Uses()
-        wishes: dict[str, tuple[Placement, Placement]] = {}
-        for id, placement in sorted(schedule.placements.items()):
-            record = self.records.get(id)
-            if record is None or record.job.state.is_final:
-                raise IllegalTransition(f"the schedule places {id}, which is not there any more")
-            if len(placement) not in (record.job.workers, *sizes_of(record.job.spec)):
-                raise IllegalTransition(
-                    f"the schedule gives {id} {len(placement)} slots; its gang has {record.job.workers}"
-                )
-            is_resized = bool(record.job.placement) and len(placement) != record.job.workers
-            if not is_resized and placement != record.job.placement and len(devices_of(placement)) < record.job.devices_min:
-                raise IllegalTransition(f"the schedule gives {id} {len(devices_of(placement))} devices, fewer than it may have")
-            for slot in placement:
-                node = self.nodes.get(slot.node)
-                if node is None or not node.is_alive or slot.device not in {d.index for d in node.devices}:
-                    raise IllegalTransition(f"the schedule gives {id} {slot}, which is not there")
-                taken.add(slot, id)
-                if not taken.fits(slot):
-                    raise IllegalTransition(f"the schedule promises {slot} twice, the second time to {id}")
-            if record.job.placement and placement != record.job.placement and not is_resized:
-                if record.job.movable and rearranged(record.job.placement, placement) != placement:
-                    raise IllegalTransition(f"the schedule moves ranks of {id} onto each other's slots")
-            wishes[id] = (record.job.placement, placement)
-        circle = reconcile.waits_in_circles(wishes)
-        if circle:
-            raise IllegalTransition(f"the schedule lets {', '.join(circle)} wait for each other's slots")
 
     def _switch_failed(self, record: Record, event: SwitchFailed) -> None:
         if record.rescue and record.rescue.vault == event.generation:
