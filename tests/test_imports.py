@@ -12,8 +12,10 @@ ROOT = Path(restow.__file__).parent
 VALUES = {"cluster", "job", "placement", "messages", "codec", "errors", "plan"}
 PURE = {"perf", "bound", "metrics", "core", "policies"}
 DRIVERS = {"controller", "sim"}
-HARMLESS = {"__future__", "collections", "dataclasses", "enum", "functools", "hashlib", "heapq", "hmac", "inspect", "itertools",
-            "math", "operator", "re", "statistics", "types", "typing"}  # fmt: skip
+HARMLESS = {
+    "__future__", "bisect", "collections", "dataclasses", "enum", "functools", "hashlib", "heapq", "hmac", "inspect", "itertools",
+    "math", "operator", "re", "statistics", "types", "typing",
+}  # fmt: skip
 
 
 def imports(part: str) -> Iterator[tuple[str, str]]:

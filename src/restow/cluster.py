@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from restow.job import Job
 from restow.placement import Placement, Slot
@@ -40,6 +41,16 @@ class Link:
     delay_s: float = 0.0
 
 
+class Forecast(Protocol):
+    """What is believed of how fast jobs are, where more is known than what was measured of each: tables of measured models, say."""
+
+    def step_s(self, job: Job, placement: Placement, beside: Sequence[tuple[Job, Placement]] = ()) -> float:
+        """Seconds of a step on these devices, infinite where it cannot run; `beside`: who else is on them."""
+
+    def alone_s(self, job: Job) -> float:
+        """The same on the devices that suit it best, which are its own."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """The frozen cluster that a policy sees. Never training state. Jobs show where they are *intended* to be."""
@@ -51,6 +62,7 @@ class Snapshot:
     moves_last_hour: int = 0
     residue: Mapping[Slot, str] = field(default_factory=dict)
     """Slot → job, where a leaver or an abandoned twin (of any job, final ones included) is not gone yet."""
+    forecast: Forecast | None = None  # None: only profiles are known
 
     def link(self, a: str, b: str) -> Link:
         return self.links.get((min(a, b), max(a, b)), Link())

@@ -6,7 +6,8 @@
     ├── Refused                  understood, but not possible now (a move of a job that cannot move, a plan that is stale)
     ├── Unreachable              the controller, an agent or Ray does not answer
     ├── SetupError               this machine lacks something: a port, shared memory, a permission, a package
-    └── ScriptError              the training script used the SDK in a way that cannot work
+    ├── ScriptError              the training script used the SDK in a way that cannot work
+    └── TraceError               a trace, or a cluster to simulate, that cannot be read
 
     IllegalTransition            our own mistake; never shown to users as advice, always a bug
 
@@ -56,6 +57,12 @@ class ScriptError(RestowError):
     """The training script uses the SDK in a way that cannot work."""
 
     exit_code = 7
+
+
+class TraceError(RestowError):
+    """A trace of jobs, or the cluster to simulate, cannot be read; the line names file, line and column."""
+
+    exit_code = 8
 
 
 class IllegalTransition(AssertionError):

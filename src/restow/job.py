@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Any
 
 from restow.errors import SpecError
-from restow.placement import Placement
+from restow.placement import Placement, devices_held
 
 FILLS = ("auto", "replica", "copy", "shadow")
 """How a twin gets its state. `replica`: read at the switch step from a rank of the same node that holds the same boxes.
@@ -114,6 +114,7 @@ class JobSpec:
     cwd: str = ""  # where the command runs; empty: where it was submitted
     env: tuple[tuple[str, str], ...] = ()  # added to the agent's own environment
     memory_bytes: int = 0  # peak device memory of one worker, as declared; 0: not declared
+    steps: int = 0  # that it will make, as declared; 0: not declared
     migrate: bool = True  # may restow move it?
     fill: str = "auto"  # one of FILLS
     max_pause_s: float = 60.0  # the longest pause of training that one move may cost
@@ -280,6 +281,7 @@ class Job:
     cancel_asked: bool = False
     reason: str = ""  # why it is where it is, or why it ended; one line for a person
     moves: int = 0  # finished switches
+    suspensions: int = 0  # times that it gave its devices back and kept its state
     moved_s: float | None = None  # when the last switch ended, done or rolled back
     exit_code: int | None = None
     generations: int = 0  # the highest generation number ever used, abandoned ones included; never used again
@@ -302,6 +304,20 @@ class Job:
     sharing: Sharing | None = None  # with whom and how; None: its devices are its own
     tried: tuple[tuple[str, str, float], ...] = ()  # (partner, mode, sum of relative speeds that was measured), each pair once
     friendliness: float = 1.0  # part of the bound that it has reached with others so far
+    served_s: float = 0.0  # device seconds that it had held at `served_at_s`, the last time that it got or gave back devices
+    served_at_s: float = 0.0
+    seen_s: float = 0.0  # when steps_done was so
+
+    def service_s(self, now_s: float) -> float:
+        """Device seconds that it has held until now: its attained service. A shared device counts for the part that is its own."""
+        return self.served_s + devices_held(self.placement) * max(0.0, now_s - self.served_at_s)
+
+    def steps_by(self, now_s: float) -> float:
+        """Steps that it has made by now, if it went on as it was last seen."""
+        if self.state is not JobState.RUNNING or self.profile.step_s <= 0 or not self.seen_s:
+            return float(self.steps_done)
+        made = self.steps_done + max(0.0, now_s - self.seen_s) / self.profile.step_s
+        return made if self.steps_total is None else min(made, float(max(self.steps_total, self.steps_done)))
 
     @property
     def workers(self) -> int:

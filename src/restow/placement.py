@@ -108,6 +108,11 @@ def devices_of(placement: Iterable[Slot]) -> tuple[Slot, ...]:
     return tuple({slot[:2]: slot for slot in placement}.values())
 
 
+def devices_held(placement: Iterable[Slot]) -> float:
+    """How many devices that is, parts of them counted as such."""
+    return sum({slot[:2]: slot.share for slot in placement}.values())
+
+
 def ranks_per_device(placement: Iterable[Slot]) -> int:
     """The most ranks that one device holds; 0 of no placement."""
     return max(Counter(slot[:2] for slot in placement).values(), default=0)

@@ -42,6 +42,7 @@ COMMANDS = {  # name → (module, attribute, first line of help)
     "uncordon": ("restow.cli.nodes", "uncordon", "Start jobs there again."),
     "nodes": ("restow.cli.cluster", "nodes", "List machines and devices."),
     "events": ("restow.cli.cluster", "events", "Print what happened."),
+    "simulate": ("restow.cli.simulate", "simulate", "Run a trace of jobs on a cluster that need not exist."),
     "doctor": ("restow.cli.doctor", "doctor", "Check what this machine lacks."),
     "lab": ("restow.cli.lab", "lab", "A small cluster on this one machine."),
     "demo": ("restow.cli.demo", "demo", "See a scattered job move, in two minutes."),
@@ -95,7 +96,7 @@ def restow() -> None:
     \b
     Exit codes: 0 done; 1 the job failed, or another mistake; 2 wrong spec or usage; 3 no such job, node or device;
     4 refused, the line says why; 5 nobody answers; 6 this machine lacks something; 7 the script uses the SDK
-    wrongly; 70 a bug in restow; 130 interrupted.
+    wrongly; 8 a trace that cannot be read; 70 a bug in restow; 130 interrupted.
     """
 
 

@@ -6,13 +6,14 @@ Whatever a policy answers passes here first. Changes nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 from restow.cluster import Node
+from restow.core.occupancy import Occupancy
 from restow.core.record import Record
 from restow.errors import IllegalTransition
 from restow.job import JobState, sizes_of
-from restow.messages import ScheduleAdopted
-from restow.placement import Placement, Schedule, Uses, devices_of, rearranged
+from restow.placement import Placement, Schedule, Slot, devices_of, rearranged
 
 
 def is_bound(record: Record) -> bool:
@@ -20,48 +21,65 @@ def is_bound(record: Record) -> bool:
     return record.is_committed or record.ending not in (None, JobState.PENDING)
 
 
-def changes(adopted: ScheduleAdopted, active: Collection[Record]) -> bool:
-    """Would it make anything of these jobs different?"""
-    placements, reasons, sharing = dict(adopted.placements), dict(adopted.reasons), dict(adopted.sharing)
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What a schedule would make different."""
+
+    moves: dict[str, Placement]  # job → where it is to be, of those that it sends elsewhere
+    is_any: bool  # also a reason, or how a job shares
+
+
+def difference(schedule: Schedule, active: Collection[Record]) -> Difference:
+    """`active`: the records that are not final. O(jobs), and cheap: at most decisions nearly all stay as they are."""
+    placements, reasons, sharing = schedule.placements, schedule.reasons, schedule.sharing
+    moves: dict[str, Placement] = {}
+    is_any = False
     for record in active:
         job = record.job
         if job.away:
             continue
-        if sharing.get(job.id) != job.sharing:
-            return True
-        if not is_bound(record) and (
-            placements.get(job.id, ()) != job.intended or reasons.get(job.id, job.reason) != job.reason
-        ):
-            return True
-    return False
+        then = placements.get(job.id, ())
+        is_elsewhere = then is not job.intended and then != job.intended
+        if is_elsewhere or sharing.get(job.id) != job.sharing or reasons.get(job.id, job.reason) != job.reason:
+            if not is_bound(record):
+                is_any = True
+                if is_elsewhere:
+                    moves[job.id] = then
+            elif sharing.get(job.id) != job.sharing:
+                is_any = True
+    return Difference(moves, is_any)
 
 
-def check(schedule: Schedule, records: Mapping[str, Record], active: Collection[Record], nodes: Mapping[str, Node]) -> None:
-    """Raises IllegalTransition naming the job and the rule that is broken. `active`: the records that are not final."""
-    taken, wishes = Uses(), dict[str, tuple[Placement, Placement]]()
-    there = {name: {device.index for device in node.devices} for name, node in nodes.items() if node.is_alive}
-    for id, placement in sorted(schedule.placements.items()):
-        record = records.get(id)
-        if record is None or record.job.state.is_final:
-            raise IllegalTransition(f"the schedule places {id}, which is not there any more")
-        _check_gang(record, placement)
+def check(schedule: Schedule, moves: Mapping[str, Placement], records: Mapping[str, Record], occupancy: Occupancy,
+          nodes: Mapping[str, Node]) -> None:  # fmt: skip
+    """Raises IllegalTransition naming the job and the rule that is broken. `moves`: as of `difference`; who stays was checked when
+    it was sent there."""
+    gone = schedule.placements.keys() - occupancy.active.keys()
+    if gone:
+        raise IllegalTransition(f"the schedule places {min(gone)}, which is not there any more")
+    promised: dict[Slot, dict[str, float]] = {}
+    for id, placement in sorted(moves.items()):
+        _check_gang(records[id], placement)
         for slot in placement:
-            if slot.device not in there.get(slot.node, ()):
+            node = nodes.get(slot.node)
+            if node is None or not node.is_alive or all(device.index != slot.device for device in node.devices):
                 raise IllegalTransition(f"the schedule gives {id} {slot}, which is not there")
-        if not is_bound(record):
-            _take(taken, id, placement)
-            if record.job.placement != placement:
-                wishes[id] = (record.job.placement, placement)
-    for record in active:  # whatever the schedule says of them
-        if is_bound(record) and not record.job.away:
-            _take(taken, record.job.id, record.job.intended)
-    circle = _waits_in_circles(wishes)
+            device = slot._replace(share=1.0)
+            if device not in promised:
+                promised[device] = {other: share for other, share in occupancy.promised(slot).items() if other not in moves}
+            promised[device][id] = max(slot.share, promised[device].get(id, 0.0))
+            if sum(promised[device].values()) > 1.0 + 1e-9:
+                raise IllegalTransition(f"the schedule promises {device} twice, to {' and '.join(sorted(promised[device]))}")
+    ways = {id: moves.get(id, records[id].job.intended) for id in {*moves, *occupancy.moving}}
+    circle = _waits_in_circles({id: (records[id].job.placement, then) for id, then in sorted(ways.items())})
     if circle:
         raise IllegalTransition(f"the schedule lets {', '.join(circle)} wait for each other's slots")
 
 
 def _check_gang(record: Record, placement: Placement) -> None:
     job = record.job
+    if not placement:
+        return
     if len(placement) not in (job.workers, *sizes_of(job.spec)):
         raise IllegalTransition(f"the schedule gives {job.id} {len(placement)} slots; its gang has {job.workers}")
     if placement == job.placement or (job.placement and len(placement) != job.workers):
@@ -70,13 +88,6 @@ def _check_gang(record: Record, placement: Placement) -> None:
         raise IllegalTransition(f"the schedule gives {job.id} {len(devices_of(placement))} devices, fewer than it may have")
     if job.placement and job.movable and rearranged(job.placement, placement) != placement:
         raise IllegalTransition(f"the schedule moves ranks of {job.id} onto each other's slots")
-
-
-def _take(taken: Uses, id: str, placement: Placement) -> None:
-    for slot in placement:
-        taken.add(slot, id)
-        if not taken.fits(slot):
-            raise IllegalTransition(f"the schedule promises {slot} twice, to {' and '.join(taken.jobs(slot))}")
 
 
 def _waits_in_circles(wishes: Mapping[str, tuple[Placement, Placement]]) -> list[str]:

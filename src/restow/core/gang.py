@@ -113,7 +113,8 @@ def progressed(record: Record, event: Progressed) -> None:
         by_size = {**dict(profile.by_size), job.workers: computing_s}
         profile = replace(profile, by_size=tuple(sorted(by_size.items())))
     total = event.steps_total if event.steps_total is not None else job.steps_total
-    record.change(profile=profile, steps_done=min(report.step for report in latest), steps_total=total)
+    steps_done = min(report.step for report in latest)
+    record.change(profile=profile, steps_done=steps_done, steps_total=total, seen_s=event.time_s)
 
 
 def launch_failed(record: Record, event: LaunchFailed, config: CoreConfig) -> None:

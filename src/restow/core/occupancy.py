@@ -23,6 +23,7 @@ Processes = dict[tuple[int, int], Slot]
 @dataclass(slots=True)
 class _Noted:
     stays: Placement = ()
+    promised: Placement = ()
     processes: Processes = field(default_factory=dict)
 
 
@@ -36,6 +37,7 @@ class Occupancy:
         self.leaving: set[str] = set()  # jobs, final ones too, with processes that belong neither to their gang nor to a switch
         self._noted: dict[str, _Noted] = {}
         self._stays: dict[Device, dict[str, float]] = {}
+        self._promised: dict[Device, dict[str, float]] = {}
         self._processes: dict[Device, dict[str, dict[tuple[int, int], float]]] = {}
 
     def note(self, record: Record) -> None:
@@ -45,12 +47,9 @@ class Occupancy:
         if noted is None:
             noted = self._noted[job.id] = _Noted()
         stays = job.placement if job.intended == job.placement else ()
-        if stays is not noted.stays and stays != noted.stays:
-            for slot in noted.stays:
-                self._stays[slot[:2]].pop(job.id, None)
-            for slot in stays:
-                self._stays.setdefault(slot[:2], {})[job.id] = slot.share
-        noted.stays = stays
+        _renew(self._stays, job.id, noted.stays, stays)
+        _renew(self._promised, job.id, noted.promised, job.intended)
+        noted.stays, noted.promised = stays, job.intended
         processes = {key: process.slot for key, process in record.processes.items()}
         if processes != noted.processes:
             self._note_processes(job.id, noted.processes, processes)
@@ -83,9 +82,21 @@ class Occupancy:
         """Job → its share, of those that hold this device and are to stay there."""
         return self._stays.get(device[:2], {})
 
+    def promised(self, device: Slot) -> dict[str, float]:
+        """Job → its share, of those that are to be on this device."""
+        return self._promised.get(device[:2], {})
+
     def processes_on(self, device: Slot) -> Iterator[tuple[str, dict[tuple[int, int], float]]]:
         """Job, its processes on this device and the share of each: ranks, twins and leavers."""
         yield from self._processes.get(device[:2], {}).items()
+
+
+def _renew(on: dict[Device, dict[str, float]], id: str, before: Placement, now: Placement) -> None:
+    if now is not before and now != before:
+        for slot in before:
+            on[slot[:2]].pop(id, None)
+        for slot in now:
+            on.setdefault(slot[:2], {})[id] = slot.share
 
 
 def _put(ids: set[str], id: str, is_in: bool) -> None:

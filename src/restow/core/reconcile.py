@@ -96,6 +96,8 @@ def _finish_leaving(record: Record, time_s: float) -> bool:
 def _share_less(record: Record) -> None:
     """Where a job is to have less of the devices that it holds, it has at once: the gate sees to that."""
     job = record.job
+    if job.intended == job.placement:
+        return
     if job.placement and len(job.intended) == len(job.placement) and not moved_ranks(job.placement, job.intended):
         if all(then.share <= now.share for now, then in zip(job.placement, job.intended, strict=True)):
             _reshare(record)

@@ -8,7 +8,7 @@ from typing import Any
 
 from restow.job import Job, JobState, Phase, changed
 from restow.messages import Progressed, RankExited, RankHalted, RankHung
-from restow.placement import Placement, Slot
+from restow.placement import Placement, Slot, devices_held
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,7 @@ class Record:
     came_back: frozenset[int] = frozenset()  # those that have it and train
     discards: dict[int, tuple[str, ...]] = field(default_factory=dict)  # kept states that are not needed any more: where they are
     nodes_used: set[str] = field(default_factory=set)  # where something of it may be left
+    served: Placement = ()  # what its service is being counted for
 
     def change(self, **changes: Any) -> None:
         """The job with these fields; the very same where they are as they were."""
@@ -107,6 +108,14 @@ class Record:
     def change_switch(self, **changes: Any) -> None:
         assert self.job.switch is not None
         self.change(switch=replace(self.job.switch, **changes))
+
+    def count_service(self, time_s: float) -> None:
+        """It may have got devices, or given some back."""
+        job = self.job
+        if job.placement != self.served:
+            served_s = job.served_s + devices_held(self.served) * max(0.0, time_s - job.served_at_s)
+            self.served = job.placement
+            self.change(served_s=served_s, served_at_s=time_s)
 
     def count_loss(self, step: int) -> None:
         """It was lost, and `step` is the furthest that it had come."""

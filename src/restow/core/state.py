@@ -14,7 +14,7 @@ generation than the present one, or one that was seen before, changes nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -104,6 +104,11 @@ class ClusterState:
         return {id: record.job for id, record in self.records.items()}
 
     @property
+    def active_ids(self) -> Collection[str]:
+        """Of the jobs that are not final."""
+        return self._occupancy.active.keys()
+
+    @property
     def active_jobs(self) -> dict[str, Job]:
         """Those that are not final."""
         return {id: self.records[id].job for id in self._occupancy.active}
@@ -131,6 +136,8 @@ class ClusterState:
         else:
             return  # MovePredicted, MoveMeasured and the like are for people
         settled = reconcile.settle(self.records, dirty | self._again, self._occupancy, event.time_s)
+        for id in settled.changed:
+            self.records[id].count_service(event.time_s)
         self.touched, self._again = settled.changed, settled.again
         self._stale |= settled.changed
         self._moves_s.extend([event.time_s] * settled.switches)
@@ -172,15 +179,16 @@ class ClusterState:
 
     def adoption(self, schedule: Schedule, now_s: float) -> ScheduleAdopted | None:
         """The event that `adopt` would observe, checked, for drivers that journal before they act."""
-        records = [self.records[id] for id in self._occupancy.active]
-        adopting.check(schedule, self.records, records, self.nodes)
-        adopted = ScheduleAdopted(
+        found = adopting.difference(schedule, [self.records[id] for id in self._occupancy.active])
+        adopting.check(schedule, found.moves, self.records, self._occupancy, self.nodes)
+        if not found.is_any:
+            return None
+        return ScheduleAdopted(
             time_s=now_s,
             placements=tuple(sorted(schedule.placements.items())),
             reasons=tuple(sorted(schedule.reasons.items())),
             sharing=tuple(sorted(schedule.sharing.items())),
         )
-        return adopted if adopting.changes(adopted, records) else None
 
     def commands(self) -> list[tuple[str, Command]]:
         """What the agents are to be told now: (node, command), each asked once until the state no longer wants it."""
@@ -348,9 +356,10 @@ class ClusterState:
             record, before = self.records[id], self.records[id].job
             if before.away:
                 continue
-            if not adopting.is_bound(record):
-                record.change(intended=placements.get(id, ()))
-            record.change(sharing=sharing.get(id), reason=reasons.get(id, before.reason))
+            then, reason, shares = placements.get(id, ()), reasons.get(id, before.reason), sharing.get(id)
+            if then == before.intended and reason == before.reason and shares == before.sharing:
+                continue
+            record.change(reason=reason, sharing=shares, intended=before.intended if adopting.is_bound(record) else then)
             if record.job is not before:
                 changed.add(id)
         return changed

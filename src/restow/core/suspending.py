@@ -65,6 +65,7 @@ def _decide(record: Record, event: Event) -> None:
     record.change(
         generation=switch.generation, placement=(), alive=frozenset(), exited=frozenset(), movable=False, kept=kept,
         steps_done=switch.step, failed_moves=0, not_before_s=0.0, moved_s=event.time_s, sharing=None,
+        suspensions=job.suspensions + 1,
     )  # fmt: skip
 
 

@@ -1,0 +1,184 @@
+"""The command simulate: a trace of jobs on a cluster that need not exist, under one policy or several."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from restow.errors import SpecError
+from restow.own_policies import Bounded, find_policy
+from restow.sim.agents import Delays
+from restow.sim.gavel import GavelWorld
+from restow.sim.machines import read_machines
+from restow.sim.outcome import Outcome
+from restow.sim.simulation import SimConfig, Simulation
+from restow.sim.traces import Trace, read
+from restow.sim.world import Recorded, World
+
+DECISION_S_MAX = 60.0
+HOURS_FROM_S, MINUTES_FROM_S = 7200.0, 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one process simulates; picklable."""
+
+    trace: Trace
+    cluster: str
+    policy: str
+    table: str
+    ideal: bool
+    config: SimConfig
+
+
+@click.command()
+@click.argument("trace", type=click.Path(path_type=Path))
+@click.option("--cluster", required=True, metavar="SPEC", help="8x4, or 5x8:V100,5x8:K80, or a file; see the manual page.")
+@click.option("--policy", default="restow", metavar="P[,P...]", help="Names, or files such as mine.py; default: restow.")
+@click.option("--table", type=click.Path(path_type=Path, dir_okay=False), help="Measured speeds (Gavel's JSON).")
+@click.option("--ideal", is_flag=True, help="With --table: a gang on several machines loses nothing, as in Gavel's own simulator.")
+@click.option("--round", "round_s", type=float, default=0.0, metavar="S", help="Decide only so often, not at each event.")
+@click.option("--look", "look_s", type=float, default=0.0, metavar="S", help="Decide at least so often: for las.")
+@click.option("--move-s", type=float, metavar="S", help="What a move, or a return, costs its job; default: as predicted.")
+@click.option("--unknown", is_flag=True, help="Jobs do not say how long they are.")
+@click.option("--error", type=float, default=0.0, metavar="PART", help="Policies believe speeds that are wrong by up to this part.")
+@click.option("--seeds", type=int, default=1, metavar="N", help="So many runs of each, with other errors.")
+@click.option("--compress", type=float, default=1.0, metavar="X", help="Jobs arrive X times as fast.")
+@click.option("--first", type=int, metavar="N", help="Only the first N jobs.")
+@click.option("--json", "json_", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write all figures here.")
+def simulate(
+    trace: Path, cluster: str, policy: str, table: Path | None, ideal: bool, round_s: float, look_s: float, move_s: float | None,
+    unknown: bool, error: float, seeds: int, compress: float, first: int | None, json_: Path | None,
+) -> int:  # fmt: skip
+    """Run a TRACE of jobs on a cluster that need not exist, in virtual time, with the code that decides in a live one.
+
+    \b
+      restow simulate jobs.csv --cluster 8x4 --policy fifo,las,restow
+      restow simulate gavel.trace --table simulation_throughputs.json --cluster 8x8:V100 --move-s 60
+      restow simulate sacct.txt --cluster 16x8 --policy examples/policies/mine.py --json figures.json
+
+    A trace is a CSV of your own (id,submitted_s,workers,duration_s), the output of
+    sacct --parsable2 --format=JobID,User,Submit,ElapsedRaw,AllocTRES, or a file of one of the published ones, which are
+    known by their columns: Gavel, Shockwave, Pollux, Philly, ITP, ElasticFlow, Muri, Tiresias, Morphling, FGD.
+    The same command prints the same figures on any machine, but for the times that policies think.
+    """
+    _check(round_s, look_s, move_s, error, seeds, first)
+    found = read(trace)
+    if compress != 1.0:
+        found = found.compressed(compress)
+    if first:
+        found = replace(found, rows=found.rows[:first])
+    machines = read_machines(cluster)
+    names = [name.strip() for name in policy.split(",") if name.strip()]
+    for name in names:
+        find_policy(name)  # what is wrong with one is said before anything runs
+    delays = Delays(move_s=move_s, resume_s=move_s or 0.0)
+    config = SimConfig(round_s=round_s, look_s=look_s, knows_total=not unknown, delays=delays, error=error)
+    runs = [
+        Run(found, cluster, name, str(table or ""), ideal, replace(config, seed=seed)) for name in names for seed in range(seeds)
+    ]
+    click.echo(f"{found}\n{len(machines.nodes)} machines, {machines.devices} devices", err=True)
+    outcomes = _run_all(runs)
+    _print(runs, outcomes)
+    if json_:
+        rows = [
+            {"trace": found.path, "policy": run.policy, "seed": run.config.seed, **outcome.figures()}
+            for run, outcome in zip(runs, outcomes, strict=True)
+        ]
+        try:
+            json_.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+        except OSError as failure:
+            raise SpecError(f"--json {json_} cannot be written: {failure.strerror}") from None
+    return 0
+
+
+def _check(round_s: float, look_s: float, move_s: float | None, error: float, seeds: int, first: int | None) -> None:
+    for name, value in (("--round", round_s), ("--look", look_s), ("--move-s", move_s or 0.0)):
+        if not 0 <= value < float("inf"):
+            raise SpecError(f"{name} is {value:g}; write seconds, 0 or more")
+    if not 0 <= error < 1:
+        raise SpecError(f"--error is {error:g}; write a part of 0 or more and below 1, for example 0.2")
+    for name, count in (("--seeds", seeds), ("--first", first)):
+        if count is not None and count < 1:
+            raise SpecError(f"{name} is {count}; it must be 1 or more")
+
+
+def _world(run: Run) -> World:
+    return GavelWorld(Path(run.table), spreads=not run.ideal) if run.table else Recorded()
+
+
+def _simulation(run: Run) -> Simulation:
+    policy = Bounded(find_policy(run.policy), DECISION_S_MAX)
+    return Simulation(run.trace.rows, read_machines(run.cluster), _world(run), policy, run.config)
+
+
+def _run(run: Run) -> Outcome:
+    return _simulation(run).run()
+
+
+def _run_all(runs: Sequence[Run]) -> list[Outcome]:
+    """One after the other with a line of progress, or several at once where there are several."""
+    if len(runs) == 1:
+        total = len(runs[0].trace.rows)
+        with _progress(f"{runs[0].policy}: ", total) as tell:
+            return [_simulation(runs[0]).run(tell)]
+    with ProcessPoolExecutor(min(len(runs), os.cpu_count() or 1)) as pool, _progress("", len(runs)) as tell:
+        waiting = {pool.submit(_run, run): number for number, run in enumerate(runs)}
+        outcomes: dict[int, Outcome] = {}
+        for done in as_completed(waiting):
+            outcomes[waiting[done]] = done.result()
+            tell(len(outcomes), 0.0)
+        return [outcomes[number] for number in range(len(runs))]
+
+
+@contextmanager
+def _progress(words: str, total: int) -> Iterator[Any]:
+    """A bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done, now_s: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    done_of = TextColumn(words + "{task.completed}/{task.total}")
+    columns = (done_of, BarColumn(), TextColumn("{task.fields[day]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total, day="")
+
+        def tell(done: int, now_s: float) -> None:
+            bar.update(task, completed=done, day=f"day {now_s / 86400:.1f}" if now_s else "")
+
+        yield tell
+
+
+def _print(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> None:
+    head = ("policy", "avg JCT", "p50", "p99", "makespan", "queueing", "busy", "moves", "suspended", "decision p99", "simulated in")
+    lines: list[tuple[str, ...]] = [head]
+    several = len({run.config.seed for run in runs}) > 1
+    for run, outcome in zip(runs, outcomes, strict=True):
+        figures = outcome.figures()
+        lines.append((
+            run.policy + (f" seed {run.config.seed}" if several else ""), *(_time(figures[key]) for key in (
+                "avg_jct_s", "p50_jct_s", "p99_jct_s", "makespan_s", "avg_queueing_s")),
+            f"{100 * figures['utilization']:.0f} %", str(figures["moves"]), str(figures["suspensions"]),
+            f"{1e3 * figures['decide_p99_s']:.1f} ms", f"{figures['wall_s']:.2f} s",
+        ))  # fmt: skip
+    widths = [max(len(line[at]) for line in lines) for at in range(len(head))]
+    for line in lines:
+        cells = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        click.echo("  ".join(cells))
+
+
+def _time(seconds: float) -> str:
+    if seconds >= HOURS_FROM_S:
+        return f"{seconds / 3600:.2f} h"
+    return f"{seconds / 60:.1f} min" if seconds >= MINUTES_FROM_S else f"{seconds:.1f} s"

@@ -1,0 +1,83 @@
+"""A policy by its name, or out of a file of one's own: `mine.py`, which defines `policy()`.
+
+The file is run: it is as trusted as whoever names it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import signal
+import traceback
+from pathlib import Path
+from typing import Any
+
+from restow.cluster import Snapshot
+from restow.errors import SpecError
+from restow.placement import Schedule
+from restow.policies.base import Policy
+from restow.policies.names import POLICIES
+
+
+def find_policy(name: str) -> Policy:
+    """Raises SpecError, naming the line of a file where it fails."""
+    if name in POLICIES:
+        return POLICIES[name]()
+    if name.endswith(".py"):
+        return _from_file(Path(name))
+    close = difflib.get_close_matches(name, POLICIES, n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]!r}?" if close else f"the policies are {', '.join(POLICIES)}, or a file such as mine.py"
+    raise SpecError(f"there is no policy {name!r}; {hint}")
+
+
+def _from_file(path: Path) -> Policy:
+    if not path.is_file():
+        raise SpecError(f"policy {path}: there is no such file")
+    found = importlib.util.spec_from_file_location(f"restow_policy_{path.stem}", path)
+    assert found
+    assert found.loader
+    module = importlib.util.module_from_spec(found)
+    try:
+        found.loader.exec_module(module)
+        policy: Any = module.policy()
+    except Exception as error:  # whatever is wrong in somebody's file
+        raise SpecError(f"policy {place_of(error, path)}: {words_of(error)}; a policy file defines policy()") from None
+    if not callable(getattr(policy, "decide", None)):
+        raise SpecError(f"policy {path}: policy() gives a {type(policy).__name__} without decide(snapshot)")
+    return policy
+
+
+def place_of(error: BaseException, otherwise: object = "") -> str:
+    """File and line where it was raised."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else str(otherwise)
+
+
+def words_of(error: BaseException) -> str:
+    text = str(error).splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+class Bounded:
+    """A policy that is given up when it thinks for too long: it may loop. Only on the main thread of a process, by its alarm."""
+
+    def __init__(self, policy: Policy, limit_s: float):
+        self._policy, self._limit_s = policy, limit_s
+
+    def decide(self, snapshot: Snapshot) -> Schedule:
+        """Raises TimeoutError."""
+        before = signal.signal(signal.SIGALRM, self._expired)
+        signal.setitimer(signal.ITIMER_REAL, self._limit_s)
+        try:
+            return self._policy.decide(snapshot)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            signal.signal(signal.SIGALRM, before)
+
+    def plan(self, snapshot: Snapshot) -> Schedule:
+        return self._policy.plan(snapshot)
+
+    def _expired(self, *_: object) -> None:
+        raise TimeoutError(f"it thought for more than {self._limit_s:g} s")

@@ -1,0 +1,20 @@
+"""The policies that come with restow, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from restow.policies.base import Policy
+from restow.policies.fifo import Fifo
+from restow.policies.las import Las
+from restow.policies.restow import Restow
+from restow.policies.srtf import Srtf
+
+POLICIES: Mapping[str, Callable[[], Policy]] = {
+    "restow": Restow,
+    "fifo": Fifo,
+    "fifo-strict": lambda: Fifo(backfill=False),
+    "srtf": Srtf,
+    "srsf": lambda: Srtf(counts_devices=True),
+    "las": Las,
+}

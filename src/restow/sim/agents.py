@@ -1,0 +1,286 @@
+"""All nodes of a simulated cluster: agents that obey commands, and gangs that train, in virtual time.
+
+They say what real agents and ranks would say, in the same order, so that core/ cannot tell. How fast a gang is says the world; how
+long a start, a move, a suspension and a return take says `Delays`. A gang is told of only by its rank 0 while it trains, and only
+when its speed changes: `Job.steps_by` knows the steps in between.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from restow.cluster import Node
+from restow.messages import (
+    Abandon,
+    Command,
+    Connect,
+    Decide,
+    Event,
+    Launch,
+    OpenStore,
+    Prepare,
+    Progressed,
+    Propose,
+    RankConnected,
+    RankExited,
+    RankKept,
+    RankReady,
+    RankStarted,
+    RankSwitched,
+    ShadowReady,
+    StepAccepted,
+    Stop,
+    StoreOpened,
+    TwinParked,
+)
+from restow.placement import Placement, moved_ranks
+from restow.sim.clock import Clock
+from restow.sim.rows import Row
+from restow.sim.world import World
+
+STORE_PORT = 4000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delays:
+    """Seconds."""
+
+    start_s: float = 0.0  # from a launch to the first step
+    move_s: float | None = None  # that a gang stands still for a move; None: what perf.py predicts
+    resume_s: float = 0.0  # from its devices to the first step, for a job that comes back
+    suspend_s: float = 0.0  # from its last step until its devices are free
+
+
+@dataclass(slots=True)
+class Gang:
+    """One job on the machines."""
+
+    row: Row
+    work: float  # steps in all
+    steps: float = 0.0  # made at since_s
+    since_s: float = 0.0
+    step_s: float = math.inf  # infinite: it stands still
+    said_step_s: float = 0.0  # what was told last
+    generation: int = 0
+    placement: Placement = ()
+    placements: dict[int, Placement] = field(default_factory=dict)  # generation → where its ranks are to be; empty: nowhere
+    ranks: dict[int, dict[int, str]] = field(default_factory=dict)  # generation → rank or twin that lives → its node
+    version: int = 0  # of its speed: what was foreseen with another one does not happen
+
+    def steps_at(self, now_s: float) -> float:
+        made = (now_s - self.since_s) / self.step_s if math.isfinite(self.step_s) else 0.0
+        return min(self.work, self.steps + made)
+
+
+class Agents:
+    """`tell` obeys; `reports` are what is said at this very moment. `downtime_s(job, now, then)`: of a move, if no delay is set."""
+
+    def __init__(
+        self, nodes: Mapping[str, Node], world: World, clock: Clock, delays: Delays, *,
+        knows_total: bool, downtime_s: Callable[[str, Placement, Placement], float],
+    ):  # fmt: skip
+        self.reports: list[Event] = []
+        self.gangs: dict[str, Gang] = {}
+        self._nodes, self._world, self._clock, self._delays = nodes, world, clock, delays
+        self._knows_total, self._downtime_s = knows_total, downtime_s
+        self._training: dict[tuple[str, int], dict[str, None]] = {}  # device → jobs that train on it
+        self._obey: dict[type[Command], Callable[[str, Any], None]] = {
+            OpenStore: self._open_store, Launch: self._launch, Prepare: self._prepare, Connect: self._connect,
+            Propose: self._propose, Decide: self._decide, Stop: self._stop, Abandon: self._abandon,
+        }  # fmt: skip
+
+    def add(self, row: Row) -> None:
+        """A job that will be submitted. Raises TraceError if the world does not know it."""
+        self.gangs[row.id] = Gang(row, self._world.work(row))
+
+    def tell(self, node: str, command: Command) -> None:
+        """What is not here (Guard, Discard, Share and the like) has no answer and changes nothing that could be seen."""
+        if obey := self._obey.get(type(command)):
+            obey(node, command)
+
+    def _say(self, kind: type, job: str, generation: int, node: str, **rest: Any) -> None:
+        self.reports.append(kind(time_s=self._clock.now_s, job=job, generation=generation, node=node, **rest))
+
+    # ------------------------------------------------------------ starting
+
+    def _open_store(self, node: str, command: OpenStore) -> None:
+        self._say(StoreOpened, command.job, command.generation, node, host=node, port=STORE_PORT)
+
+    def _launch(self, node: str, command: Launch) -> None:
+        gang = self.gangs[command.job]
+        gang.placements[command.generation] = command.placement
+        ranks = gang.ranks.setdefault(command.generation, {})
+        for rank, slot in enumerate(command.placement):
+            if slot.node == node:
+                ranks[rank] = node
+                self._say(RankStarted, command.job, command.generation, node, rank=rank, pid=1)
+                self._say_ready(command.job, command.generation, node, rank)
+        if len(ranks) == len(command.placement):
+            self._clock.later(self._delays.start_s, lambda: self._train(command.job, command.generation))
+
+    def _say_ready(self, job: str, generation: int, node: str, rank: int) -> None:
+        state_bytes = self._world.state_bytes(self.gangs[job].row)
+        self._say(RankReady, job, generation, node, rank=rank, signature="", state_bytes=state_bytes, private_bytes=0, movable=True)
+
+    def _train(self, job: str, generation: int) -> None:
+        """From now on the gang makes steps as this generation, if it still is one."""
+        gang = self.gangs[job]
+        placement = gang.placements.get(generation, ())
+        if not placement or len(gang.ranks.get(generation, {})) < len(placement):
+            return  # it was told to stop meanwhile
+        gang.generation, gang.placement, gang.since_s = generation, placement, self._clock.now_s
+        for device in devices(placement):
+            self._training.setdefault(device, {})[job] = None
+        self._pace([job, *self._beside(job)])
+
+    def _halt(self, job: str) -> None:
+        """It makes no step any more; the others on its devices are faster now."""
+        gang = self.gangs[job]
+        if not gang.placement:
+            return
+        others = self._beside(job)
+        gang.steps, gang.since_s = gang.steps_at(self._clock.now_s), self._clock.now_s
+        for device in devices(gang.placement):
+            self._training[device].pop(job, None)
+        gang.placement, gang.step_s, gang.said_step_s = (), math.inf, 0.0
+        gang.version += 1
+        self._pace(others)
+
+    def _beside(self, job: str) -> list[str]:
+        """Who trains on its devices, too."""
+        found = dict.fromkeys(other for device in devices(self.gangs[job].placement) for other in self._training.get(device, ()))
+        found.pop(job, None)
+        return list(found)
+
+    def _pace(self, jobs: Iterable[str]) -> None:
+        """How fast they are now, and when they will be done."""
+        for job in jobs:
+            gang, now_s = self.gangs[job], self._clock.now_s
+            beside = [(self.gangs[other].row, self.gangs[other].placement) for other in self._beside(job)]
+            gang.steps, gang.since_s = gang.steps_at(now_s), now_s
+            gang.step_s = self._world.step_s(gang.row, gang.placement, self._nodes, beside)
+            gang.version += 1
+            if gang.step_s != gang.said_step_s:
+                self._tell_progress(job, gang)
+            if math.isfinite(gang.step_s):
+                left_s = max(0.0, gang.work - gang.steps) * gang.step_s
+                self._clock.later(left_s, lambda job=job, version=gang.version: self._end(job, version))  # type: ignore[misc]
+
+    def _tell_progress(self, job: str, gang: Gang) -> None:
+        gang.said_step_s = gang.step_s
+        total = math.ceil(gang.work) if self._knows_total else None
+        step_s = gang.step_s if math.isfinite(gang.step_s) else 0.0
+        self._say(
+            Progressed, job, gang.generation, gang.placement[0].node, rank=0, step=int(gang.steps), steps_total=total,
+            step_s=step_s, exposed_s=0.0, wire_bytes=0, memory_bytes=0,
+        )  # fmt: skip
+
+    def _end(self, job: str, version: int) -> None:
+        gang = self.gangs[job]
+        if version != gang.version:
+            return  # it became faster or slower, or stands still
+        generation = gang.generation
+        self._halt(job)
+        gang.steps = gang.work
+        for rank, node in gang.ranks.pop(generation, {}).items():
+            self._say(RankExited, job, generation, node, rank=rank, role="rank", code=0)
+
+    # ------------------------------------------------------------ moving, suspending, coming back
+
+    def _prepare(self, node: str, command: Prepare) -> None:
+        gang = self.gangs[command.job]
+        gang.placements[command.generation] = command.placement
+        twins = gang.ranks.setdefault(command.generation, {})
+        for rank in command.ranks:
+            twins[rank] = node
+            self._say(TwinParked, command.job, command.generation, node, rank=rank, signature="", rehearsal_step_s=0.0)
+
+    def _connect(self, node: str, command: Connect) -> None:
+        gang = self.gangs[command.job]
+        gang.placements[command.generation] = command.then
+        for rank, there in gang.ranks.get(command.present, {}).items() if command.now else ():
+            if there == node:
+                self._say(RankConnected, command.job, command.generation, node, rank=rank, role="rank")
+        for rank, there in gang.ranks.get(command.generation, {}).items():
+            if there == node:
+                self._say(RankConnected, command.job, command.generation, node, rank=rank, role="twin")
+                if command.fill == "shadow":
+                    self._say(ShadowReady, command.job, command.generation, node, rank=rank)
+        if command.kept and node == command.then[-1].node:  # the last one hears of it at the same moment as the first
+            self._clock.later(self._delays.resume_s, lambda: self._come_back(command.job, command.generation))
+
+    def _come_back(self, job: str, generation: int) -> None:
+        gang = self.gangs[job]
+        ranks = gang.ranks.get(generation, {})
+        if len(ranks) < len(gang.placements.get(generation, ())):
+            return  # it was taken away again
+        for rank, node in ranks.items():
+            self._say(RankSwitched, job, generation, node, rank=rank, step=int(gang.steps), pause_s=0.0, wire_bytes=0)
+            self._say_ready(job, generation, node, rank)
+        self._train(job, generation)
+
+    def _propose(self, node: str, command: Propose) -> None:
+        self._say(StepAccepted, command.job, command.generation, node, step=command.step)
+
+    def _decide(self, node: str, command: Decide) -> None:
+        gang = self.gangs[command.job]
+        if not command.go or gang.generation == command.generation:
+            return
+        now, then = gang.placement, gang.placements[command.generation]
+        self._halt(command.job)
+        if then:
+            delay_s = self._delays.move_s
+            if delay_s is None:
+                delay_s = self._downtime_s(command.job, now, then)
+            self._clock.later(delay_s, lambda: self._switch(command, now, then))
+        else:
+            self._clock.later(self._delays.suspend_s, lambda: self._suspend(command))
+
+    def _switch(self, command: Decide, now: Placement, then: Placement) -> None:
+        job, gang = command.job, self.gangs[command.job]
+        old = gang.ranks.pop(gang.generation, {})
+        twins = gang.ranks.setdefault(command.generation, {})
+        moved = moved_ranks(now, then)
+        for rank, node in old.items():
+            twins.setdefault(rank, node)
+        before = gang.generation
+        for rank, node in sorted(twins.items()):
+            self._say(
+                RankSwitched, job, command.generation, node, rank=rank, step=max(command.step, int(gang.steps)), pause_s=0.0,
+                wire_bytes=0,
+            )  # fmt: skip
+        for rank in moved:
+            self._say(RankExited, job, before, old[rank], rank=rank, role="leaver", code=0)
+        self._train(job, command.generation)
+
+    def _suspend(self, command: Decide) -> None:
+        gang = self.gangs[command.job]
+        for rank, node in gang.ranks.pop(gang.generation, {}).items():
+            step = max(command.step, int(gang.steps))
+            self._say(RankKept, command.job, command.generation, node, rank=rank, step=step, bytes=0)
+            self._say(RankExited, command.job, gang.generation, node, rank=rank, role="leaver", code=0)
+
+    # ------------------------------------------------------------ ending
+
+    def _stop(self, node: str, command: Stop) -> None:
+        gang = self.gangs[command.job]
+        if gang.generation == command.generation:
+            self._halt(command.job)
+        self._leave(command.job, command.generation, node, "rank")
+
+    def _abandon(self, node: str, command: Abandon) -> None:
+        if self.gangs[command.job].generation != command.generation:
+            self._leave(command.job, command.generation, node, "twin")
+
+    def _leave(self, job: str, generation: int, node: str, role: str) -> None:
+        ranks = self.gangs[job].ranks.get(generation, {})
+        for rank in [rank for rank, there in ranks.items() if there == node]:
+            del ranks[rank]
+            self._say(RankExited, job, generation, node, rank=rank, role=role, code=-15)
+
+
+def devices(placement: Placement) -> dict[tuple[str, int], None]:
+    return dict.fromkeys(slot[:2] for slot in placement)

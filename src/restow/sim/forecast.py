@@ -1,0 +1,50 @@
+"""What policies are told of the jobs' speeds: the world's truth, wrong by as much as is asked for. Seeded: the same everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+
+from restow.job import Job
+from restow.placement import Placement, is_scattered, nodes_of
+from restow.sim.rows import Row
+from restow.sim.world import Nodes, World, kind_of
+
+
+class Believed:
+    """`error`: each job's speed on each kind of devices, together or spread, is believed wrong by at most this part either way."""
+
+    def __init__(self, world: World, rows: Mapping[str, Row], nodes: Nodes, *, error: float = 0.0, seed: int = 0):
+        self._world, self._rows, self._nodes, self._error, self._seed = world, rows, nodes, error, seed
+        self._alone_s: dict[str, float] = {}
+
+    def step_s(self, job: Job, placement: Placement, beside: Sequence[tuple[Job, Placement]] = ()) -> float:
+        others = [(self._rows[other.id], there) for other, there in beside]
+        true_s = self._world.step_s(self._rows[job.id], placement, self._nodes, others)
+        return true_s * self._factor(job.id, placement) if self._error else true_s
+
+    def alone_s(self, job: Job) -> float:
+        """On the devices that suit it best, all of one kind and on one machine, if one has so many."""
+        if job.id not in self._alone_s:
+            self._alone_s[job.id] = min((self.step_s(job, there) for there in self._places(job.workers)), default=math.inf)
+        return self._alone_s[job.id]
+
+    def _places(self, workers: int) -> list[Placement]:
+        """One place for each kind of machine: on one of them, or on as many as it takes."""
+        from restow.policies.room import Room
+
+        kinds: dict[str, list[str]] = {}
+        for name, node in self._nodes.items():
+            kinds.setdefault(node.devices[0].kind, []).append(name)
+        found = []
+        for kind, names in kinds.items():
+            placement = Room([self._nodes[name] for name in names]).find(workers, kind)
+            if placement:
+                found.append(placement)
+        return found
+
+    def _factor(self, job: str, placement: Placement) -> float:
+        words = f"{self._seed} {job} {kind_of(placement, self._nodes)} {is_scattered(placement)} {len(nodes_of(placement))}"
+        number = int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little") / 2**64
+        return 1.0 + self._error * (2.0 * number - 1.0)

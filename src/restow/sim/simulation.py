@@ -1,0 +1,182 @@
+"""A cluster in virtual time: the driver that gives a trace to the very same core and policies as the live controller does.
+
+    clock → reports → state.observe → state.tick → (when something happened, or a round is over) policy.decide → state.adopt
+          → state.commands → agents → clock
+
+Decisions are made once for each moment at which something happened, or at the ends of rounds only. Everything is a function of the
+rows, the machines, the world and the policy: the same run twice gives the same events.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from restow.cluster import Node
+from restow.core.config import CoreConfig
+from restow.core.state import ClusterState
+from restow.errors import IllegalTransition, Refused, TraceError
+from restow.job import JobSpec
+from restow.messages import Event, JobSubmitted, LinkMeasured, NodeJoined, Progressed
+from restow.perf import move_cost
+from restow.placement import Placement, Schedule
+from restow.policies.base import Policy
+from restow.sim.agents import Agents, Delays
+from restow.sim.clock import Clock
+from restow.sim.forecast import Believed
+from restow.sim.machines import Machines
+from restow.sim.outcome import Decisions, Outcome, outcome_of
+from restow.sim.rows import Row
+from restow.sim.world import World
+
+COMMAND = ("simulated",)
+TURNS_MAX = 10_000  # at one moment; more is a state that never becomes quiet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimConfig:
+    round_s: float = 0.0  # between two decisions; 0: whenever something happened
+    look_s: float = 0.0  # a decision at least so often while jobs are there; 0: only when something happened
+    knows_total: bool = True  # do jobs say how many steps they will make?
+    delays: Delays = field(default_factory=Delays)
+    error: float = 0.0  # policies believe speeds that are wrong by up to this part
+    seed: int = 0  # of the errors
+
+
+class Simulation:
+    """One run. Raises TraceError for a job that the world does not know or that is larger than the cluster."""
+
+    def __init__(self, rows: Sequence[Row], machines: Machines, world: World, policy: Policy, config: SimConfig | None = None):
+        self.config = config or SimConfig()
+        self.policy = policy
+        self.clock = Clock()
+        self.state = ClusterState("simulated", CoreConfig())
+        self.nodes: dict[str, Node] = {node.name: node for node in machines.nodes}
+        self.events = 0
+        self.decisions = Decisions()
+        self._rows = {row.id: row for row in rows}
+        self._machines = machines
+        self.agents = Agents(
+            self.nodes, world, self.clock, self.config.delays, knows_total=self.config.knows_total, downtime_s=self._downtime_s
+        )
+        largest = max(rows, key=lambda row: row.workers, default=None)
+        if largest is None:
+            raise TraceError("the trace holds no jobs")
+        if largest.workers > machines.devices:
+            raise TraceError(
+                f"job {largest.id} wants {largest.workers} devices, the cluster has {machines.devices}; give a larger one"
+            )
+        for row in rows:
+            self.agents.add(row)
+            self.clock.at(row.submitted_s, lambda row=row: self._submit(row))  # type: ignore[misc]
+        self.forecast = Believed(world, self._rows, self.nodes, error=self.config.error, seed=self.config.seed)
+        self._is_undecided = False
+        self._decide_at_s = 0.0
+        self._planned_s = -1.0
+
+    def _submit(self, row: Row) -> None:
+        steps = math.ceil(self.agents.gangs[row.id].work) if self.config.knows_total else 0
+        spec = JobSpec(
+            command=COMMAND, name=row.model, workers=row.workers, priority=row.priority, max_pause_s=1e9, steps=steps, recover=False
+        )
+        self.agents.reports.append(JobSubmitted(time_s=self.clock.now_s, job=row.id, spec=spec))
+
+    def _downtime_s(self, job: str, now: Placement, then: Placement) -> float:
+        return move_cost(self.state.records[job].job, now, then, self.state.snapshot(self.clock.now_s)).downtime_s
+
+    # ------------------------------------------------------------ running
+
+    def run(self, on_progress: Callable[[int, float], None] | None = None) -> Outcome:
+        """Until every job has ended. `on_progress(jobs that ended, virtual seconds)` now and then. Raises Refused when nothing can
+        happen any more although jobs wait, or the policy breaks a rule."""
+        began_s = time.perf_counter()
+        for node in self._machines.nodes:
+            self._observe(NodeJoined(time_s=0.0, node=node.name, address=node.address, devices=node.devices))
+        names = [node.name for node in self._machines.nodes]
+        if len(names) == 2:  # of more, the default of core/ is taken: one event for each pair would be too many
+            self._observe(LinkMeasured(time_s=0.0, a=names[0], b=names[1], link=self._machines.link))
+        while not self.clock.is_empty:
+            self.clock.advance()
+            self._turn()
+            self._plan_next_decision()
+            if on_progress:
+                on_progress(len(self.state.records) - len(self.state.active_ids), self.clock.now_s)
+        waiting = [self.state.records[id].job for id in self.state.active_ids]
+        if waiting:
+            job = waiting[0]
+            raise Refused(
+                f"the policy leaves {len(waiting)} jobs waiting for ever, first {job.id} ({job.workers} devices): "
+                f"{job.reason or 'it gave no reason'}"
+            )
+        return outcome_of(self.state, self._rows, self._machines, self.decisions, self.events, time.perf_counter() - began_s)
+
+    def _turn(self) -> None:
+        """All that happens at this moment, until nothing does any more."""
+        for _ in range(TURNS_MAX):
+            reports, self.agents.reports = self.agents.reports, []
+            for event in reports:
+                self._observe(event)
+            due = self.state.tick(self.clock.now_s)
+            for event in due:
+                self._observe(event)
+            commands = self.state.commands()
+            for node, command in commands:
+                self.agents.tell(node, command)
+            if reports or due or commands:
+                continue
+            if not self._is_due():
+                return
+            if not self._decide():
+                return
+        raise Refused(f"at {self.clock.now_s:.0f} s the cluster does not become quiet: the policy changes its mind again and again")
+
+    def _observe(self, event: Event) -> None:
+        self.events += 1
+        if not isinstance(event, Progressed):
+            self._is_undecided = True
+        self.state.observe(event)
+
+    # ------------------------------------------------------------ deciding
+
+    def _is_due(self) -> bool:
+        return self._is_undecided and (not self.config.round_s or self.clock.now_s >= self._decide_at_s)
+
+    def _decide(self) -> bool:
+        """Ask the policy; true if its answer changes anything."""
+        self._is_undecided = False
+        now_s, config = self.clock.now_s, self.config
+        if config.round_s:
+            self._decide_at_s = (now_s // config.round_s + 1) * config.round_s
+        snapshot = replace(self.state.snapshot(now_s), forecast=self.forecast)
+        began_s = time.perf_counter()
+        try:
+            schedule: Schedule = self.policy.decide(snapshot)
+        except Exception as error:  # a policy of the user's own may be wrong in any way
+            frames = traceback.extract_tb(error.__traceback__)
+            where = f"{frames[-1].filename}, line {frames[-1].lineno}"
+            raise Refused(f"at {now_s:.0f} s the policy raised {type(error).__name__}: {error} ({where})") from error
+        self.decisions.add(time.perf_counter() - began_s, len(snapshot.jobs))
+        try:
+            adopted = self.state.adoption(schedule, now_s)
+        except IllegalTransition as error:
+            raise Refused(f"at {now_s:.0f} s the policy breaks a rule: {error}") from None
+        if adopted:
+            self._observe(adopted)
+            self._is_undecided = False
+        return adopted is not None
+
+    def _plan_next_decision(self) -> None:
+        """While jobs are there, the clock goes on also when nothing happens by itself."""
+        step_s = self.config.round_s or self.config.look_s
+        if not step_s or not self.state.active_ids:
+            return
+        at_s = (self.clock.now_s // step_s + 1) * step_s
+        if at_s > self._planned_s:
+            self._planned_s = at_s
+            self.clock.at(at_s, self._look)
+
+    def _look(self) -> None:
+        self._is_undecided = True

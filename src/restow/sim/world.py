@@ -1,0 +1,48 @@
+"""What is true in a simulated cluster: how fast a gang is on some devices, and how much work a job of the trace is.
+
+A world is made from measured tables only (gavel.py and others), or from the durations of the trace alone (`Recorded`). Policies
+never see it: they are told what was measured of a job, as in a live cluster, and what is believed of it (forecast.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from restow.cluster import Node
+from restow.placement import Placement
+from restow.sim.rows import Row
+
+Nodes = Mapping[str, Node]
+
+
+class World(Protocol):
+    """Pure; the same question always has the same answer."""
+
+    def work(self, row: Row) -> float:
+        """Steps that the job makes in all. Raises TraceError for a job that it does not know."""
+
+    def step_s(self, row: Row, placement: Placement, nodes: Nodes, beside: Sequence[tuple[Row, Placement]] = ()) -> float:
+        """Seconds of a step there, infinite where it cannot run; `beside`: who else is on these devices."""
+
+    def state_bytes(self, row: Row) -> int:
+        """Of the model and its optimizer; 0: not known."""
+
+
+class Recorded:
+    """Each job takes as long as the trace says, wherever it is: a step is a second. Two on a device take turns."""
+
+    def work(self, row: Row) -> float:
+        return row.duration_s or row.steps
+
+    def step_s(self, row: Row, placement: Placement, nodes: Nodes, beside: Sequence[tuple[Row, Placement]] = ()) -> float:
+        wanted = max((slot.share for slot in placement), default=1.0)
+        return 1.0 if wanted < 1.0 else float(1 + len(beside))
+
+    def state_bytes(self, row: Row) -> int:
+        return 0
+
+
+def kind_of(placement: Placement, nodes: Nodes) -> str:
+    """The kind of its devices; with several of them they are joined by a plus, the alphabet's first first."""
+    return "+".join(sorted({nodes[slot.node].devices[slot.device].kind for slot in placement}))

@@ -1,0 +1,107 @@
+"""`restow simulate`: figures on the terminal and in a file, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from restow.cli import main
+
+JOBS = "id,submitted_s,workers,duration_s\nlong,0,2,100\nshort,10,2,20\nsmall,15,1,5\n"
+MINE = '''
+from restow.placement import Schedule, Slot
+
+class Last:
+    """Whoever came last, and only that one."""
+    def decide(self, snapshot):
+        if any(job.intended for job in snapshot.jobs) or not snapshot.jobs:
+            return Schedule({job.id: job.intended for job in snapshot.jobs if job.intended})
+        job = snapshot.jobs[-1]
+        return Schedule({job.id: tuple(Slot("gpu-0", index) for index in range(job.workers))})
+
+policy = Last
+'''
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> str:
+    path = tmp_path / "jobs.csv"
+    path.write_text(JOBS)
+    return str(path)
+
+
+def test_several_policies_are_compared_in_a_table_and_a_file(jobs, tmp_path, capsys):
+    assert main.run(["simulate", jobs, "--cluster", "1x2", "--policy", "fifo,srtf", "--json", str(tmp_path / "out.json")]) == 0
+    told = capsys.readouterr()
+    assert "jobs.csv: 3 jobs (csv) over 0.0 h, gangs of 1 to 2" in told.err
+    head, fifo, srtf = told.out.splitlines()
+    assert head.split()[:3] == ["policy", "avg", "JCT"]
+    assert fifo.startswith("fifo")
+    assert srtf.startswith("srtf")
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [(row["policy"], row["avg_jct_s"], row["makespan_s"], row["suspensions"]) for row in rows] == [
+        ("fifo", pytest.approx(320 / 3), 125.0, 0), ("srtf", pytest.approx(155 / 3), 125.0, 2),
+    ]  # fmt: skip
+
+
+def test_a_policy_of_ones_own_is_a_file(jobs, tmp_path, capsys):
+    mine = tmp_path / "mine.py"
+    mine.write_text(MINE)
+    assert main.run(["simulate", jobs, "--cluster", "1x2", "--policy", str(mine)]) == 0
+    assert str(mine) in capsys.readouterr().out
+
+
+def test_the_example_lets_small_gangs_pass(jobs, tmp_path):
+    example = Path(__file__).parents[2] / "examples" / "policies" / "smallest_first.py"
+    figures = tmp_path / "out.json"
+    assert main.run(["simulate", jobs, "--cluster", "1x2", "--policy", str(example), "--json", str(figures)]) == 0
+    assert json.loads(figures.read_text())["rows"][0]["avg_jct_s"] == pytest.approx((100 + 90 + 115) / 3)  # small, then short
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--cluster", "1x1"], 8, "job long wants 2 devices, the cluster has 1"),
+        (["--cluster", "two"], 8, "cluster is 'two'"),
+        (["--cluster", "1x2", "--policy", "fif"], 2, "there is no policy 'fif'; did you mean 'fifo'?"),
+        (["--cluster", "1x2", "--policy", "gone.py"], 2, "policy gone.py: there is no such file"),
+        (["--cluster", "1x2", "--error", "1.5"], 2, "--error is 1.5"),
+        (["--cluster", "1x2", "--round", "-1"], 2, "--round is -1"),
+        (["--cluster", "1x2", "--compress", "0"], 8, "cannot be compressed 0 times"),
+        (["--cluster", "1x2", "--first", "0"], 2, "--first is 0"),
+        (["--cluster", "1x2", "--table", "gone.json"], 8, "table gone.json cannot be read"),
+        (["--cluster", "1x2", "--json", "/nowhere/out.json"], 2, "--json /nowhere/out.json cannot be written"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_a_code(jobs, words, code, message, capsys):
+    assert main.run(["simulate", jobs, *words]) == code
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("restow: ")
+    assert message in last
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def policy(:\n", "line 1: SyntaxError"),
+        ("import nothing_of_that_name\n", "line 1: ModuleNotFoundError"),
+        ("x = 1\n", "has no attribute 'policy'"),
+        ("def policy():\n    return 3\n", "gives a int without decide(snapshot)"),
+        ("class P:\n    def decide(self, snapshot):\n        return 1 / 0\npolicy = P\n", "raised ZeroDivisionError"),
+    ],
+)
+def test_a_file_that_is_wrong_is_told_with_its_line(jobs, tmp_path, content, message, capsys):
+    mine = tmp_path / "mine.py"
+    mine.write_text(content)
+    assert main.run(["simulate", jobs, "--cluster", "1x2", "--policy", str(mine)]) in (2, 4)
+    assert message in capsys.readouterr().err
+
+
+def test_a_policy_that_thinks_for_ever_is_given_up(jobs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("restow.cli.simulate.DECISION_S_MAX", 0.2)
+    mine = tmp_path / "mine.py"
+    mine.write_text("class P:\n    def decide(self, snapshot):\n        while True:\n            pass\npolicy = P\n")
+    assert main.run(["simulate", jobs, "--cluster", "1x2", "--policy", str(mine)]) == 4
+    assert "the policy raised TimeoutError: it thought for more than 0.2 s" in capsys.readouterr().err
