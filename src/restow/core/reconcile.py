@@ -343,8 +343,7 @@ def _abandoning(record: Record) -> list[tuple[str, Command]]:
             commands.append((abandoned.store_node, decide))
         abandon = Abandon(job=job.id, generation=generation, reason=abandoned.reason)
         commands += [(node, abandon) for node in abandoned.nodes]
-    for generation, nodes in sorted(record.discards.items()):
-        commands += [(node, Discard(job=job.id, generation=generation)) for node in nodes]
+    commands += [(node, Discard(job=job.id, generation=generation)) for node, generation in sorted(record.discards.items())]
     return commands
 
 

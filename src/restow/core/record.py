@@ -97,7 +97,7 @@ class Record:
     rescue_signatures: tuple[str, ...] = ()  # of the gang that is being rescued
     parked: frozenset[int] = frozenset()  # ranks that are ready to take their kept state, while the gang comes back
     came_back: frozenset[int] = frozenset()  # those that have it and train
-    discards: dict[int, tuple[str, ...]] = field(default_factory=dict)  # kept states that are not needed any more: where they are
+    discards: dict[str, int] = field(default_factory=dict)  # node → the latest kept state there that is not needed any more
     nodes_used: set[str] = field(default_factory=set)  # where something of it may be left
     served: Placement = ()  # what its service is being counted for
 

@@ -68,11 +68,14 @@ def place(snapshot: Snapshot, jobs: Sequence[Job], room: Room, schedule: Schedul
     """Each on devices of one kind; true if all have some."""
     is_whole = True
     for job in jobs:
-        found = [placement for kind in room.kinds if (placement := room.find(job.workers, kind))]
-        if found:
-            best = min(found, key=lambda placement: step_s(snapshot, job, placement))
+        found = {placement: step_s(snapshot, job, placement) for kind in room.kinds if (placement := room.find(job.workers, kind))}
+        best = min(found, key=lambda placement: found[placement], default=())
+        if best and math.isfinite(found[best]):
             schedule.put(job.id, best, "starts, since it is its turn")
             room.take(best)
+        elif best:
+            is_whole = False
+            schedule.explain(job.id, "waits for devices on which it is known to run")
         else:
             is_whole = False
             schedule.explain(job.id, _waits(job, room.free()))

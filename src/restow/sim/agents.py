@@ -117,20 +117,32 @@ class Agents:
             if slot.node == node:
                 ranks[rank] = node
                 self._say(RankStarted, command.job, command.generation, node, rank=rank, pid=1)
-                self._say_ready(command.job, command.generation, node, rank)
         if len(ranks) == len(command.placement):
-            self._clock.later(self._delays.start_s, lambda: self._train(command.job, command.generation))
+            self._soon(self._delays.start_s, lambda: self._begin(command.job, command.generation))
+
+    def _soon(self, delay_s: float, what: Callable[[], None]) -> None:
+        """At once where there is no delay: nobody is told anything in between."""
+        if delay_s > 0:
+            self._clock.later(delay_s, what)
+        else:
+            what()
+
+    def _begin(self, job: str, generation: int) -> None:
+        """The first steps are made, if nobody has stopped it meanwhile."""
+        ranks = self.gangs[job].ranks.get(generation, {})
+        if len(ranks) == len(self.gangs[job].placements[generation]):
+            for rank, node in ranks.items():
+                self._say_ready(job, generation, node, rank)
+            self._train(job, generation)
 
     def _say_ready(self, job: str, generation: int, node: str, rank: int) -> None:
         state_bytes = self._world.state_bytes(self.gangs[job].row)
         self._say(RankReady, job, generation, node, rank=rank, signature="", state_bytes=state_bytes, private_bytes=0, movable=True)
 
     def _train(self, job: str, generation: int) -> None:
-        """From now on the gang makes steps as this generation, if it still is one."""
+        """From now on the gang makes steps as this generation."""
         gang = self.gangs[job]
-        placement = gang.placements.get(generation, ())
-        if not placement or len(gang.ranks.get(generation, {})) < len(placement):
-            return  # it was told to stop meanwhile
+        placement = gang.placements[generation]
         gang.generation, gang.placement, gang.since_s = generation, placement, self._clock.now_s
         for device in devices(placement):
             self._training.setdefault(device, {})[job] = None
@@ -235,9 +247,9 @@ class Agents:
             delay_s = self._delays.move_s
             if delay_s is None:
                 delay_s = self._downtime_s(command.job, now, then)
-            self._clock.later(delay_s, lambda: self._switch(command, now, then))
+            self._soon(delay_s, lambda: self._switch(command, now, then))
         else:
-            self._clock.later(self._delays.suspend_s, lambda: self._suspend(command))
+            self._soon(self._delays.suspend_s, lambda: self._suspend(command))
 
     def _switch(self, command: Decide, now: Placement, then: Placement) -> None:
         job, gang = command.job, self.gangs[command.job]
