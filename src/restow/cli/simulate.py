@@ -20,6 +20,7 @@ from restow.sim.agents import Delays
 from restow.sim.gavel import GavelWorld
 from restow.sim.machines import read_machines
 from restow.sim.outcome import Outcome
+from restow.sim.pollux import PolluxWorld
 from restow.sim.simulation import SimConfig, Simulation
 from restow.sim.traces import Trace, read
 from restow.sim.world import Recorded, World
@@ -44,11 +45,12 @@ class Run:
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option("--cluster", required=True, metavar="SPEC", help="8x4, or 5x8:V100,5x8:K80, or a file; see the manual page.")
 @click.option("--policy", default="restow", metavar="P[,P...]", help="Names, or files such as mine.py; default: restow.")
-@click.option("--table", type=click.Path(path_type=Path, dir_okay=False), help="Measured speeds (Gavel's JSON).")
+@click.option("--table", type=click.Path(path_type=Path), help="Measured speeds: Gavel's JSON, or the folder of Pollux's traces.")
 @click.option("--ideal", is_flag=True, help="With --table: a gang on several machines loses nothing, as in Gavel's own simulator.")
 @click.option("--round", "round_s", type=float, default=0.0, metavar="S", help="Decide only so often, not at each event.")
 @click.option("--look", "look_s", type=float, default=0.0, metavar="S", help="Decide at least so often: for las.")
 @click.option("--move-s", type=float, metavar="S", help="What a move, or a return, costs its job; default: as predicted.")
+@click.option("--start-s", type=float, default=0.0, metavar="S", help="From a launch to the first step.")
 @click.option("--unknown", is_flag=True, help="Jobs do not say how long they are.")
 @click.option("--error", type=float, default=0.0, metavar="PART", help="Policies believe speeds that are wrong by up to this part.")
 @click.option("--seeds", type=int, default=1, metavar="N", help="So many runs of each, with other errors.")
@@ -57,13 +59,14 @@ class Run:
 @click.option("--json", "json_", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write all figures here.")
 def simulate(
     trace: Path, cluster: str, policy: str, table: Path | None, ideal: bool, round_s: float, look_s: float, move_s: float | None,
-    unknown: bool, error: float, seeds: int, compress: float, first: int | None, json_: Path | None,
+    start_s: float, unknown: bool, error: float, seeds: int, compress: float, first: int | None, json_: Path | None,
 ) -> int:  # fmt: skip
     """Run a TRACE of jobs on a cluster that need not exist, in virtual time, with the code that decides in a live one.
 
     \b
       restow simulate jobs.csv --cluster 8x4 --policy fifo,las,restow
       restow simulate gavel.trace --table simulation_throughputs.json --cluster 8x8:V100 --move-s 60
+      restow simulate workload-6.csv --table pollux/simulator/traces --cluster 16x4 --round 60 --policy las
       restow simulate sacct.txt --cluster 16x8 --policy examples/policies/mine.py --json figures.json
 
     A trace is a CSV of your own (id,submitted_s,workers,duration_s), the output of
@@ -71,7 +74,7 @@ def simulate(
     known by their columns: Gavel, Shockwave, Pollux, Philly, ITP, ElasticFlow, Muri, Tiresias, Morphling, FGD.
     The same command prints the same figures on any machine, but for the times that policies think.
     """
-    _check(round_s, look_s, move_s, error, seeds, first)
+    _check({"--round": round_s, "--look": look_s, "--move-s": move_s or 0.0, "--start-s": start_s}, error, seeds, first)
     found = read(trace)
     if compress != 1.0:
         found = found.compressed(compress)
@@ -81,7 +84,7 @@ def simulate(
     names = [name.strip() for name in policy.split(",") if name.strip()]
     for name in names:
         find_policy(name)  # what is wrong with one is said before anything runs
-    delays = Delays(move_s=move_s, resume_s=move_s or 0.0)
+    delays = Delays(start_s=start_s, move_s=move_s, resume_s=move_s or 0.0)
     config = SimConfig(round_s=round_s, look_s=look_s, knows_total=not unknown, delays=delays, error=error)
     runs = [
         Run(found, cluster, name, str(table or ""), ideal, replace(config, seed=seed)) for name in names for seed in range(seeds)
@@ -101,8 +104,8 @@ def simulate(
     return 0
 
 
-def _check(round_s: float, look_s: float, move_s: float | None, error: float, seeds: int, first: int | None) -> None:
-    for name, value in (("--round", round_s), ("--look", look_s), ("--move-s", move_s or 0.0)):
+def _check(times_s: dict[str, float], error: float, seeds: int, first: int | None) -> None:
+    for name, value in times_s.items():
         if not 0 <= value < float("inf"):
             raise SpecError(f"{name} is {value:g}; write seconds, 0 or more")
     if not 0 <= error < 1:
@@ -113,7 +116,9 @@ def _check(round_s: float, look_s: float, move_s: float | None, error: float, se
 
 
 def _world(run: Run) -> World:
-    return GavelWorld(Path(run.table), spreads=not run.ideal) if run.table else Recorded()
+    if not run.table:
+        return Recorded()
+    return PolluxWorld(Path(run.table)) if Path(run.table).is_dir() else GavelWorld(Path(run.table), spreads=not run.ideal)
 
 
 def _simulation(run: Run) -> Simulation:

@@ -110,7 +110,7 @@ def rank_switched(record: Record, event: RankSwitched) -> None:
         return
     assert job.kept is not None
     nodes = (*nodes_of(job.kept.placement), *job.kept.replicas, *sorted(record.nodes_used))
-    record.discards = {node: job.kept.generation for node in nodes}  # and with it whatever is older there
+    record.discards = dict.fromkeys(nodes, job.kept.generation)  # and with it whatever is older there
     record.job = step(job, Cause.GANG_STARTED)
     record.change(is_rescued=job.kept.is_rescued)
     record.change(kept=None, alive=frozenset(range(job.workers)), failed_moves=0, not_before_s=0.0, moved_s=event.time_s)

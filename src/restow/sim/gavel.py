@@ -35,8 +35,8 @@ class GavelWorld:
         self._pairs: dict[str, dict[tuple[Key, Key], float]] = {}  # kind → job, partner → steps per second of the job
         try:
             tables: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text())
-        except OSError as error:
-            raise TraceError(f"table {path} cannot be read: {error.strerror}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise TraceError(f"table {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
         except ValueError as error:
             raise TraceError(f"table {path} is not JSON: {error}") from None
         for kind, table in tables.items():
