@@ -80,6 +80,12 @@ def test_least_service_first_counts_in_levels():
     assert ends(outcome)["short"] == 120  # at 30 s it has had as much, and waits behind the one that came first
 
 
+def test_the_worst_finish_time_fairness_is_that_of_who_waited_most():
+    """Short wants two devices while long has them: for 100 of its 110 s four are wanted of two, then two."""
+    outcome = run([LONG, SHORT], "1x2", Fifo())
+    assert outcome.worst_ftf == pytest.approx(110 / (20 * (90 * 2 + 20 * 1) / 110))
+
+
 def test_a_start_takes_as_long_as_it_is_said_to():
     assert ends(run([LONG], "1x2", Fifo(), delays=Delays(start_s=7.0))) == {"long": 107}
 
@@ -183,7 +189,7 @@ def test_the_world_is_the_one_that_was_published():
 @needs_data
 def test_tiresias_in_the_world_of_pollux_takes_what_was_published():
     """160 jobs on 16 machines of four T4, decisions each minute, 30 s for each start: 3469.7 s on average and a makespan of 21.8 h
-    in the artifact. Within half a per cent: it counts whole seconds at the ends of epochs, and restarts who waits behind another."""
+    in the artifact. Within half a per cent: it counts whole seconds at the ends of epochs."""
     trace = read(SHARED / "pollux/simulator/workloads/workload-6.csv")
     world = PolluxWorld(SHARED / "pollux/simulator/traces")
     config = SimConfig(round_s=60.0, delays=Delays(start_s=30.0, move_s=30.0, resume_s=30.0))

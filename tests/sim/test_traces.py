@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from restow.errors import TraceError
-from restow.sim.traces import read
+from restow.sim.traces import find_trace, read
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the published traces (shared/data) are not beside this checkout")
@@ -141,3 +141,22 @@ def test_a_trace_can_come_faster(tmp_path):
     for times in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(TraceError, match="give a number above 0"):
             trace.compressed(times)
+
+
+def test_a_trace_can_be_made_up_and_is_the_same_everywhere():
+    rows = find_trace("random:jobs=2000,gap=30,seed=7").rows
+    assert rows == find_trace("random:jobs=2000,gap=30,seed=7").rows
+    assert rows != find_trace("random:jobs=2000,gap=30,seed=8").rows
+    assert len(rows) == 2000
+    assert rows[-1].submitted_s / 2000 == pytest.approx(30, rel=0.1)
+    sizes = [row.workers for row in rows]
+    assert sizes.count(1) / 2000 == pytest.approx(0.7, abs=0.03)
+    assert set(sizes) == {1, 2, 4, 8}
+    assert (rows[0].workers, round(rows[0].duration_s, 3)) == (1, 17970.202)  # as on every machine
+    assert max(row.duration_s for row in find_trace("random:longest=3600").rows) == 3600
+
+
+@pytest.mark.parametrize("words", ["jobs=0", "jobs=many", "color=red", "gap=-1", "jobs=inf", "gap=inf"])
+def test_what_cannot_be_made_up_is_told(words):
+    with pytest.raises(TraceError, match="trace 'random:"):
+        find_trace(f"random:{words}")

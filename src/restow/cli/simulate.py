@@ -22,7 +22,7 @@ from restow.sim.machines import read_machines
 from restow.sim.outcome import Outcome
 from restow.sim.pollux import PolluxWorld
 from restow.sim.simulation import SimConfig, Simulation
-from restow.sim.traces import Trace, read
+from restow.sim.traces import Trace, find_trace
 from restow.sim.world import Recorded, World
 
 DECISION_S_MAX = 60.0
@@ -42,7 +42,7 @@ class Run:
 
 
 @click.command()
-@click.argument("trace", type=click.Path(path_type=Path))
+@click.argument("trace")
 @click.option("--cluster", required=True, metavar="SPEC", help="8x4, or 5x8:V100,5x8:K80, or a file; see the manual page.")
 @click.option("--policy", default="restow", metavar="P[,P...]", help="Names, or files such as mine.py; default: restow.")
 @click.option("--table", type=click.Path(path_type=Path), help="Measured speeds: Gavel's JSON, or the folder of Pollux's traces.")
@@ -58,7 +58,7 @@ class Run:
 @click.option("--first", type=int, metavar="N", help="Only the first N jobs.")
 @click.option("--json", "json_", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write all figures here.")
 def simulate(
-    trace: Path, cluster: str, policy: str, table: Path | None, ideal: bool, round_s: float, look_s: float, move_s: float | None,
+    trace: str, cluster: str, policy: str, table: Path | None, ideal: bool, round_s: float, look_s: float, move_s: float | None,
     start_s: float, unknown: bool, error: float, seeds: int, compress: float, first: int | None, json_: Path | None,
 ) -> int:  # fmt: skip
     """Run a TRACE of jobs on a cluster that need not exist, in virtual time, with the code that decides in a live one.
@@ -71,11 +71,12 @@ def simulate(
 
     A trace is a CSV of your own (id,submitted_s,workers,duration_s), the output of
     sacct --parsable2 --format=JobID,User,Submit,ElapsedRaw,AllocTRES, or a file of one of the published ones, which are
-    known by their columns: Gavel, Shockwave, Pollux, Philly, ITP, ElasticFlow, Muri, Tiresias, Morphling, FGD.
+    known by their columns: Gavel, Shockwave, Pollux, Philly, ITP, ElasticFlow, Muri, Tiresias, Morphling, FGD;
+    random:jobs=1000,gap=60,seed=3 makes one up.
     The same command prints the same figures on any machine, but for the times that policies think.
     """
     _check({"--round": round_s, "--look": look_s, "--move-s": move_s or 0.0, "--start-s": start_s}, error, seeds, first)
-    found = read(trace)
+    found = find_trace(trace)
     if compress != 1.0:
         found = found.compressed(compress)
     if first:

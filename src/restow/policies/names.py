@@ -10,6 +10,13 @@ from restow.policies.las import Las
 from restow.policies.restow import Restow
 from restow.policies.srtf import Srtf
 
+
+def _gavel() -> Policy:
+    from restow.policies.gavel import Gavel  # and scipy with it, which takes a second
+
+    return Gavel()
+
+
 POLICIES: Mapping[str, Callable[[], Policy]] = {
     "restow": Restow,
     "fifo": Fifo,
@@ -17,4 +24,5 @@ POLICIES: Mapping[str, Callable[[], Policy]] = {
     "srtf": Srtf,
     "srsf": lambda: Srtf(counts_devices=True),
     "las": Las,
+    "gavel": _gavel,
 }

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from restow.job import Job
 from restow.placement import Placement, is_scattered, nodes_of
+from restow.policies.room import Room
 from restow.sim.rows import Row
 from restow.sim.world import Nodes, World, kind_of
 
@@ -18,6 +19,7 @@ class Believed:
     def __init__(self, world: World, rows: Mapping[str, Row], nodes: Nodes, *, error: float = 0.0, seed: int = 0):
         self._world, self._rows, self._nodes, self._error, self._seed = world, rows, nodes, error, seed
         self._alone_s: dict[str, float] = {}
+        self._places: dict[int, list[Placement]] = {}  # workers → a place of each kind
 
     def step_s(self, job: Job, placement: Placement, beside: Sequence[tuple[Job, Placement]] = ()) -> float:
         others = [(self._rows[other.id], there) for other, there in beside]
@@ -27,13 +29,16 @@ class Believed:
     def alone_s(self, job: Job) -> float:
         """On the devices that suit it best, all of one kind and on one machine, if one has so many."""
         if job.id not in self._alone_s:
-            self._alone_s[job.id] = min((self.step_s(job, there) for there in self._places(job.workers)), default=math.inf)
+            self._alone_s[job.id] = min((self.step_s(job, there) for there in self.places(job.workers)), default=math.inf)
         return self._alone_s[job.id]
 
-    def _places(self, workers: int) -> list[Placement]:
+    def places(self, workers: int) -> list[Placement]:
         """One place for each kind of machine: on one of them, or on as many as it takes."""
-        from restow.policies.room import Room
+        if workers not in self._places:
+            self._places[workers] = self._find_places(workers)
+        return self._places[workers]
 
+    def _find_places(self, workers: int) -> list[Placement]:
         kinds: dict[str, list[str]] = {}
         for name, node in self._nodes.items():
             kinds.setdefault(node.devices[0].kind, []).append(name)

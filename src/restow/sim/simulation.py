@@ -58,7 +58,7 @@ class Simulation:
         self.events = 0
         self.decisions = Decisions()
         self._rows = {row.id: row for row in rows}
-        self._machines = machines
+        self._machines, self._world = machines, world
         self.agents = Agents(
             self.nodes, world, self.clock, self.config.delays, knows_total=self.config.knows_total, downtime_s=self._downtime_s
         )
@@ -93,17 +93,7 @@ class Simulation:
         """Until every job has ended. `on_progress(jobs that ended, virtual seconds)` now and then. Raises Refused when nothing can
         happen any more although jobs wait, or the policy breaks a rule."""
         began_s = time.perf_counter()
-        for node in self._machines.nodes:
-            self._observe(NodeJoined(time_s=0.0, node=node.name, address=node.address, devices=node.devices))
-        names = [node.name for node in self._machines.nodes]
-        if len(names) == 2:  # of more, the default of core/ is taken: one event for each pair would be too many
-            self._observe(LinkMeasured(time_s=0.0, a=names[0], b=names[1], link=self._machines.link))
-        while not self.clock.is_empty:
-            self.clock.advance()
-            self._turn()
-            self._plan_next_decision()
-            if on_progress:
-                on_progress(len(self.state.records) - len(self.state.active_ids), self.clock.now_s)
+        self.run_until(math.inf, on_progress)
         waiting = [self.state.records[id].job for id in self.state.active_ids]
         if waiting:
             job = waiting[0]
@@ -111,7 +101,31 @@ class Simulation:
                 f"the policy leaves {len(waiting)} jobs waiting for ever, first {job.id} ({job.workers} devices): "
                 f"{job.reason or 'it gave no reason'}"
             )
-        return outcome_of(self.state, self._rows, self._machines, self.decisions, self.events, time.perf_counter() - began_s)
+        wall_s = time.perf_counter() - began_s
+        return outcome_of(self.state, self._rows, self._machines, self._alone_s, self.decisions, self.events, wall_s)
+
+    def _alone_s(self, job: str) -> float:
+        gang = self.agents.gangs[job]
+        places = self.forecast.places(gang.row.workers)
+        return gang.work * min(self._world.step_s(gang.row, place, self.nodes) for place in places)
+
+    def run_until(self, time_s: float, on_progress: Callable[[int, float], None] | None = None) -> None:
+        """Everything that happens up to this moment."""
+        if not self.state.nodes:
+            self._join()
+        while not self.clock.is_empty and self.clock.next_s <= time_s:
+            self.clock.advance()
+            self._turn()
+            self._plan_next_decision()
+            if on_progress:
+                on_progress(len(self.state.records) - len(self.state.active_ids), self.clock.now_s)
+
+    def _join(self) -> None:
+        for node in self._machines.nodes:
+            self._observe(NodeJoined(time_s=0.0, node=node.name, address=node.address, devices=node.devices))
+        names = [node.name for node in self._machines.nodes]
+        if len(names) == 2:  # of more, the default of core/ is taken: one event for each pair would be too many
+            self._observe(LinkMeasured(time_s=0.0, a=names[0], b=names[1], link=self._machines.link))
 
     def _turn(self) -> None:
         """All that happens at this moment, until nothing does any more."""

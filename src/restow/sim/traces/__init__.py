@@ -1,5 +1,5 @@
 """Traces of real clusters, read as rows: what each file is shows by its columns."""
 
-from restow.sim.traces.reading import Trace, read
+from restow.sim.traces.reading import Trace, find_trace, read
 
-__all__ = ["Trace", "read"]
+__all__ = ["Trace", "find_trace", "read"]

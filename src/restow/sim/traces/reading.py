@@ -10,6 +10,7 @@ from pathlib import Path
 from restow.errors import TraceError
 from restow.sim.rows import Row
 from restow.sim.traces import table
+from restow.sim.traces.generated import PREFIX, generated
 from restow.sim.traces.layouts import layout_of
 
 HOUR_S = 3600.0
@@ -35,6 +36,13 @@ class Trace:
         if not (times > 0 and math.isfinite(times)):
             raise TraceError(f"a trace cannot be compressed {times:g} times; give a number above 0")
         return replace(self, rows=tuple(replace(row, submitted_s=row.submitted_s / times) for row in self.rows))
+
+
+def find_trace(name: str) -> Trace:
+    """Of a file, or `random:...`, see generated.py. Raises TraceError."""
+    if name.startswith(PREFIX):
+        return Trace(path=name, layout="random", rows=generated(name))
+    return read(Path(name))
 
 
 def read(path: Path) -> Trace:
