@@ -306,7 +306,7 @@ class Job:
     friendliness: float = 1.0  # part of the bound that it has reached with others so far
     served_s: float = 0.0  # device seconds that it had held at `served_at_s`, the last time that it got or gave back devices
     served_at_s: float = 0.0
-    seen_s: float = 0.0  # when steps_done was so
+    seen_s: float = -1.0  # when steps_done was so; below 0: never
 
     def service_s(self, now_s: float) -> float:
         """Device seconds that it has held until now: its attained service. A shared device counts for the part that is its own."""
@@ -314,7 +314,7 @@ class Job:
 
     def steps_by(self, now_s: float) -> float:
         """Steps that it has made by now, if it went on as it was last seen."""
-        if self.state is not JobState.RUNNING or self.profile.step_s <= 0 or not self.seen_s:
+        if self.state is not JobState.RUNNING or self.profile.step_s <= 0 or self.seen_s < 0:
             return float(self.steps_done)
         made = self.steps_done + max(0.0, now_s - self.seen_s) / self.profile.step_s
         return made if self.steps_total is None else min(made, float(max(self.steps_total, self.steps_done)))

@@ -9,6 +9,7 @@ from restow.policies.fifo import Fifo
 from restow.policies.las import Las
 from restow.policies.restow import Restow
 from restow.policies.srtf import Srtf
+from restow.policies.worth.policy import Worth
 
 
 def _gavel() -> Policy:
@@ -19,6 +20,7 @@ def _gavel() -> Policy:
 
 POLICIES: Mapping[str, Callable[[], Policy]] = {
     "restow": Restow,
+    "worth": Worth,
     "fifo": Fifo,
     "fifo-strict": lambda: Fifo(backfill=False),
     "srtf": Srtf,

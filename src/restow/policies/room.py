@@ -49,6 +49,14 @@ class Room:
         """Devices; of all kinds if none is named."""
         return self._total.get(kind, 0) if kind else sum(self._total.values())
 
+    def free_on(self, node: str, kind: str) -> Placement:
+        """The free devices of this kind on one machine, ascending."""
+        return tuple(Slot(node, index) for index in reversed(self._free.get(kind, {}).get(node, [])))
+
+    def all_free(self, kind: str) -> list[Slot]:
+        """Every free device of this kind."""
+        return [Slot(node, index) for node, free in self._free.get(kind, {}).items() for index in reversed(free)]
+
     def find(self, workers: int, kind: str) -> Placement | None:
         """A device of this kind for each worker; None if there are not so many."""
         if self._total.get(kind, 0) < workers:

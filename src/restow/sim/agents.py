@@ -32,6 +32,7 @@ from restow.messages import (
     RankSwitched,
     ShadowReady,
     StepAccepted,
+    StepRefused,
     Stop,
     StoreOpened,
     TwinParked,
@@ -235,7 +236,12 @@ class Agents:
         self._train(job, generation)
 
     def _propose(self, node: str, command: Propose) -> None:
-        self._say(StepAccepted, command.job, command.generation, node, step=command.step)
+        """Nobody was told of the steps since the last change of its speed, so the first proposal is often behind them."""
+        step = int(self.gangs[command.job].steps_at(self._clock.now_s))
+        if step < command.step:
+            self._say(StepAccepted, command.job, command.generation, node, step=command.step)
+        else:
+            self._say(StepRefused, command.job, command.generation, node, step=command.step, at=step)
 
     def _decide(self, node: str, command: Decide) -> None:
         gang = self.gangs[command.job]

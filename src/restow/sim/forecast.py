@@ -14,7 +14,8 @@ from restow.sim.world import Nodes, World, kind_of
 
 
 class Believed:
-    """`error`: each job's speed on each kind of devices, together or spread, is believed wrong by at most this part either way."""
+    """`error`: each model's speed on each kind of devices, together or spread, is believed wrong by at most this part either
+    way."""
 
     def __init__(self, world: World, rows: Mapping[str, Row], nodes: Nodes, *, error: float = 0.0, seed: int = 0):
         self._world, self._rows, self._nodes, self._error, self._seed = world, rows, nodes, error, seed
@@ -24,7 +25,7 @@ class Believed:
     def step_s(self, job: Job, placement: Placement, beside: Sequence[tuple[Job, Placement]] = ()) -> float:
         others = [(self._rows[other.id], there) for other, there in beside]
         true_s = self._world.step_s(self._rows[job.id], placement, self._nodes, others)
-        return true_s * self._factor(job.id, placement) if self._error else true_s
+        return true_s * self._factor(job, placement) if self._error else true_s
 
     def alone_s(self, job: Job) -> float:
         """On the devices that suit it best, all of one kind and on one machine, if one has so many."""
@@ -49,7 +50,8 @@ class Believed:
                 found.append(placement)
         return found
 
-    def _factor(self, job: str, placement: Placement) -> float:
-        words = f"{self._seed} {job} {kind_of(placement, self._nodes)} {is_scattered(placement)} {len(nodes_of(placement))}"
+    def _factor(self, job: Job, placement: Placement) -> float:
+        model = f"{self._rows[job.id].model or job.id} {job.workers}"
+        words = f"{self._seed} {model} {kind_of(placement, self._nodes)} {is_scattered(placement)} {len(nodes_of(placement))}"
         number = int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little") / 2**64
         return 1.0 + self._error * (2.0 * number - 1.0)

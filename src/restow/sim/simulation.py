@@ -113,12 +113,20 @@ class Simulation:
         """Everything that happens up to this moment."""
         if not self.state.nodes:
             self._join()
-        while not self.clock.is_empty and self.clock.next_s <= time_s:
+        while not self._is_over() and self.clock.next_s <= time_s:
             self.clock.advance()
             self._turn()
             self._plan_next_decision()
             if on_progress:
                 on_progress(len(self.state.records) - len(self.state.active_ids), self.clock.now_s)
+
+    def _is_over(self) -> bool:
+        """Nothing will happen by itself, and nobody waits for a moment that was named."""
+        if self.clock.is_empty:
+            later = [s for id in self.state.active_ids if (s := self.state.records[id].job.not_before_s) > self.clock.now_s]
+            if later:
+                self.clock.at(min(later), self._look)
+        return self.clock.is_empty
 
     def _join(self) -> None:
         for node in self._machines.nodes:
