@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from restow.core import gang
+from restow.core import gang, switching
 from restow.core.config import CoreConfig
 from restow.core.lifecycle import Cause, Turn, step, turn
 from restow.core.record import Record
@@ -127,7 +127,7 @@ def fail(record: Record, reason: str, time_s: float, config: CoreConfig) -> None
         record.change(intended=())
         return
     failures = record.job.failed_moves + 1
-    wait_s = min(config.back_off_s_max, config.back_off_s * 2 ** (failures - 1))
+    wait_s = min(config.back_off_s_max, config.back_off_s * 2 ** min(failures - 1, switching.DOUBLINGS_MAX))
     words = f"could not go on from step {_kept(record).step}: {reason}; its state is kept, next try in {wait_s:g} s at the earliest"
     record.change(failed_moves=failures, not_before_s=time_s + wait_s)
     gang.end(record, JobState.PENDING, words, time_s)

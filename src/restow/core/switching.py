@@ -37,6 +37,8 @@ from restow.messages import (
 from restow.perf import choose_fill
 from restow.placement import main_node, moved_ranks, nodes_of
 
+DOUBLINGS_MAX = 20  # of the time that a job waits after failures in a row; any further one would only make the number larger
+
 
 def start(record: Record, time_s: float) -> None:
     """Begin the way to the intended placement, whose slots are free."""
@@ -243,7 +245,7 @@ def _drop(record: Record, cause: Turn, reason: str, time_s: float, config: CoreC
     _note_abandoned(record, reason)
     _turn(record, cause, time_s)
     failures = job.failed_moves + 1
-    wait_s = min(config.back_off_s_max, config.back_off_s * 2 ** (failures - 1))
+    wait_s = min(config.back_off_s_max, config.back_off_s * 2 ** min(failures - 1, DOUBLINGS_MAX))
     what = f"the move to {' '.join(nodes_of(job.switch.placement))}" if job.switch.placement else "suspending it"
     words = f"{what} failed: {reason}; next try in {wait_s:g} s at the earliest"
     pinned = job.pinned

@@ -177,7 +177,7 @@ def _placed(snapshot: Snapshot, jobs: Sequence[Job], chosen: dict[str, str]) -> 
     coming: list[Job] = []
     for job in jobs:
         here = kind_of[job.intended[0][:2]] if job.intended else ""
-        if is_stuck(job) or (here and chosen.get(job.id) == here):
+        if is_stuck(job, snapshot.now_s) or (here and chosen.get(job.id) == here):
             if job.intended:
                 schedule.put(job.id, job.intended)
         elif job.id in chosen:

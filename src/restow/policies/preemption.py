@@ -38,7 +38,10 @@ def preempt(snapshot: Snapshot, schedule: Schedule) -> None:
 
 def _victims(waiting: Job, free: list[Slot], snapshot: Snapshot, schedule: Schedule) -> list[Job]:
     """The least important and youngest jobs whose devices are enough, none of them in vain; none where they are not."""
-    lower = [job for job in snapshot.jobs if _may_step_aside(job, schedule) and job.spec.priority < waiting.spec.priority]
+    lower = [
+        job for job in snapshot.jobs
+        if _may_step_aside(job, schedule) and job.spec.priority < waiting.spec.priority and snapshot.now_s >= job.not_before_s
+    ]  # fmt: skip
     chosen: list[Job] = []
     for job in sorted(lower, key=lambda job: (job.spec.priority, -job.submitted_s, job.id)):
         chosen.append(job)

@@ -27,7 +27,7 @@ def preemptive(snapshot: Snapshot, rank: Rank) -> Schedule:
     schedule = Schedule()
     for job in ordered:
         needs = devices_held(job.intended) or job.workers
-        if is_stuck(job):
+        if is_stuck(job, snapshot.now_s):
             left -= needs
             if job.intended:
                 schedule.put(job.id, job.intended)
@@ -96,9 +96,9 @@ def remaining_s(snapshot: Snapshot, job: Job) -> float:
     return max(0.0, total - job.steps_by(snapshot.now_s)) * seconds
 
 
-def is_stuck(job: Job) -> bool:
-    """Is it in the middle of something, so that it cannot be taken off its devices now?"""
-    is_between = job.state in (JobState.STARTING, JobState.STOPPING) or bool(job.exited)
+def is_stuck(job: Job, now_s: float) -> bool:
+    """Is it in the middle of something, or did the last attempt fail a short while ago, so that it stays where it is for now?"""
+    is_between = job.state in (JobState.STARTING, JobState.STOPPING) or bool(job.exited) or now_s < job.not_before_s
     return is_between or job.switch is not None or (job.state is JobState.RUNNING and not job.movable)
 
 

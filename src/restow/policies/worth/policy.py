@@ -77,7 +77,7 @@ class Worth:
         valuation = Valuation(
             snapshot, snapshot.forecast, self._speeds, first_s=self.config.first_s, power=self.config.power
         )
-        floor = Floor.of(snapshot, [job for job in snapshot.jobs if job.intended and is_fixed(job)])
+        floor = Floor.of(snapshot, [job for job in snapshot.jobs if job.intended and is_fixed(job, snapshot.now_s)])
         for job in snapshot.jobs:
             if job.paused and floor.group_of(job):
                 floor.leave(job)
@@ -99,7 +99,7 @@ class Worth:
         jobs = {job.id: job for job in snapshot.jobs}
         for id, placement in list(self._promised.items()):
             job = jobs.get(id)
-            if job is None or job.paused or (job.intended and not is_stuck(job)):
+            if job is None or job.paused or (job.intended and not is_stuck(job, snapshot.now_s)):
                 del self._promised[id]  # it is somewhere, or nowhere any more
             elif job.waits and not job.intended and floor.is_free(placement) and not why_not_back(job, snapshot):
                 del self._promised[id]
@@ -350,9 +350,9 @@ def _on_fewest_machines(slots: list[Slot], workers: int) -> Placement:
     return tuple(ordered[:workers])
 
 
-def is_fixed(job: Job) -> bool:
+def is_fixed(job: Job, now_s: float) -> bool:
     """Is it in the middle of something, or did a person say where it is to be?"""
-    return is_stuck(job) or bool(job.pinned) or job.state is not JobState.RUNNING
+    return is_stuck(job, now_s) or bool(job.pinned) or job.state is not JobState.RUNNING
 
 
 def may_move(job: Job) -> bool:
