@@ -99,6 +99,7 @@ CASES = {
 class Window:
     """What one job did in one window: when its steps ended (of rank 0), and the processor time of each."""
 
+    name: str = ""
     ends_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
 
@@ -107,7 +108,7 @@ class Window:
         """Seconds per step: the whole stretch, since steps come in bursts where jobs take turns."""
         ends = self.ends_s[SETTLE_STEPS:]
         if len(ends) < 3:
-            raise RunFailed(f"a window has only {len(self.ends_s)} steps of a job; make --window-s longer")
+            raise RunFailed(f"a window ({self.name}) has only {len(self.ends_s)} steps of a job; make --window-s longer")
         return (ends[-1] - ends[0]) / (len(ends) - 1)
 
 
@@ -259,7 +260,7 @@ def numbers_of(
     cycles = []
     for at in range(0, len(spans), per_cycle):
         cycle = {
-            name: [_cut(marks[number], begin_s, end_s) for number in numbers]
+            name: [_cut(f"{name}, job {number}, {begin_s:.1f} s", marks[number], begin_s, end_s) for number in numbers]
             for name, numbers, begin_s, end_s in spans[at : at + per_cycle]
         }
         alone = [cycle[f"alone{number}"][0] for number in range(count)]
@@ -291,9 +292,9 @@ def numbers_of(
     }
 
 
-def _cut(marks: Sequence[dict[str, Any]], begin_s: float, end_s: float) -> Window:
+def _cut(name: str, marks: Sequence[dict[str, Any]], begin_s: float, end_s: float) -> Window:
     mine = [mark for mark in marks if mark["rank"] == 0 and begin_s <= mark["end_s"] < end_s]
-    return Window(ends_s=[mark["end_s"] for mark in mine], cpu_s=[mark["cpu_s"] for mark in mine])
+    return Window(name, ends_s=[mark["end_s"] for mark in mine], cpu_s=[mark["cpu_s"] for mark in mine])
 
 
 def _demand(case: Case, load: Load, alone: Sequence[Window]) -> Demand:
