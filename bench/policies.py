@@ -7,6 +7,7 @@
 |---|---|---|
 | A-ideal | Gavel's 500 jobs, one each 500 s, on 40 V100, 40 P100 and 40 K80 | moves and spreading free, as in its simulator |
 | A | the same | measured speeds over several machines, 30 s for every move and return |
+| A-unknown | the same | jobs do not say how long they are |
 | B5, B120 | the same | 5 s and 120 s |
 | C-ideal, C | Gavel's 500 jobs, one each 1440 s, on 64 V100 | spreading free; measured, 60 s for every move |
 | D1 to D6 | Pollux's five workloads on 16 machines of four T4 | rounds of a minute, 30 s for every start |
@@ -20,24 +21,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from bench.options import new_file
-from restow.errors import RestowError
-from restow.own_policies import find_policy
-from restow.policies.base import Policy
-from restow.policies.las import Las
-from restow.sim.agents import Delays
-from restow.sim.gavel import GavelWorld
-from restow.sim.machines import machines
-from restow.sim.pollux import PolluxWorld
-from restow.sim.simulation import SimConfig, Simulation
-from restow.sim.traces import Trace, read
-from restow.sim.world import World
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "src")]
+
+from bench.options import new_file  # noqa: E402
+from restow.errors import RestowError  # noqa: E402
+from restow.own_policies import find_policy  # noqa: E402
+from restow.policies.base import Policy  # noqa: E402
+from restow.policies.las import Las  # noqa: E402
+from restow.sim.agents import Delays  # noqa: E402
+from restow.sim.gavel import GavelWorld  # noqa: E402
+from restow.sim.machines import machines  # noqa: E402
+from restow.sim.pollux import PolluxWorld  # noqa: E402
+from restow.sim.simulation import SimConfig, Simulation  # noqa: E402
+from restow.sim.traces import Trace, read  # noqa: E402
+from restow.sim.world import World  # noqa: E402
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 HOUR_S = 3600.0
@@ -59,7 +63,8 @@ class Setting:
     cluster: str
     delays: Delays
     rounds_s: float = 0.0  # also for policies that need none
-    policies: tuple[str, ...] = ("fifo", "srsf", "gavel", "restow")
+    knows_total: bool = True  # do jobs say how long they are?
+    policies: tuple[str, ...] = ("fifo", "srsf", "gavel", "worth")
     references_s: tuple[tuple[str, float], ...] = ()
 
 
@@ -91,7 +96,7 @@ def _gavel(move_s: float, spreads: bool = True, **more: Any) -> Setting:
 def _consolidation(spreads: bool, **more: Any) -> Setting:
     return Setting(
         workload="500 jobs, 1440 s apart", trace=partial(g500, 900, 1.6), world=partial(gavel_world, spreads), cluster="8x8:V100",
-        delays=_moves(60.0), policies=("fifo", "restow"), **more,
+        delays=_moves(60.0), policies=("fifo", "worth"), **more,
     )  # fmt: skip
 
 
@@ -99,13 +104,14 @@ def _pollux(number: int, **more: Any) -> Setting:
     return Setting(
         workload=f"workload-{number}", trace=lambda: read(SHARED / f"pollux/simulator/workloads/workload-{number}.csv"),
         world=pollux_world, cluster="16x4:T4", delays=Delays(start_s=30.0, move_s=30.0, resume_s=30.0), rounds_s=60.0,
-        policies=("tiresias", "srsf", "restow"), **more,
+        policies=("tiresias", "srsf", "worth"), **more,
     )  # fmt: skip
 
 
 WORLDS = {
     "A-ideal": _gavel(0.0, spreads=False, references_s=(("gavel", 19.18 * HOUR_S), ("fifo", 29.35 * HOUR_S))),
     "A": _gavel(30.0, references_s=(("gavel", 20.45 * HOUR_S), ("fifo", 29.38 * HOUR_S))),
+    "A-unknown": _gavel(30.0, knows_total=False, policies=("worth",)),
     "B5": _gavel(5.0),
     "B120": _gavel(120.0),
     "C-ideal": _consolidation(spreads=False, references_s=(("fifo", 15.56 * HOUR_S),)),
@@ -129,7 +135,7 @@ WORLDS = {
 def measure(name: str, setting: Setting, policy: str) -> dict[str, Any]:
     found = tiresias() if policy == "tiresias" else find_policy(policy)
     round_s = setting.rounds_s or (ROUND_S if policy == "gavel" else 0.0)
-    config = SimConfig(round_s=round_s, delays=setting.delays)
+    config = SimConfig(round_s=round_s, delays=setting.delays, knows_total=setting.knows_total)
     outcome = Simulation(setting.trace().rows, machines(setting.cluster), setting.world(), found, config).run()
     figures = outcome.figures()
     return {

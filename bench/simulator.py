@@ -24,14 +24,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.options import new_file
-from restow.own_policies import find_policy
-from restow.sim.gavel import GavelWorld
-from restow.sim.machines import machines
-from restow.sim.outcome import Outcome
-from restow.sim.simulation import SimConfig, Simulation
-from restow.sim.traces import Trace, find_trace, read
-from restow.sim.world import Recorded, World
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "src")]
+
+from bench.options import new_file  # noqa: E402
+from restow.own_policies import find_policy  # noqa: E402
+from restow.sim.gavel import GavelWorld  # noqa: E402
+from restow.sim.machines import machines  # noqa: E402
+from restow.sim.outcome import Outcome  # noqa: E402
+from restow.sim.simulation import SimConfig, Simulation  # noqa: E402
+from restow.sim.traces import Trace, find_trace, read  # noqa: E402
+from restow.sim.world import Recorded, World  # noqa: E402
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 ROWS = ("gavel500", "itp", "jobs100k", "decide_10k", "decide_100k")

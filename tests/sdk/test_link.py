@@ -114,6 +114,31 @@ def test_a_gang_that_hangs_with_the_link_holds_nobody_up_for_ever(link: Link, ke
     assert sent.started.wait(10)
 
 
+def test_patience_is_lost_with_a_gang_that_hangs_once_and_not_at_each_collective(
+    link: Link, keeper: Keeper, other: Gate, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("restow.sdk.link.PATIENCE_S", 0.05)
+    keeper.set_mode(INTERLEAVE)
+    other.acquire()
+    first = Sent()
+    link.launch(first.start)
+    assert first.started.wait(10)
+    first.future.set_result("sent without the gate")
+    monkeypatch.setattr("restow.sdk.link.PATIENCE_S", 3600.0)
+    second = Sent()
+    link.launch(second.start)
+    assert second.started.wait(10)  # it is the same hold still
+    second.future.set_result("likewise")
+    other.release()
+    other.acquire()
+    third = Sent()
+    link.launch(third.start)
+    until("it queues again, since the other has let go meanwhile", lambda: other.crowded())
+    assert not third.started.is_set()
+    other.release()
+    assert third.started.wait(10)
+
+
 @pytest.mark.live
 def test_two_gangs_that_send_in_turns_print_what_they_print_alone(folder: Path):
     gates = Gates(folder, THREE, INTERLEAVE)

@@ -5,7 +5,9 @@ while the second is sent. Only rank 0 of a gang passes this gate: where it has n
 seat holds back the whole gang, and two gangs cannot each hold a part of what the other needs.
 
 Collectives that have to wait are launched by a thread of ours, in the order in which they were given; the script, and
-computing, go on. The gate is advice: whoever has waited for PATIENCE_S launches without it. Knows nothing of devices.
+computing, go on. The gate is advice: whoever has waited for PATIENCE_S launches without it, and so does everything after that
+until the gang that has it lets go: one of its ranks may be stopped, or computes for minutes while the others wait in a collective,
+and sends nothing. Knows nothing of devices.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ class Link:
         """`is_sliced`: do gangs take turns of many steps? Then one of them has the link alone, or is to have it."""
         self.gate, self._is_sliced = gate, is_sliced
         self._lock = threading.Lock()
+        self._given_up: tuple[int, int] | None = None  # a hold of the gate that lasted for too long, see Gate.holding
         self._unfinished = 0  # given to us and not done
         self.waiting = 0  # ... and not launched
         self._waiting: queue.SimpleQueue[tuple[Callable[[], dist.Work], LateWork]] = queue.SimpleQueue()
@@ -60,8 +63,16 @@ class Link:
     def _await_turn(self) -> None:
         """A gang that has the link may have lost its devices to a time slice of ours meanwhile: looked at again and again."""
         until_s = time.monotonic() + PATIENCE_S
-        while not self._is_open() and not self.gate.acquire(LOOK_S) and time.monotonic() < until_s:
-            pass
+        while not self._is_open():
+            holding = self.gate.holding()
+            if holding and holding == self._given_up:
+                return
+            if self.gate.acquire(LOOK_S):
+                self._given_up = None
+                return
+            if time.monotonic() >= until_s:
+                self._given_up = self.gate.holding()
+                return
 
     def _work(self) -> None:
         while True:
