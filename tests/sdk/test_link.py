@@ -114,6 +114,22 @@ def test_a_gang_that_hangs_with_the_link_holds_nobody_up_for_ever(link: Link, ke
     assert sent.started.wait(10)
 
 
+def test_who_held_the_link_for_moments_so_far_is_not_waited_for_for_long(
+    link: Link, keeper: Keeper, other: Gate, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("restow.sdk.link.PATIENCE_S", 3600.0)
+    keeper.set_mode(INTERLEAVE)
+    for _ in range(2):
+        other.acquire()
+        assert link.gate.holding() is not None
+        other.release()
+    other.acquire()
+    assert link.gate.last_hold_s() > 0
+    sent = Sent()
+    link.launch(sent.start)
+    assert sent.started.wait(60)
+
+
 def test_patience_is_lost_with_a_gang_that_hangs_once_and_not_at_each_collective(
     link: Link, keeper: Keeper, other: Gate, monkeypatch: pytest.MonkeyPatch
 ):

@@ -138,6 +138,11 @@ class Gate:
         owner = self._owner[0]
         return None if owner == NO_SEAT else (owner, int(self._file.record.grants[owner]))
 
+    def last_hold_s(self) -> float:
+        """How long whoever holds the gate held it the last time before; 0 if it did not, or nobody does. Without the mutex."""
+        holding = self.holding()
+        return self._file.record.hold_ns[holding[0]] / 1e9 if holding and self._file else 0.0
+
     # ---- acquire, release
 
     def acquire(self, timeout_s: float | None = None) -> bool:

@@ -88,11 +88,12 @@ def step_s(snapshot: Snapshot, job: Job, placement: Placement) -> float:
 
 
 def remaining_s(snapshot: Snapshot, job: Job) -> float:
-    """Until it ends, at its present speed or, if it waits, at what it had last; infinite where nobody knows."""
+    """Until it ends, at its best speed, or at what it had last where only that is known; infinite where nobody knows. Not at its
+    present speed: a job would rank otherwise when it runs than when it waits, and two could suspend each other for ever."""
     total = job.steps_total if job.steps_total is not None else job.spec.steps or None
     if total is None:
         return math.inf
-    seconds = job.profile.step_s or (snapshot.forecast.alone_s(job) if snapshot.forecast else 1.0)
+    seconds = snapshot.forecast.alone_s(job) if snapshot.forecast else job.profile.alone_step_s or job.profile.step_s or 1.0
     return max(0.0, total - job.steps_by(snapshot.now_s)) * seconds
 
 

@@ -5,9 +5,9 @@ while the second is sent. Only rank 0 of a gang passes this gate: where it has n
 seat holds back the whole gang, and two gangs cannot each hold a part of what the other needs.
 
 Collectives that have to wait are launched by a thread of ours, in the order in which they were given; the script, and
-computing, go on. The gate is advice: whoever has waited for PATIENCE_S launches without it, and so does everything after that
-until the gang that has it lets go: one of its ranks may be stopped, or computes for minutes while the others wait in a collective,
-and sends nothing. Knows nothing of devices.
+computing, go on. The gate is advice: whoever has waited for much longer than the gang that has it had it the last time, or for
+PATIENCE_S, launches without it, and so does everything after that until that gang lets go: one of its ranks may be stopped, or
+computes for minutes while the others wait in a collective, and sends nothing. Knows nothing of devices.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ import torch.distributed as dist
 
 from restow.gate import Gate
 
-PATIENCE_S = 10.0  # for a gang that hangs while it has the link
-LOOK_S = 1.0
+PATIENCE_S = 10.0  # for a gang that hangs while it has the link ...
+PATIENCE_S_MIN = 1.0  # ... and at least so long, but no longer than ...
+PATIENCE_TIMES = 20  # ... so many times what it took the last time
+LOOK_S = 0.5
 
 
 class Link:
@@ -62,7 +64,7 @@ class Link:
 
     def _await_turn(self) -> None:
         """A gang that has the link may have lost its devices to a time slice of ours meanwhile: looked at again and again."""
-        until_s = time.monotonic() + PATIENCE_S
+        began_s = time.monotonic()
         while not self._is_open():
             holding = self.gate.holding()
             if holding and holding == self._given_up:
@@ -70,7 +72,8 @@ class Link:
             if self.gate.acquire(LOOK_S):
                 self._given_up = None
                 return
-            if time.monotonic() >= until_s:
+            usual_s = PATIENCE_TIMES * self.gate.last_hold_s() or PATIENCE_S
+            if time.monotonic() - began_s >= min(PATIENCE_S, max(PATIENCE_S_MIN, usual_s)):
                 self._given_up = self.gate.holding()
                 return
 
