@@ -72,8 +72,8 @@ class Link:
             if self.gate.acquire(LOOK_S):
                 self._given_up = None
                 return
-            usual_s = PATIENCE_TIMES * self.gate.last_hold_s() or PATIENCE_S
-            if time.monotonic() - began_s >= min(PATIENCE_S, max(PATIENCE_S_MIN, usual_s)):
+            usual_s = self.gate.last_hold_s()  # 0: its first; should it be a long one, both send at once, as they would without us
+            if time.monotonic() - began_s >= min(PATIENCE_S, max(PATIENCE_S_MIN, PATIENCE_TIMES * usual_s)):
                 self._given_up = self.gate.holding()
                 return
 
