@@ -53,8 +53,12 @@ def test_what_a_row_of_each_means():
     assert (itp.submitted_s, itp.workers, itp.duration_s, itp.deadline_s) == (5810, 16, 288476, 314395)
     fgd = {row.id: row for row in read(SHARED / "fgd/data/csv/openb_pod_list_default.csv").rows}["openb-pod-0001"]
     assert (fgd.share, fgd.submitted_s, fgd.duration_s) == (0.46, 427061, 12902960 - 427061)
-    philly = read(SHARED / "pollux/simulator/traces/philly.csv").rows[0]
-    assert philly.submitted_s == 0.0  # dates count from the first one
+
+
+def test_dates_count_from_the_first_one(tmp_path):
+    day = "2017-10-09"
+    lines = ("timestamp,duration,num_gpus,gpu_time,cluster", f"{day} 07:01:55,66.0,1,66.0,x", f"{day} 07:00:55,5.0,2,10.0,x")
+    assert [(row.submitted_s, row.workers) for row in read(write(tmp_path, *lines)).rows] == [(0.0, 2), (60.0, 1)]
 
 
 def write(folder: Path, *lines: str) -> Path:
