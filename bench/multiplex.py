@@ -162,6 +162,7 @@ def measured(case: Case, options: argparse.Namespace, folder: Path) -> dict[str,
         jobs = [Watched(cluster, submit(cluster, case, load, number, control, folder)) for number, load in enumerate(case.loads)]
         for job in jobs:
             job.wait_until("its first steps", lambda view: view["step"] >= 25, timeout_s=180)
+        await_looks(jobs)
         numbers = range(len(jobs))
         spans: list[tuple[str, tuple[int, ...], float, float]] = []
         chosen: list[str] = []
@@ -206,6 +207,16 @@ def _submit(
         "migrate": False, "share": share,
     }  # fmt: skip
     return str(cluster.client.submit(spec)["id"])
+
+
+def await_looks(jobs: Sequence[Watched]) -> None:
+    """Until nobody stands still any more for a look at a job that came later: who is held by us then would be waited for."""
+    deadline_s = time.monotonic() + CHOICE_S
+    while time.monotonic() < deadline_s:
+        sharing = [job.client.explain(job.job)["sharing"] or {} for job in jobs]
+        if all(not each.get("held_part") for each in sharing) and all(each.get("alone_step_s") for each in sharing[1:]):
+            return
+        time.sleep(1.0)
 
 
 def window(name: str, numbers: tuple[int, ...], control: Control, length_s: float) -> tuple[str, tuple[int, ...], float, float]:

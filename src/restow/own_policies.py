@@ -8,12 +8,12 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import signal
-import traceback
 from pathlib import Path
 from typing import Any
 
 from restow.cluster import Snapshot
 from restow.errors import SpecError
+from restow.faults import place_of, words_of
 from restow.placement import Schedule
 from restow.policies.base import Policy
 from restow.policies.names import POLICIES
@@ -39,25 +39,16 @@ def _from_file(path: Path) -> Policy:
     module = importlib.util.module_from_spec(found)
     try:
         found.loader.exec_module(module)
+        if not callable(getattr(module, "policy", None)):
+            raise SpecError(f"policy {path} defines no policy(); it is to return what has decide(snapshot)")
         policy: Any = module.policy()
-    except Exception as error:  # whatever is wrong in somebody's file
+    except SpecError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever is wrong in somebody's file
         raise SpecError(f"policy {place_of(error, path)}: {words_of(error)}; a policy file defines policy()") from None
     if not callable(getattr(policy, "decide", None)):
         raise SpecError(f"policy {path}: policy() gives a {type(policy).__name__} without decide(snapshot)")
     return policy
-
-
-def place_of(error: BaseException, otherwise: object = "") -> str:
-    """File and line where it was raised."""
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}, line {error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else str(otherwise)
-
-
-def words_of(error: BaseException) -> str:
-    text = str(error).splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
 class Bounded:

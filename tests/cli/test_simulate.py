@@ -42,7 +42,7 @@ def test_several_policies_are_compared_in_a_table_and_a_file(jobs, tmp_path, cap
     assert srtf.startswith("srtf")
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [(row["policy"], row["avg_jct_s"], row["makespan_s"], row["suspensions"]) for row in rows] == [
-        ("fifo", pytest.approx(320 / 3), 125.0, 0), ("srtf", pytest.approx(155 / 3), 125.0, 2),
+        ("fifo", pytest.approx(320 / 3), 125.0, 0), ("srtf", pytest.approx(160 / 3), 125.0, 2),
     ]  # fmt: skip
 
 
@@ -87,7 +87,10 @@ def test_what_is_wrong_is_one_line_and_a_code(jobs, words, code, message, capsys
     [
         ("def policy(:\n", "line 1: SyntaxError"),
         ("import nothing_of_that_name\n", "line 1: ModuleNotFoundError"),
-        ("x = 1\n", "has no attribute 'policy'"),
+        ("x = 1\n", "mine.py defines no policy()"),
+        ("raise SystemExit(4)\n", "line 1: SystemExit: 4"),
+        ("class P:\n    def decide(self, snapshot):\n        return None\npolicy = P\n", "answered with a NoneType"),
+        ("class P:\n    def decide(self, snapshot):\n        raise SystemExit(3)\npolicy = P\n", "mine.py, line 3"),
         ("def policy():\n    return 3\n", "gives a int without decide(snapshot)"),
         ("class P:\n    def decide(self, snapshot):\n        return 1 / 0\npolicy = P\n", "raised ZeroDivisionError"),
     ],

@@ -64,20 +64,21 @@ def test_first_come_first_served():
 
 
 def test_the_shortest_goes_first_and_who_steps_aside_loses_the_way_back_and_nothing_else():
+    """A gang is stopped at a step that is proposed to it, three ahead."""
     outcome = run([LONG, SHORT, SMALL], "1x2", Srtf(), delays=Delays(resume_s=3.0))
-    assert ends(outcome) == {"long": 131, "short": 38, "small": 20}
+    assert ends(outcome) == {"long": 131, "short": 41, "small": 22}
     assert {job.id: job.suspensions for job in outcome.jobs} == {"long": 1, "short": 1, "small": 0}
     assert {job.id: job.service_s for job in outcome.jobs} == {"long": 206, "short": 46, "small": 5}
-    assert outcome.avg_jct_s == pytest.approx((131 + 28 + 5) / 3)
+    assert outcome.avg_jct_s == pytest.approx((131 + 31 + 7) / 3)
     assert outcome.makespan_s == 131
     assert outcome.changes == 2
 
 
 def test_least_service_first_counts_in_levels():
-    """At 15 s the long one has had 30 device seconds, and falls behind."""
+    """At 15 s the long one has had 30 device seconds, and falls behind; it is stopped three steps later."""
     outcome = run([LONG, SHORT], "1x2", Las(levels_s=(30.0,)), look_s=5.0)
-    assert {job.id: job.started_s for job in outcome.jobs} == {"long": 0, "short": 15}
-    assert ends(outcome)["short"] == 120  # at 30 s it has had as much, and waits behind the one that came first
+    assert {job.id: job.started_s for job in outcome.jobs} == {"long": 0, "short": 18}
+    assert ends(outcome)["short"] == 38  # at 35 s it has had as much, but the step at which it could stop is beyond its last
 
 
 def test_the_worst_finish_time_fairness_is_that_of_who_waited_most():
@@ -115,8 +116,8 @@ def test_a_gang_is_moved_in_the_middle_and_goes_on_faster():
     config = SimConfig(look_s=10.0, delays=Delays(move_s=4.0))
     outcome = Checked([gang], machines("2x2"), Slowly(), Scattering("gang", together_s=41.0), config).run()
     assert outcome.jobs[0].moves == 1
-    # from 1 s on two seconds a step; moved at 50 s, when 24.5 steps are done; 4 s later one second a step
-    assert outcome.jobs[0].ended_s == pytest.approx(50 + 4 + 75.5)
+    # from 1 s on two seconds a step; at 50 s, when 24 are done, the 27th is proposed: moved at 55 s; 4 s later one second a step
+    assert outcome.jobs[0].ended_s == pytest.approx(55 + 4 + 73)
 
 
 def random_rows(seed: int, jobs: int = 40) -> list[Row]:

@@ -96,7 +96,7 @@ def restow() -> None:
     \b
     Exit codes: 0 done; 1 the job failed, or another mistake; 2 wrong spec or usage; 3 no such job, node or device;
     4 refused, the line says why; 5 nobody answers; 6 this machine lacks something; 7 the script uses the SDK
-    wrongly; 8 a trace that cannot be read; 70 a bug in restow; 130 interrupted.
+    wrongly; 8 a trace, table or cluster to simulate that is wrong; 70 a bug in restow; 130 interrupted.
     """
 
 

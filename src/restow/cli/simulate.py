@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Any
 
 import click
 
-from restow.errors import SpecError
+from restow.errors import Refused, SpecError
 from restow.own_policies import Bounded, find_policy
 from restow.sim.agents import Delays
 from restow.sim.gavel import GavelWorld
@@ -26,6 +29,7 @@ from restow.sim.traces import Trace, find_trace
 from restow.sim.world import Recorded, World
 
 DECISION_S_MAX = 60.0
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 HOURS_FROM_S, MINUTES_FROM_S = 7200.0, 120.0
 
 
@@ -43,7 +47,7 @@ class Run:
 
 @click.command()
 @click.argument("trace")
-@click.option("--cluster", required=True, metavar="SPEC", help="8x4, or 5x8:V100,5x8:K80, or a file; see the manual page.")
+@click.option("--cluster", required=True, metavar="SPEC", help="8x4, 5x8:V100,5x8:K80, or a YAML file (docs/guides/simulate.md).")
 @click.option("--policy", default="restow", metavar="P[,P...]", help="Names, or files such as mine.py; default: restow.")
 @click.option("--table", type=click.Path(path_type=Path), help="Measured speeds: Gavel's JSON, or the folder of Pollux's traces.")
 @click.option("--ideal", is_flag=True, help="With --table: a gang on several machines loses nothing, as in Gavel's own simulator.")
@@ -83,6 +87,14 @@ def simulate(
         found = replace(found, rows=found.rows[:first])
     machines = read_machines(cluster)
     names = [name.strip() for name in policy.split(",") if name.strip()]
+    if not names:
+        raise SpecError("--policy names nothing; write for example --policy fifo,las")
+    if ideal and not table:
+        raise SpecError("--ideal says nothing without --table: without one nobody loses by being spread")
+    if seeds > 1 and not error:
+        raise SpecError(f"--seeds {seeds} says nothing without --error: all runs would be the same")
+    if json_ and (json_.is_dir() or not json_.absolute().parent.is_dir()):
+        raise SpecError(f"--json {json_} cannot be written: it is a folder, or lies in none that is there")
     for name in names:
         find_policy(name)  # what is wrong with one is said before anything runs
     delays = Delays(start_s=start_s, move_s=move_s, resume_s=move_s or 0.0)
@@ -127,8 +139,19 @@ def _simulation(run: Run) -> Simulation:
     return Simulation(run.trace.rows, read_machines(run.cluster), _world(run), policy, run.config)
 
 
-def _run(run: Run) -> Outcome:
-    return _simulation(run).run()
+def _run(run: Run, tell: Callable[[int, float], None] | None = None) -> Outcome:
+    try:
+        return _simulation(run).run(tell)
+    except Refused as error:
+        raise Refused(f"{run.policy}: {error}") from None
+
+
+def _end_with(parent: int) -> None:
+    """In a process of the pool: Ctrl-C is the parent's business, and without a parent there is nobody to work for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _run_all(runs: Sequence[Run]) -> list[Outcome]:
@@ -136,14 +159,22 @@ def _run_all(runs: Sequence[Run]) -> list[Outcome]:
     if len(runs) == 1:
         total = len(runs[0].trace.rows)
         with _progress(f"{runs[0].policy}: ", total) as tell:
-            return [_simulation(runs[0]).run(tell)]
-    with ProcessPoolExecutor(min(len(runs), os.cpu_count() or 1)) as pool, _progress("", len(runs)) as tell:
-        waiting = {pool.submit(_run, run): number for number, run in enumerate(runs)}
-        outcomes: dict[int, Outcome] = {}
-        for done in as_completed(waiting):
-            outcomes[waiting[done]] = done.result()
-            tell(len(outcomes), 0.0)
-        return [outcomes[number] for number in range(len(runs))]
+            return [_run(runs[0], tell)]
+    pool = ProcessPoolExecutor(min(len(runs), os.cpu_count() or 1), initializer=_end_with, initargs=(os.getpid(),))
+    try:
+        with _progress("", len(runs)) as tell:
+            waiting = {pool.submit(_run, run): number for number, run in enumerate(runs)}
+            outcomes: dict[int, Outcome] = {}
+            for done in as_completed(waiting):
+                outcomes[waiting[done]] = done.result()
+                tell(len(outcomes), 0.0)
+            return [outcomes[number] for number in range(len(runs))]
+    except BrokenProcessPool:
+        raise Refused("a run ended without a word: a policy ended its process, or the memory was not enough") from None
+    finally:
+        for process in list((pool._processes or {}).values()):  # of a run that nobody waits for any more
+            process.kill()
+        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

@@ -85,7 +85,10 @@ def _check_gang(record: Record, placement: Placement) -> None:
     if placement == job.placement or (job.placement and len(placement) != job.workers):
         return
     if len(devices_of(placement)) < job.devices_min:
-        raise IllegalTransition(f"the schedule gives {job.id} {len(devices_of(placement))} devices, fewer than it may have")
+        twice = [str(slot) for rank, slot in enumerate(placement) if slot in placement[:rank]]
+        of_those = f" ({', '.join(sorted(set(twice)))} more than once)" if twice else ""
+        few = f"{len(devices_of(placement))} devices{of_those}"
+        raise IllegalTransition(f"the schedule gives {job.id} {few}, fewer than the {job.devices_min} that it may have")
     if job.placement and job.movable and rearranged(job.placement, placement) != placement:
         raise IllegalTransition(f"the schedule moves ranks of {job.id} onto each other's slots")
 

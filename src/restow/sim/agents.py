@@ -247,8 +247,17 @@ class Agents:
         gang = self.gangs[command.job]
         if not command.go or gang.generation == command.generation:
             return
+        left = command.step - gang.steps_at(self._clock.now_s)
+        self._soon(left * gang.step_s if math.isfinite(gang.step_s) else 0.0, lambda: self._stop_at(command))
+
+    def _stop_at(self, command: Decide) -> None:
+        """The switch step is done; or the job was over before it, and its twins are told so."""
+        gang = self.gangs[command.job]
+        if not gang.placement:
+            return
         now, then = gang.placement, gang.placements[command.generation]
         self._halt(command.job)
+        gang.steps = max(gang.steps, float(command.step))  # a neighbour may have slowed it down in between
         if then:
             delay_s = self._delays.move_s
             if delay_s is None:

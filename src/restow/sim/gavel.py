@@ -34,23 +34,28 @@ class GavelWorld:
         self._alone: dict[str, dict[Key, float]] = {}  # kind → job → steps per second
         self._pairs: dict[str, dict[tuple[Key, Key], float]] = {}  # kind → job, partner → steps per second of the job
         try:
-            tables: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text())
+            tables: Any = json.loads(path.read_text())
         except (OSError, UnicodeDecodeError) as error:
             raise TraceError(f"table {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
         except ValueError as error:
             raise TraceError(f"table {path} is not JSON: {error}") from None
-        for kind, table in tables.items():
-            self._read(kind, table)
+        for kind, table in _entries(path, "the table", tables).items():
+            self._read(kind, _entries(path, kind, table))
 
     def _read(self, kind: str, table: dict[str, dict[str, Any]]) -> None:
         alone, pairs = self._alone.setdefault(kind, {}), self._pairs.setdefault(kind, {})
         for name, entries in table.items():
             key = self._key(name)
-            for partner, value in entries.items():
+            for partner, value in _entries(self._path, f"{kind}, {name}", entries).items():
                 if partner == "null":
-                    alone[key] = float(value)
-                elif not is_zero(value):
-                    pairs[key, self._key(partner)] = float(value[0])
+                    alone[key] = self._speed(f"{kind}, {name}", value)
+                elif isinstance(value, list) and len(value) == 2:
+                    pairs[key, self._key(partner)] = self._speed(f"{kind}, {name} beside {partner}", value[0])
+
+    def _speed(self, where: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise TraceError(f"table {self._path}: {where} is {value!r}; a speed is steps per second, 0 or more")
+        return float(value)
 
     def _key(self, name: str) -> Key:
         found = _KEY.fullmatch(name)
@@ -64,6 +69,8 @@ class GavelWorld:
 
     def work(self, row: Row) -> float:
         if not any((row.model, row.workers) in table for table in self._alone.values()):
+            if not row.model:
+                raise TraceError(f"job {row.id} names no model; give the trace a column model, with names of {self._path.name}")
             raise TraceError(f"job {row.id}: {row.model!r} with {row.workers} workers is not in {self._path.name}")
         return row.steps
 
@@ -86,5 +93,8 @@ class GavelWorld:
         return 0
 
 
-def is_zero(value: Any) -> bool:
-    return not (isinstance(value, list) and len(value) == 2 and all(isinstance(speed, (int, float)) for speed in value))
+def _entries(path: Path, where: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        what = type(value).__name__
+        raise TraceError(f"table {path}: {where} is a {what}; it is kind → ('model', workers) → null → steps per second")
+    return value

@@ -43,7 +43,7 @@ class Machines:
 
 def read_machines(text: str) -> Machines:
     """From the words above, or from a file that is there. Raises TraceError."""
-    if not _GROUP.fullmatch(text.split(",")[0]) and Path(text).is_file():
+    if not _GROUP.fullmatch(text.split(",")[0]) and (Path(text).is_file() or text.endswith((".yaml", ".yml"))):
         return _from_file(Path(text))
     return machines(text)
 
@@ -60,7 +60,8 @@ def machines(
             raise TraceError(f"cluster is {text!r}; write machines x devices, for example 8x4 or 5x8:V100,5x8:K80, or a file")
         number, devices, kind = int(found[1]), int(found[2]), found[3] or "gpu"
         if not (1 <= number <= MACHINES_MAX and 1 <= devices <= DEVICES_MAX):
-            raise TraceError(f"cluster is {text!r}; {number} machines of {devices} devices cannot be simulated")
+            limits = f"1 to {MACHINES_MAX} machines of 1 to {DEVICES_MAX} devices"
+            raise TraceError(f"cluster is {text!r}; {number} machines of {devices} devices cannot be simulated, {limits} can")
         stem = re.sub(r"\W+", "-", kind.lower())
         for _ in range(number):
             name = f"{stem}-{counts.get(stem, 0)}"
@@ -75,8 +76,13 @@ def _from_file(path: Path) -> Machines:
 
     try:
         written: Any = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TraceError(f"cluster {path} cannot be read as YAML: {str(error).splitlines()[0]}") from None
+    except OSError as error:
+        raise TraceError(f"cluster {path} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        what = getattr(error, "problem", None) or "it is not text"
+        raise TraceError(f"cluster {path}{where} cannot be read as YAML: {what}") from None
     if not isinstance(written, dict) or not isinstance(written.get("nodes"), str):
         raise TraceError(f"cluster {path} has no nodes; write for example nodes: 8x4")
     for key in written:

@@ -134,6 +134,8 @@ class PolluxWorld:
 
     def __init__(self, folder: Path):
         self._folder = folder
+        if not any((folder / name / "placements.csv").is_file() for name in EPOCHS):
+            raise TraceError(f"table {folder} holds none of Pollux's applications ({', '.join(EPOCHS)}), a folder each")
         self._applications: dict[str, Application] = {}
         self._seconds: dict[tuple[str, tuple[int, ...], int], float] = {}
 

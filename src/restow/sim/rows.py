@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from restow.errors import TraceError
 
+NUMBER_MAX = 1e15  # seconds or steps: thirty million years
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -30,12 +32,14 @@ class Row:
         for name, value in (("submitted", self.submitted_s), ("steps", self.steps), ("duration", self.duration_s)):
             if not (value >= 0 and math.isfinite(value)):
                 raise TraceError(f"{name} is {value:g}; it must be a number of 0 or more")
+            if value > NUMBER_MAX:
+                raise TraceError(f"{name} is {value:g}; more than {NUMBER_MAX:.0e} is taken for a mistake")
         if self.workers < 1:
             raise TraceError(f"it wants {self.workers} devices; a job needs at least 1")
         if not 0 < self.share <= 1:
             raise TraceError(f"its share of a device is {self.share:g}; it must be above 0 and at most 1")
         if not (self.steps or self.duration_s or self.model):
-            raise TraceError("neither steps nor a duration nor a model; nothing says how long it is")
+            raise TraceError("neither steps nor a duration above 0, nor a model: nothing says how long it is")
 
     @property
     def work(self) -> float:

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from restow.cluster import Node
 from restow.core.config import CoreConfig
 from restow.core.state import ClusterState
 from restow.errors import IllegalTransition, Refused, TraceError
+from restow.faults import place_of, words_of
 from restow.job import JobSpec
 from restow.messages import Event, JobSubmitted, LinkMeasured, NodeJoined, Progressed
 from restow.perf import move_cost
@@ -73,9 +74,24 @@ class Simulation:
             self.agents.add(row)
             self.clock.at(row.submitted_s, lambda row=row: self._submit(row))  # type: ignore[misc]
         self.forecast = Believed(world, self._rows, self.nodes, error=self.config.error, seed=self.config.seed)
+        self._check_kinds(rows)
         self._is_undecided = False
         self._decide_at_s = 0.0
         self._planned_s = -1.0
+
+    def _check_kinds(self, rows: Sequence[Row]) -> None:
+        """Every job can run somewhere, if it has the place to itself."""
+        seen: set[tuple[str, int]] = set()
+        for row in rows:
+            if (row.model or row.id, row.workers) in seen:
+                continue
+            seen.add((row.model or row.id, row.workers))
+            places = self.forecast.places(row.workers)
+            if all(math.isinf(self._world.step_s(row, place, self.nodes)) for place in places):
+                kinds = ", ".join(sorted({device.kind for node in self._machines.nodes for device in node.devices}))
+                known = f"; the table has {', '.join(found)}" if (found := getattr(self._world, "kinds", None)) else ""
+                what = f"job {row.id} ({row.model or 'no model'}, {row.workers} workers)"
+                raise TraceError(f"{what} is not known to run on any kind of this cluster ({kinds}){known}")
 
     def _submit(self, row: Row) -> None:
         steps = math.ceil(self.agents.gangs[row.id].work) if self.config.knows_total else 0
@@ -175,11 +191,12 @@ class Simulation:
         snapshot = replace(self.state.snapshot(now_s), forecast=self.forecast)
         began_s = time.perf_counter()
         try:
-            schedule: Schedule = self.policy.decide(snapshot)
-        except Exception as error:  # a policy of the user's own may be wrong in any way
-            frames = traceback.extract_tb(error.__traceback__)
-            where = f"{frames[-1].filename}, line {frames[-1].lineno}"
-            raise Refused(f"at {now_s:.0f} s the policy raised {type(error).__name__}: {error} ({where})") from error
+            schedule: Any = self.policy.decide(snapshot)
+        except (Exception, SystemExit) as error:  # a policy of the user's own may be wrong in any way
+            raise Refused(f"at {now_s:.0f} s the policy raised {words_of(error)} ({place_of(error)})") from error
+        if not isinstance(schedule, Schedule):
+            what = type(schedule).__name__
+            raise Refused(f"at {now_s:.0f} s the policy answered with a {what}; decide(snapshot) returns a Schedule")
         self.decisions.add(time.perf_counter() - began_s, len(snapshot.jobs))
         try:
             adopted = self.state.adoption(schedule, now_s)

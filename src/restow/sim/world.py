@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from restow.cluster import Node
+from restow.errors import TraceError
 from restow.placement import Placement
 from restow.sim.rows import Row
 
@@ -33,7 +34,12 @@ class Recorded:
     """Each job takes as long as the trace says, wherever it is: a step is a second. Two on a device take turns."""
 
     def work(self, row: Row) -> float:
-        return row.duration_s or row.steps
+        """Raises TraceError for a row of steps of a model: how long such a step is, only a table says."""
+        if row.duration_s:
+            return row.duration_s
+        if row.model:
+            raise TraceError(f"job {row.id}: the trace names its model ({row.model}) but no duration; a --table knows its speed")
+        return row.steps
 
     def step_s(self, row: Row, placement: Placement, nodes: Nodes, beside: Sequence[tuple[Row, Placement]] = ()) -> float:
         wanted = max((slot.share for slot in placement), default=1.0)

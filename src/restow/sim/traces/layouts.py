@@ -184,6 +184,8 @@ def layout_of(path: object, columns: Iterable[str], tabs: int) -> Layout:
     for layout in HEADLESS:
         if len(layout.headless) == tabs:
             return layout
+    if ";" in "".join(names):
+        raise TraceError(f"trace {path}: its columns are parted by semicolons; write commas")
     known = ", ".join(dict.fromkeys(layout.name for layout in (*HEADLESS, *LAYOUTS)))
     raise TraceError(
         f"trace {path}: its columns are of no known layout ({known}); your own is a CSV with id,submitted_s,workers,duration_s"

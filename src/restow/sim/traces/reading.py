@@ -55,6 +55,7 @@ def read(path: Path) -> Trace:
         raise TraceError(f"trace {path} is empty; it holds no jobs")
     layout = layout_of(path, columns, len(tabs))
     rows: list[Row] = []
+    seen: set[str] = set()
     skipped = 0
     for number, line in enumerate(table.lines(path, layout.headless or None, "\t" if layout.headless else delimiter)):
         try:
@@ -63,20 +64,20 @@ def read(path: Path) -> Trace:
             raise error if str(error).startswith(str(path)) else line.error("", str(error)) from None
         if row is None:
             skipped += 1
+        elif not row.id:
+            raise line.error("", "it has no id")
+        elif row.id in seen:
+            raise line.error("", f"two jobs are called {row.id}")
         else:
+            seen.add(row.id)
             rows.append(row)
     if not rows:
         only = f", only {skipped} lines without a GPU or of no length" if skipped else ""
         raise TraceError(f"trace {path} holds no jobs{only}")
-    return Trace(path=path.name, layout=layout.name, rows=_ordered(path, rows, layout.is_dated), skipped=skipped)
+    return Trace(path=path.name, layout=layout.name, rows=_ordered(rows, layout.is_dated), skipped=skipped)
 
 
-def _ordered(path: Path, rows: Sequence[Row], is_dated: bool) -> tuple[Row, ...]:
+def _ordered(rows: Sequence[Row], is_dated: bool) -> tuple[Row, ...]:
     first_s = min(row.submitted_s for row in rows) if is_dated else 0.0
-    seen: set[str] = set()
-    for row in rows:
-        if row.id in seen:
-            raise TraceError(f"{path}: two jobs are called {row.id}")
-        seen.add(row.id)
     counted = (replace(row, submitted_s=row.submitted_s - first_s) if first_s else row for row in rows)
     return tuple(sorted(counted, key=lambda row: row.submitted_s))

@@ -72,7 +72,7 @@ def lines(path: Path, columns: Sequence[str] | None = None, delimiter: str = ","
 
 def _split(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(_checked(path, file), delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter != "," else 0)
             try:
                 for values in reader:
