@@ -88,7 +88,7 @@ def _check_gang(record: Record, placement: Placement) -> None:
         twice = [str(slot) for rank, slot in enumerate(placement) if slot in placement[:rank]]
         of_those = f" ({', '.join(sorted(set(twice)))} more than once)" if twice else ""
         few = f"{len(devices_of(placement))} devices{of_those}"
-        raise IllegalTransition(f"the schedule gives {job.id} {few}, fewer than the {job.devices_min} that it may have")
+        raise IllegalTransition(f"the schedule gives {job.id} {few}, fewer than it may have ({job.devices_min})")
     if job.placement and job.movable and rearranged(job.placement, placement) != placement:
         raise IllegalTransition(f"the schedule moves ranks of {job.id} onto each other's slots")
 
