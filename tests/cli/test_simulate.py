@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from restow.cli import main
+from tests.gate.crowd import until
 
 JOBS = "id,submitted_s,workers,duration_s\nlong,0,2,100\nshort,10,2,20\nsmall,15,1,5\n"
 MINE = '''
@@ -108,3 +113,54 @@ def test_a_policy_that_thinks_for_ever_is_given_up(jobs, tmp_path, capsys, monke
     mine.write_text("class P:\n    def decide(self, snapshot):\n        while True:\n            pass\npolicy = P\n")
     assert main.run(["simulate", jobs, "--cluster", "1x2", "--policy", str(mine)]) == 4
     assert "the policy raised TimeoutError: it thought for more than 0.2 s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("[1, 2]", "the table is a list"), ('"x"', "the table is a str"), ('{"V": "s"}', "V is a str"), ("{", "is not JSON"),
+        ("""{"V": {"('a', 1)": {"null": "fast"}}}""", "('a', 1) is 'fast'; a speed is steps per second, 0 or more"),
+        ("""{"V": {"('a', 1)": {"null": -1}}}""", "('a', 1) is -1"), ("""{"V": {"a": {"null": 1}}}""", "names 'a'"),
+        ("""{"V": {"('a', 1)": {"null": 1.5}}}""", "job j: 'b' with 1 workers is not in"),
+        ("""{"V": {"('b', 1)": {"null": 1.5}}}""", "is not known to run on any kind of this cluster (gpu); the table has V"),
+    ],
+)  # fmt: skip
+def test_a_table_that_is_wrong_or_does_not_fit_is_told(tmp_path, table, message, capsys):
+    (tmp_path / "table.json").write_text(table)
+    (tmp_path / "jobs.csv").write_text("id,submitted_s,workers,duration_s,model\nj,0,1,10,b\n")
+    options = ["--cluster", "1x2", "--policy", "fifo", "--table", str(tmp_path / "table.json")]
+    assert main.run(["simulate", str(tmp_path / "jobs.csv"), *options]) == 8
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_steps_of_a_model_need_a_table(tmp_path, capsys):
+    (tmp_path / "jobs.csv").write_text("id,submitted_s,workers,steps,model\nj,0,1,1000,resnet\n")
+    assert main.run(["simulate", str(tmp_path / "jobs.csv"), "--cluster", "1x2"]) == 8
+    assert "names its model (resnet) but no duration; a --table knows its speed" in capsys.readouterr().err
+
+
+@pytest.mark.live
+def test_an_interrupt_ends_every_run_and_leaves_nothing_behind(tmp_path):
+    words = "simulate random:jobs=5000,gap=60,seed=3 --cluster 8x8 --policy las,srtf --look 10".split()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "restow", *words], env={**os.environ, "RESTOW_HOME": str(tmp_path)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert child.stderr
+    assert "5000 jobs" in child.stderr.readline()
+    children = Path(f"/proc/{child.pid}/task/{child.pid}/children")
+    until(lambda: len(children.read_text().split()) >= 2)
+    workers = children.read_text().split()
+    child.send_signal(signal.SIGINT)
+    told = child.communicate(timeout=60)
+    assert child.returncode == 130, told
+    assert told[1].splitlines()[-1] == "restow: interrupted"
+    until(lambda: all(is_gone(pid) for pid in workers))
+
+
+def is_gone(pid: str) -> bool:
+    """Nobody may have asked for its end yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
