@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,35 +146,57 @@ def _run(run: Run, tell: Callable[[int, float], None] | None = None) -> Outcome:
         raise Refused(f"{run.policy}: {error}") from None
 
 
-def _end_with(parent: int) -> None:
-    """In a process of the pool: Ctrl-C is the parent's business, and without a parent there is nobody to work for."""
+def _run_all(runs: Sequence[Run]) -> list[Outcome]:
+    """One with a bar of its jobs, or several at once, each in a process of its own."""
+    if len(runs) == 1:
+        with _progress(f"{runs[0].policy}: ", len(runs[0].trace.rows)) as tell:
+            return [_run(runs[0], tell)]
+    with _progress("", len(runs)) as tell:
+        return _run_beside(runs, tell)
+
+
+def _run_beside(runs: Sequence[Run], tell: Callable[[int, float], None]) -> list[Outcome]:
+    """As many at a time as there are cores. Whatever ends this ends them: no pool, whose own end waits for its workers."""
+    waiting, outcomes = list(enumerate(runs)), dict[int, Outcome]()
+    running: dict[Any, tuple[int, Any]] = {}  # our end of its line → its number, its process
+    try:
+        while waiting or running:
+            while waiting and len(running) < (os.cpu_count() or 1):
+                number, run = waiting.pop(0)
+                ours, theirs = multiprocessing.Pipe(duplex=False)
+                process = multiprocessing.get_context("fork").Process(target=_work, args=(run, theirs, os.getpid()))
+                process.start()
+                theirs.close()
+                running[ours] = number, process
+            ready: list[Any] = multiprocessing.connection.wait(list(running))
+            for line in ready:
+                number, process = running.pop(line)
+                try:
+                    said: Any = line.recv()
+                except EOFError:
+                    why = "its run ended without a word: the policy ended its process, or the memory was not enough"
+                    raise Refused(f"{runs[number].policy}: {why}") from None
+                process.join()
+                if isinstance(said, BaseException):
+                    raise said
+                outcomes[number] = said
+                tell(len(outcomes), 0.0)
+    finally:
+        for _, process in running.values():
+            process.kill()
+    return [outcomes[number] for number in range(len(runs))]
+
+
+def _work(run: Run, line: Any, parent: int) -> None:
+    """In a process of its own. Ctrl-C is the parent's business, and without a parent there is nobody to work for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        os._exit(1)
-
-
-def _run_all(runs: Sequence[Run]) -> list[Outcome]:
-    """One after the other with a line of progress, or several at once where there are several."""
-    if len(runs) == 1:
-        total = len(runs[0].trace.rows)
-        with _progress(f"{runs[0].policy}: ", total) as tell:
-            return [_run(runs[0], tell)]
-    pool = ProcessPoolExecutor(min(len(runs), os.cpu_count() or 1), initializer=_end_with, initargs=(os.getpid(),))
+        return
     try:
-        with _progress("", len(runs)) as tell:
-            waiting = {pool.submit(_run, run): number for number, run in enumerate(runs)}
-            outcomes: dict[int, Outcome] = {}
-            for done in as_completed(waiting):
-                outcomes[waiting[done]] = done.result()
-                tell(len(outcomes), 0.0)
-            return [outcomes[number] for number in range(len(runs))]
-    except BrokenProcessPool:
-        raise Refused("a run ended without a word: a policy ended its process, or the memory was not enough") from None
-    finally:
-        for process in list((pool._processes or {}).values()):  # of a run that nobody waits for any more
-            process.kill()
-        pool.shutdown(cancel_futures=True)
+        line.send(_run(run))
+    except Exception as error:  # told by the parent, as if it had happened there
+        line.send(error)
 
 
 @contextmanager
