@@ -187,6 +187,7 @@ def test_the_budget_of_moves_holds():
     assert is_scattered(cluster.job("g").placement)
     assert "60 moves per hour is used up" in cluster.policy.plan(cluster.state.snapshot(cluster.now_s)).reasons["g"]
     cluster.clock(3601)
+    cluster.train("g", 10)  # it goes on as before, and is not done yet
     cluster.run()
     assert not is_scattered(cluster.job("g").placement)
 
