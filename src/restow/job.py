@@ -143,6 +143,8 @@ class JobSpec:
             raise SpecError(f"devices is {low}..{high}, and workers is a range too; a job changes one of them, leave one out")
         if self.memory_bytes < 0:
             raise SpecError(f"memory_bytes is {self.memory_bytes}; it cannot be negative")
+        if self.steps < 0:
+            raise SpecError(f"steps is {self.steps}; it cannot be negative")
         if self.fill not in FILLS:
             raise SpecError(f"fill is {self.fill!r}; choose one of {', '.join(FILLS)}")
         if self.retries < 0:
@@ -318,6 +320,11 @@ class Job:
             return float(self.steps_done)
         made = self.steps_done + max(0.0, now_s - self.seen_s) / self.profile.step_s
         return made if self.steps_total is None else min(made, float(max(self.steps_total, self.steps_done)))
+
+    @property
+    def steps_wanted(self) -> int | None:
+        """All that it will make: as its script says, else as its spec does."""
+        return self.steps_total if self.steps_total is not None else self.spec.steps or None
 
     @property
     def workers(self) -> int:

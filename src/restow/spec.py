@@ -7,6 +7,7 @@ devices: 1..2                    # may have fewer devices than workers, which th
 cwd: ../digits                   # default: where you submit; relative to the file
 env: {OMP_NUM_THREADS: "1"}
 memory: 8GB                      # peak device memory of one worker
+steps: 5000                      # that it will make, as long as its script has not said so itself: short jobs may go first
 migrate: true                    # may restow move it?
 share:                           # may other jobs use its devices too, in its idle time? true, false, a mode, or:
   allow: true                    #   false: never
@@ -336,6 +337,7 @@ _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "cwd": ("cwd", _text),
     "env": ("env", _pairs),
     "memory": ("memory_bytes", parse_bytes),
+    "steps": ("steps", _count),
     "migrate": ("migrate", _choice),
     "fill": ("fill", _text),
     "max_pause_s": ("max_pause_s", _seconds),

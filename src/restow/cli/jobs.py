@@ -50,7 +50,7 @@ def submit(
       restow submit -n 4 --name gpt --env SEED=7 -f -- python -m my.training
 
     \b
-    The keys of a spec: name, command (needed), workers, devices, cwd, env, memory, migrate, fill, max_pause_s,
+    The keys of a spec: name, command (needed), workers, devices, cwd, env, memory, steps, migrate, fill, max_pause_s,
     stop_grace_s, priority, retries, hang, slow, recover, checkpoint (true, a time, or these under it: folder, every, keep,
     shared), share (true, false, a mode, or these under it: allow, mode, protect, max_slowdown, memory, quantum, link).
     Options given beside a spec win, those of share one by one. The command is started once per worker, with

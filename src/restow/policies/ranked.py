@@ -90,11 +90,10 @@ def step_s(snapshot: Snapshot, job: Job, placement: Placement) -> float:
 def remaining_s(snapshot: Snapshot, job: Job) -> float:
     """Until it ends, at its best speed, or at what it had last where only that is known; infinite where nobody knows. Not at its
     present speed: a job would rank otherwise when it runs than when it waits, and two could suspend each other for ever."""
-    total = job.steps_total if job.steps_total is not None else job.spec.steps or None
-    if total is None:
+    if job.steps_wanted is None:
         return math.inf
     seconds = snapshot.forecast.alone_s(job) if snapshot.forecast else job.profile.alone_step_s or job.profile.step_s or 1.0
-    return max(0.0, total - job.steps_by(snapshot.now_s)) * seconds
+    return max(0.0, job.steps_wanted - job.steps_by(snapshot.now_s)) * seconds
 
 
 def is_stuck(job: Job, now_s: float) -> bool:

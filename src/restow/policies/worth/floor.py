@@ -12,7 +12,6 @@ from restow.placement import Placement, Slot
 from restow.policies.room import Room
 
 Devices = frozenset[tuple[str, int]]
-SHARING_MAX = 2
 
 
 @dataclass(slots=True)

@@ -7,7 +7,8 @@ job on the device that suits it best is what makes jobs wait least on average (S
 with devices of several kinds and several jobs on one).
 
 How long a job still takes is what it says; of one that does not say, as long as it has taken already, which for lifetimes spread
-evenly over orders of magnitude, as those of training jobs are, is the best single guess (Gu et al., Tiresias, NSDI 2019). """
+evenly over orders of magnitude, as those of training jobs are, is the best single guess (Gu et al., Tiresias, NSDI 2019).
+"""
 
 from __future__ import annotations
 
@@ -57,8 +58,9 @@ class Valuation:
         if not math.isfinite(best_s):
             return math.inf
         done = job.steps_by(self._snapshot.now_s)
-        total = job.steps_total if job.steps_total is not None else job.spec.steps or None
-        return max(LEAST_LEFT_S, (total - done) * best_s) if total is not None else max(first_s, done * best_s)
+        if job.steps_wanted is None:
+            return max(first_s, done * best_s)
+        return max(LEAST_LEFT_S, (job.steps_wanted - done) * best_s)
 
     def weight(self, job: Job) -> float:
         """One by what is left of it; 0 if it can run nowhere."""
