@@ -184,17 +184,22 @@ def random_actions(seed: int) -> list[tuple[str, int, int]]:
     return actions
 
 
+def play(history: History, seed: int) -> None:
+    """All of a seed's actions and then rest; what fails names the seed."""
+    try:
+        for action in random_actions(seed):
+            history.apply(*action)
+        history.come_to_rest()
+    except BaseException as error:
+        error.add_note(f"seed {seed}")
+        raise
+
+
 def test_faults_in_the_middle_of_switches_end_well():
     seen: set[str] = set()
     for seed in range(300):
         history = History()
-        try:
-            for action in random_actions(seed):
-                history.apply(*action)
-            history.come_to_rest()
-        except BaseException:
-            print(f"seed {seed}")
-            raise
+        play(history, seed)
         seen |= {type(event).__name__ for event in history.journal}
     assert {"RankSwitched", "RankRolledBack", "StepRefused", "NodeLost"} <= seen
 

@@ -16,7 +16,7 @@ from restow.job import JobState
 from restow.messages import Event, Progressed
 from restow.placement import Schedule, rearranged
 from restow.policies.consolidate import Consolidate
-from tests.core.test_histories import History, random_actions
+from tests.core.test_histories import History, play
 
 
 class Restless:
@@ -87,11 +87,4 @@ def left_over(state: ClusterState) -> set[str]:
 @pytest.mark.parametrize("seeds", [range(60), range(60, 120)], ids=["first", "second"])
 def test_whatever_happens_nothing_is_forgotten(seeds: range) -> None:
     for seed in seeds:
-        history = Watched(seed)
-        try:
-            for action in random_actions(seed):
-                history.apply(*action)
-            history.come_to_rest()
-        except BaseException:
-            print(f"seed {seed}")
-            raise
+        play(Watched(seed), seed)
