@@ -75,6 +75,10 @@ class Snapshot:
         """Every whole device of every live node."""
         return tuple(Slot(n.name, d.index) for n in self.nodes if n.is_alive for d in n.devices)
 
+    def kinds(self) -> dict[tuple[str, int], str]:
+        """Device → its kind."""
+        return {(node.name, device.index): device.kind for node in self.nodes for device in node.devices}
+
     def holders(self) -> dict[tuple[str, int], set[str]]:
         """Device → jobs that use it now or are promised it: actual, intended, of a switch under way, residue."""
         holders: dict[tuple[str, int], set[str]] = {}

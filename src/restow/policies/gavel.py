@@ -56,7 +56,7 @@ class Gavel:
         order = sorted(kinds, key=lambda kind: (-self._mean_speed(kind, jobs), kind))
         chosen = self._choose(jobs, kinds, order)
         schedule = _placed(snapshot, jobs, chosen)
-        kind_of = {(node.name, device.index): device.kind for node in snapshot.nodes for device in node.devices}
+        kind_of = snapshot.kinds()
         self._running = {id: kind_of[there[0][:2]] for id, there in schedule.placements.items() if there}
         return schedule
 
@@ -172,7 +172,7 @@ def _placed(snapshot: Snapshot, jobs: Sequence[Job], chosen: dict[str, str]) -> 
     """Who stays on its kind keeps its devices; the others, the largest first, get what is left. Who changes its kind and would have
     to wait for devices of others that change theirs gives its own back, and comes in the next round: nobody waits in a circle."""
     schedule = Schedule()
-    kind_of = {(node.name, device.index): device.kind for node in snapshot.nodes for device in node.devices}
+    kind_of = snapshot.kinds()
     changing: list[Job] = []
     coming: list[Job] = []
     for job in jobs:

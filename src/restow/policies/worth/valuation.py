@@ -39,7 +39,7 @@ class Valuation:
 
     def __init__(self, snapshot: Snapshot, forecast: Forecast, speeds: Speeds, *, first_s: float, power: float):
         self._snapshot, self._forecast, self._speeds = snapshot, forecast, speeds
-        self._kind = {(node.name, device.index): device.kind for node in snapshot.nodes for device in node.devices}
+        self._kind = snapshot.kinds()
         self._left_s = {job.id: self._estimated_s(job, first_s) for job in snapshot.jobs}
         self._weights: dict[str, float] = {id: left_s**-power for id, left_s in self._left_s.items()}
 
