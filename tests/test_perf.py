@@ -1,5 +1,7 @@
 """Predictions, with numbers that can be checked by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from restow.cluster import Device, Link, Node, Snapshot
@@ -111,6 +113,13 @@ def test_a_job_that_cannot_switch_pays_a_restart():
 
 def test_without_a_total_a_job_is_taken_to_live_as_long_again():
     assert steps_left(job(step_s=0.5), now_s=100.0) == 200
+
+
+def test_a_total_in_the_spec_holds_until_it_is_seen_to_be_wrong():
+    plain = job(step_s=0.5)
+    declared = replace(plain, spec=replace(plain.spec, steps=1000))
+    assert steps_left(replace(declared, steps_done=600), now_s=100.0) == 400
+    assert steps_left(replace(declared, steps_done=1001), now_s=100.0) == 200
 
 
 def test_more_or_fewer_workers_share_out_what_grows_with_the_batch():

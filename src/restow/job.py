@@ -323,8 +323,10 @@ class Job:
 
     @property
     def steps_wanted(self) -> int | None:
-        """All that it will make: as its script says, else as its spec does."""
-        return self.steps_total if self.steps_total is not None else self.spec.steps or None
+        """All that it will make: as its script says, else as its spec does, unless it has made more."""
+        if self.steps_total is not None:
+            return self.steps_total
+        return self.spec.steps if self.spec.steps and self.spec.steps >= self.steps_done else None
 
     @property
     def workers(self) -> int:

@@ -200,8 +200,8 @@ def steps_left(job: Job, now_s: float) -> float:
     Without a declared total: as many as it has time behind it. For lifetimes with a heavy tail, as those of training jobs, the
     attained service is the best single guess (Gu et al., Tiresias, NSDI 2019, section 3).
     """
-    if job.steps_total is not None:
-        return max(0.0, job.steps_total - job.steps_by(now_s))
+    if job.steps_wanted is not None:
+        return max(0.0, job.steps_wanted - job.steps_by(now_s))
     if job.started_s is None or job.profile.step_s <= 0:
         return 0.0
     return max(0.0, now_s - job.started_s) / job.profile.step_s
