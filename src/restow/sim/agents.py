@@ -137,8 +137,8 @@ class Agents:
             self._train(job, generation)
 
     def _say_ready(self, job: str, generation: int, node: str, rank: int) -> None:
-        state_bytes = self._world.state_bytes(self.gangs[job].row)
-        self._say(RankReady, job, generation, node, rank=rank, signature="", state_bytes=state_bytes, private_bytes=0, movable=True)
+        """No trace says how large a model's state is; not known is 0 here, as in a live cluster."""
+        self._say(RankReady, job, generation, node, rank=rank, signature="", state_bytes=0, private_bytes=0, movable=True)
 
     def _train(self, job: str, generation: int) -> None:
         """From now on the gang makes steps as this generation."""

@@ -89,9 +89,6 @@ class GavelWorld:
             speed = 0.0
         return 1.0 / speed if speed > 0 else math.inf
 
-    def state_bytes(self, row: Row) -> int:
-        return 0
-
 
 def _entries(path: Path, where: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):

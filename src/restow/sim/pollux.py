@@ -161,9 +161,6 @@ class PolluxWorld:
             self._seconds[key] = self._application(row).step_s(counts, row.batch)
         return self._seconds[key]
 
-    def state_bytes(self, row: Row) -> int:
-        return 0
-
 
 def _rotated(counts: Sequence[int]) -> tuple[int, ...]:
     """The smallest of its rotations: a ring has no first machine."""

@@ -26,9 +26,6 @@ class World(Protocol):
     def step_s(self, row: Row, placement: Placement, nodes: Nodes, beside: Sequence[tuple[Row, Placement]] = ()) -> float:
         """Seconds of a step there, infinite where it cannot run; `beside`: who else is on these devices."""
 
-    def state_bytes(self, row: Row) -> int:
-        """Of the model and its optimizer; 0: not known."""
-
 
 class Recorded:
     """Each job takes as long as the trace says, wherever it is: a step is a second. Two on a device take turns."""
@@ -44,9 +41,6 @@ class Recorded:
     def step_s(self, row: Row, placement: Placement, nodes: Nodes, beside: Sequence[tuple[Row, Placement]] = ()) -> float:
         wanted = max((slot.share for slot in placement), default=1.0)
         return 1.0 if wanted < 1.0 else float(1 + len(beside))
-
-    def state_bytes(self, row: Row) -> int:
-        return 0
 
 
 def kind_of(placement: Placement, nodes: Nodes) -> str:
