@@ -48,8 +48,6 @@ class HereNode:
 class Here:
     """Two nodes that are both this machine: no link between them, so bytes count what crosses the loopback."""
 
-    shaped = False
-
     def __init__(self) -> None:
         self.nodes = {name: HereNode(name) for name in ("m1", "m2")}
 

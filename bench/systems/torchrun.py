@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cases import RATE_BITS_PER_S, WORLD_SIZE, Case
-from bench.place import ROOT, Wire, environment, free_port, python, set_rate
+from bench.place import ROOT, Here, Wire, environment, free_port, python, set_rate
 from bench.run import Run
 from bench.systems.base import Reference, Trial
 
@@ -56,10 +56,12 @@ def alone(place: Any, folder: Path, script: Path, options: list[str]) -> Referen
 
 
 def shape_when_warm(run: Run, place: Any, case: Case) -> None:
-    """Open the link for the start, which nobody measures, and give it its rate from the last warm step on."""
+    """Open the link for the start, which nobody measures, and give it its rate from the last warm step on; without a link all steps
+    are alike."""
     run.wait_for_step(case.warm - 1)
-    set_rate(place, RATE_BITS_PER_S)
-    run.shaped_s = time.monotonic()
+    if not isinstance(place, Here):
+        set_rate(place, RATE_BITS_PER_S)
+        run.shaped_s = time.monotonic()
 
 
 class _Restarting:

@@ -71,7 +71,7 @@ def test_bytes_on_the_wire_are_counted_between_two_samples():
 @pytest.mark.slow
 def test_a_torchrun_restart_is_measured_from_end_to_end(tmp_path):
     row = switch.row(TorchrunRestart(), tiny(), tmp_path, moves=1, lab=False)
-    assert "error" not in row
+    assert "error" not in row, row["error"]
     assert set(switch.REQUIRED) <= row.keys()
     assert row["lost_steps"] == 0
     assert row["downtime_s"] > 0
