@@ -12,6 +12,7 @@
 | C-ideal, C | Gavel's 500 jobs, one each 1440 s, on 64 V100 | spreading free; measured, 60 s for every move |
 | D1 to D6 | Pollux's five workloads on 16 machines of four T4 | rounds of a minute, 30 s for every start |
 | F | Gavel's 96 jobs on 8 V100, 16 P100 and 24 K80 | 30 s |
+| G | its 100 jobs that are all there from the start | 30 s |
 
 `peer_reference_s`: the average that the peer's own simulator gave for that policy in that world, where one is known (research notes
 of 2026-11): it says whether the worlds are the same.
@@ -22,114 +23,27 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "src")]
 
 from bench.options import new_file  # noqa: E402
+from bench.worlds import WORLDS  # noqa: E402
+from bench.worlds.setting import HOUR_S, Setting  # noqa: E402
 from restow.errors import RestowError  # noqa: E402
 from restow.own_policies import find_policy  # noqa: E402
 from restow.policies.base import Policy  # noqa: E402
 from restow.policies.las import Las  # noqa: E402
-from restow.sim.agents import Delays  # noqa: E402
-from restow.sim.gavel import GavelWorld  # noqa: E402
 from restow.sim.machines import machines  # noqa: E402
-from restow.sim.pollux import PolluxWorld  # noqa: E402
 from restow.sim.simulation import SimConfig, Simulation  # noqa: E402
-from restow.sim.traces import Trace, read  # noqa: E402
-from restow.sim.world import World  # noqa: E402
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-HOUR_S = 3600.0
 ROUND_S = 360.0  # of Gavel
-GAVEL = "5x8:V100,5x8:P100,5x8:K80"
-G96 = "2x4:V100,4x4:P100,6x4:K80"
 
 
 def tiresias() -> Policy:
     """As Pollux's simulator has it: two queues, the border at 16 device hours."""
     return Las(levels_s=(16 * HOUR_S,))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    workload: str
-    trace: Callable[[], Trace]
-    world: Callable[[], World]
-    cluster: str
-    delays: Delays
-    rounds_s: float = 0.0  # also for policies that need none
-    knows_total: bool = True  # do jobs say how long they are?
-    policies: tuple[str, ...] = ("fifo", "srsf", "gavel", "worth")
-    references_s: tuple[tuple[str, float], ...] = ()
-
-
-@lru_cache(maxsize=2)
-def gavel_world(spreads: bool) -> GavelWorld:
-    return GavelWorld(SHARED / "gavel/scheduler/simulation_throughputs.json", spreads=spreads)
-
-
-@lru_cache(maxsize=1)
-def pollux_world() -> PolluxWorld:
-    return PolluxWorld(SHARED / "pollux/simulator/traces")
-
-
-def g500(gap: int, stretched: float = 1.0) -> Trace:
-    return read(SHARED / f"gavel/generated/gavel_gen500_seed0_lam{gap}_multi.trace").compressed(1 / stretched)
-
-
-def _moves(seconds: float) -> Delays:
-    return Delays(move_s=seconds, resume_s=seconds)
-
-
-def _gavel(move_s: float, spreads: bool = True, **more: Any) -> Setting:
-    return Setting(
-        workload="500 jobs, 500 s apart", trace=partial(g500, 500), world=partial(gavel_world, spreads), cluster=GAVEL,
-        delays=_moves(move_s), **more,
-    )  # fmt: skip
-
-
-def _consolidation(spreads: bool, **more: Any) -> Setting:
-    return Setting(
-        workload="500 jobs, 1440 s apart", trace=partial(g500, 900, 1.6), world=partial(gavel_world, spreads), cluster="8x8:V100",
-        delays=_moves(60.0), policies=("fifo", "worth"), **more,
-    )  # fmt: skip
-
-
-def _pollux(number: int, **more: Any) -> Setting:
-    return Setting(
-        workload=f"workload-{number}", trace=lambda: read(SHARED / f"pollux/simulator/workloads/workload-{number}.csv"),
-        world=pollux_world, cluster="16x4:T4", delays=Delays(start_s=30.0, move_s=30.0, resume_s=30.0), rounds_s=60.0,
-        policies=("tiresias", "srsf", "worth"), **more,
-    )  # fmt: skip
-
-
-WORLDS = {
-    "A-ideal": _gavel(0.0, spreads=False, references_s=(("gavel", 19.18 * HOUR_S), ("fifo", 29.35 * HOUR_S))),
-    "A": _gavel(30.0, references_s=(("gavel", 20.45 * HOUR_S), ("fifo", 29.38 * HOUR_S))),
-    "A-unknown": _gavel(30.0, knows_total=False, policies=("worth",)),
-    "B5": _gavel(5.0),
-    "B120": _gavel(120.0),
-    "C-ideal": _consolidation(spreads=False, references_s=(("fifo", 15.56 * HOUR_S),)),
-    "C": _consolidation(spreads=True, references_s=(("fifo", 21.37 * HOUR_S),)),
-    "D1": _pollux(1),
-    "D2": _pollux(2),
-    "D3": _pollux(3),
-    "D4": _pollux(4),
-    "D6": _pollux(6, references_s=(("tiresias", 3469.7),)),
-    "F": Setting(
-        workload="96 jobs", trace=lambda: read(SHARED / "gavel/scheduler/traces/physical_cluster/max_min_fairness.trace"),
-        world=partial(gavel_world, True), cluster=G96, delays=_moves(30.0), references_s=(("gavel", 4.33 * HOUR_S),),
-    ),
-    "F-ideal": Setting(
-        workload="96 jobs", trace=lambda: read(SHARED / "gavel/scheduler/traces/physical_cluster/max_min_fairness.trace"),
-        world=partial(gavel_world, False), cluster=G96, delays=_moves(0.0), references_s=(("gavel", 4.06 * HOUR_S),),
-    ),
-}  # fmt: skip
 
 
 def measure(name: str, setting: Setting, policy: str) -> dict[str, Any]:
