@@ -37,8 +37,11 @@ class Speeds:
             speed *= self.pairs.get((row.model, other.model), 0.0)
         return 1.0 / speed if speed > 0 else float("inf")
 
-    def state_bytes(self, row: Row) -> int:
-        return 0
+    def alike(self, row: Row) -> object:
+        return row.model, row.workers
+
+    def place(self, placement: Placement, nodes: Nodes) -> object:
+        return is_scattered(placement)
 
 
 def row(id: str, submitted_s: float, workers: int, duration_s: float, model: str = "") -> Row:

@@ -20,6 +20,7 @@ class Room:
         self._free: dict[str, dict[str, list[int]]] = {}  # kind → machine → its free devices, the highest index first
         self._by_count: dict[str, list[dict[str, None]]] = {}  # kind → number of free devices → machines that have so many
         self._total: dict[str, int] = {}
+        self._kinds: list[str] = []
         used = {slot[:2] for slot in taken}
         for node in nodes:
             if not node.is_alive or node.is_cordoned:
@@ -43,11 +44,18 @@ class Room:
 
     @property
     def kinds(self) -> list[str]:
-        return sorted(self._by_count)
+        if len(self._kinds) != len(self._by_count):
+            self._kinds = sorted(self._by_count)
+        return self._kinds
 
     def free(self, kind: str = "") -> int:
         """Devices; of all kinds if none is named."""
         return self._total.get(kind, 0) if kind else sum(self._total.values())
+
+    def most_on_one(self, kind: str) -> int:
+        """The most free devices of this kind that one machine has."""
+        counts = self._by_count.get(kind, [])
+        return next((count for count in range(len(counts) - 1, 0, -1) if counts[count]), 0)
 
     def free_on(self, node: str, kind: str) -> Placement:
         """The free devices of this kind on one machine, ascending."""

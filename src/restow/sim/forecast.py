@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from restow.job import Job
 from restow.placement import Placement, is_scattered, nodes_of
@@ -33,6 +33,14 @@ class Believed:
             self._alone_s[job.id] = min((self.step_s(job, there) for there in self.places(job.workers)), default=math.inf)
         return self._alone_s[job.id]
 
+    def alike(self, job: Job) -> Hashable:
+        row = self._rows[job.id]
+        return (self._world.alike(row), self._named(job)) if self._error else self._world.alike(row)
+
+    def place(self, placement: Placement) -> Hashable:
+        kind, place = kind_of(placement, self._nodes), self._world.place(placement, self._nodes)
+        return (kind, place, is_scattered(placement), len(nodes_of(placement))) if self._error else (kind, place)
+
     def places(self, workers: int) -> list[Placement]:
         """One place for each kind of machine: on one of them, or on as many as it takes."""
         if workers not in self._places:
@@ -51,7 +59,10 @@ class Believed:
         return found
 
     def _factor(self, job: Job, placement: Placement) -> float:
-        model = f"{self._rows[job.id].model or job.id} {job.workers}"
-        words = f"{self._seed} {model} {kind_of(placement, self._nodes)} {is_scattered(placement)} {len(nodes_of(placement))}"
+        place = f"{kind_of(placement, self._nodes)} {is_scattered(placement)} {len(nodes_of(placement))}"
+        words = f"{self._seed} {self._named(job)} {place}"
         number = int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little") / 2**64
         return 1.0 + self._error * (2.0 * number - 1.0)
+
+    def _named(self, job: Job) -> str:
+        return f"{self._rows[job.id].model or job.id} {job.workers}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,12 @@ class GavelWorld:
         else:
             speed = 0.0
         return 1.0 / speed if speed > 0 else math.inf
+
+    def alike(self, row: Row) -> Hashable:
+        return row.model, row.workers
+
+    def place(self, placement: Placement, nodes: Nodes) -> Hashable:
+        return self._spreads and is_scattered(placement)
 
 
 def _entries(path: Path, where: str, value: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -160,6 +160,12 @@ class PolluxWorld:
         if key not in self._seconds:
             self._seconds[key] = self._application(row).step_s(counts, row.batch)
         return self._seconds[key]
+
+    def alike(self, row: Row) -> Hashable:
+        return row.model, row.workers, row.batch
+
+    def place(self, placement: Placement, nodes: Nodes) -> Hashable:
+        return _rotated(tuple(count_by_node(placement).values()))
 
 
 def _rotated(counts: Sequence[int]) -> tuple[int, ...]:

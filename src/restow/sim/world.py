@@ -6,7 +6,7 @@ never see it: they are told what was measured of a job, as in a live cluster, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Protocol
 
 from restow.cluster import Node
@@ -26,6 +26,12 @@ class World(Protocol):
     def step_s(self, row: Row, placement: Placement, nodes: Nodes, beside: Sequence[tuple[Row, Placement]] = ()) -> float:
         """Seconds of a step there, infinite where it cannot run; `beside`: who else is on these devices."""
 
+    def alike(self, row: Row) -> Hashable:
+        """The same for all rows that are equally fast wherever they are."""
+
+    def place(self, placement: Placement, nodes: Nodes) -> Hashable:
+        """The same for all placements on devices of one kind on which whoever is there is equally fast."""
+
 
 class Recorded:
     """Each job takes as long as the trace says, wherever it is: a step is a second. Two on a device take turns."""
@@ -39,8 +45,13 @@ class Recorded:
         return row.steps
 
     def step_s(self, row: Row, placement: Placement, nodes: Nodes, beside: Sequence[tuple[Row, Placement]] = ()) -> float:
-        wanted = max((slot.share for slot in placement), default=1.0)
-        return 1.0 if wanted < 1.0 else float(1 + len(beside))
+        return 1.0 if row.share < 1.0 else float(1 + len(beside))
+
+    def alike(self, row: Row) -> Hashable:
+        return row.share < 1.0
+
+    def place(self, placement: Placement, nodes: Nodes) -> Hashable:
+        return ()
 
 
 def kind_of(placement: Placement, nodes: Nodes) -> str:

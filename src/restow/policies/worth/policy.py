@@ -8,8 +8,8 @@ From the worthiest waiting job on (valuation.py) each takes the best of what the
     a place of others that are worth several times less there: these are suspended
 
 Then running jobs move to free devices, and change places with others on another kind, where that brings enough more in the time
-that is left to pay for the moves. Nothing else is touched, so that with nothing new nothing moves. O(waiting x groups + running^2)
-at worst.
+that is left to pay for the moves. Nothing else is touched, so that with nothing new nothing moves. O(jobs x kinds of devices and
+jobs) but for the placements that change.
 
 It needs to know how fast jobs are on each kind (Snapshot.forecast). What a person has pinned, paused or forbidden to move it leaves
 alone.
@@ -17,16 +17,21 @@ alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from restow.cluster import Snapshot
 from restow.job import Job, JobState
-from restow.placement import Placement, Schedule, is_scattered
+from restow.placement import Placement, Schedule
 from restow.policies.board import why_not_back
 from restow.policies.ranked import is_stuck
 from restow.policies.room import Room
+from restow.policies.worth.config import WorthConfig
 from restow.policies.worth.floor import Floor, Group
-from restow.policies.worth.offers import Offers, WorthConfig, may_move
+from restow.policies.worth.offers import Offer, Offers
+from restow.policies.worth.prices import may_move
+from restow.policies.worth.singles import Singles
+from restow.policies.worth.swaps import Swaps
 from restow.policies.worth.valuation import Speeds, Valuation
 
 
@@ -34,7 +39,10 @@ from restow.policies.worth.valuation import Speeds, Valuation
 class Worth:
     config: WorthConfig = field(default_factory=WorthConfig)
     _speeds: Speeds = field(default_factory=Speeds)
-    _promised: dict[str, Placement] = field(default_factory=dict)  # job that gave up its place for another's → that one's old place
+    _swaps: Swaps = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._swaps = Swaps(self.config)
 
     def decide(self, snapshot: Snapshot) -> Schedule:
         schedule = Schedule()
@@ -52,127 +60,82 @@ class Worth:
             if job.paused and floor.group_of(job):
                 floor.leave(job)
                 schedule.explain(job.id, f"is being paused, as was asked; restow resume {job.id} lets it go on")
-        self._keep_promises(snapshot, floor, schedule)
-        waiting = [job for job in snapshot.jobs if job.waits and not floor.group_of(job) and not job.pinned]
-        for job in sorted(waiting, key=lambda job: (-valuation.weight(job) / job.workers, job.submitted_s, job.id)):
-            self._let_in(job, snapshot, valuation, floor, schedule)
+        self._swaps.keep_promises(snapshot, floor, schedule)
+        singles = Singles(valuation, floor)
+        self._let_in(snapshot, valuation, floor, singles, schedule)
         self._move(snapshot, valuation, floor, schedule)
-        self._swap(valuation, floor, schedule)
+        self._swaps.make(valuation, floor, singles, schedule)
         for job, placement in floor.placements():
             schedule.put(job.id, placement, schedule.reasons.get(job.id, ""))
         return schedule
 
     plan = decide
 
-    def _keep_promises(self, snapshot: Snapshot, floor: Floor, schedule: Schedule) -> None:
-        """The second half of a swap: the place that was left for a job is nobody else's until it is there."""
-        jobs = {job.id: job for job in snapshot.jobs}
-        for id, placement in list(self._promised.items()):
-            job = jobs.get(id)
-            if job is None or job.paused or (job.intended and not is_stuck(job, snapshot.now_s)):
-                del self._promised[id]  # it is somewhere, or nowhere any more
-            elif job.waits and not job.intended and floor.is_free(placement) and not why_not_back(job, snapshot):
-                del self._promised[id]
-                floor.enter(job, placement)
-                schedule.explain(id, "goes on where the one was that has its place now")
-            else:
-                floor.room.take(placement)
-
     # ------------------------------------------------------------ who waits
 
-    def _let_in(self, job: Job, snapshot: Snapshot, valuation: Valuation, floor: Floor, schedule: Schedule) -> None:
-        if why_not := why_not_back(job, snapshot):
-            schedule.explain(job.id, why_not)
+    def _let_in(self, snapshot: Snapshot, valuation: Valuation, floor: Floor, singles: Singles, schedule: Schedule) -> None:
+        waiting = [job for job in snapshot.jobs if job.waits and not floor.group_of(job) and not job.pinned]
+        if not waiting:
             return
-        offers = Offers(self.config, valuation, floor)
-        best = max([*offers.free(job), *offers.beside(job), *offers.cleared(job)], key=lambda offer: offer.worth, default=None)
-        taken = offers.taken(job) or offers.taken_from_many(job)
-        if taken and (best is None or taken.worth > self.config.take_over * best.worth):
-            best = taken
-        if best is None:
-            schedule.explain(job.id, f"waits: no place for its {job.workers} is worth it now")
-            return
-        for other in best.leaving:
-            floor.leave(other)
-            schedule.explain(other.id, f"suspended: its devices are worth more to {job.id}, which will be done sooner")
-        for other, _ in best.aside:
-            floor.leave(other)
-        for other, placement in best.aside:
-            floor.enter(other, placement)
-            schedule.explain(other.id, f"moves aside, so that {job.id} has a machine for all of its gang")
-        floor.enter(job, best.placement)
-        schedule.explain(job.id, best.reason)
+        offers = Offers(self.config, valuation, floor, singles)
+        for job in sorted(waiting, key=lambda job: (-valuation.weight(job) / job.workers, job.submitted_s, job.id)):
+            if why_not := why_not_back(job, snapshot):
+                schedule.explain(job.id, why_not)
+            elif offer := offers.best(job):
+                _accept(job, offer, floor, schedule)
+            else:
+                schedule.explain(job.id, f"waits: no place for its {job.workers} is worth it now")
 
     # ------------------------------------------------------------ who runs
 
     def _move(self, snapshot: Snapshot, valuation: Valuation, floor: Floor, schedule: Schedule) -> None:
         """To devices that are free now, and not only promised."""
+        if not floor.room.free():
+            return
         here = [job.intended for job in snapshot.jobs] + [job.placement for job in snapshot.jobs]
         room = Room.of(snapshot, [*(placement for _, placement in floor.placements()), *here])
-        running = [job for group in floor.still() for job in group.jobs if may_move(job)]
+        running = [job for group in floor.still() for job in group.jobs if may_move(job)] if room.free() else []
+        places: dict[int, list[Placement]] = {}  # workers → one of each kind
         for job in sorted(running, key=lambda job: (-valuation.weight(job), job.submitted_s, job.id)):
             group = floor.group_of(job)
-            if group is None or any(other.id in floor.touched for other in group.jobs):
+            if group is None or not floor.is_still(group):
                 continue
-            now = valuation.worth(group.jobs, group.placement)
-            others = valuation.worth([other for other in group.jobs if other is not job], group.placement)
-            best: tuple[float, Placement] | None = None
-            for kind in room.kinds:
-                placement = room.find(job.workers, kind)
-                if placement is None:
-                    continue
-                gain = valuation.weight(job) * valuation.speed(job, placement) + others - now
-                is_enough = gain > self.config.move_min * now
-                is_paid = gain * valuation.left_s(job) > self.config.pays * self.config.change_s * valuation.weight(job)
-                if is_enough and is_paid and (best is None or gain > best[0]):
-                    best = gain, placement
-            if best:
+            if job.workers not in places:
+                places[job.workers] = [found for kind in room.kinds if (found := room.find(job.workers, kind))]
+            then = self._where_it_pays(job, group, places[job.workers], valuation)
+            if then:
                 before = valuation.speed(job, group.placement, [other for other in group.jobs if other is not job])
                 floor.leave(job)
-                floor.enter(job, best[1])
-                room.take(best[1])
-                after = valuation.speed(job, best[1])
-                words = f"{before:.2f} → {after:.2f} of its best speed predicted"
-                schedule.explain(job.id, f"moves to {valuation.kind(best[1])}: {words}")
+                floor.enter(job, then)
+                room.take(then)
+                places.clear()
+                words = f"{before:.2f} → {valuation.speed(job, then):.2f} of its best speed predicted"
+                schedule.explain(job.id, f"moves to {valuation.kind(then)}: {words}")
 
-    def _swap(self, valuation: Valuation, floor: Floor, schedule: Schedule) -> None:
-        """A job takes the place of another, which is suspended and comes back on the first one's."""
-        single = [group for group in floor.still(size=1) if may_move(group.jobs[0])]
-        single.sort(key=lambda group: (-valuation.weight(group.jobs[0]), group.jobs[0].submitted_s, group.jobs[0].id))
-        for group in single:
-            job = group.jobs[0] if group.jobs else None
-            if job is None or job.id in floor.touched:
-                continue
-            best: tuple[float, Group] | None = None
-            for other in reversed(single):
-                is_gone = other is group or not other.jobs or other.jobs[0].id in floor.touched
-                if is_gone or other.jobs[0].workers != job.workers:
-                    continue
-                gain = self._gain_of_swap(job, group, other.jobs[0], other, valuation)
-                if gain > 0 and (best is None or gain > best[0]):
-                    best = gain, other
-            if best:
-                other_job, there = best[1].jobs[0], best[1].placement
-                self._promised[other_job.id] = group.placement
-                floor.leave(other_job)
-                floor.leave(job)
-                floor.enter(job, there)
-                before, after, kind = valuation.speed(job, group.placement), valuation.speed(job, there), valuation.kind(there)
-                words = f"{before:.2f} → {after:.2f} of its best speed predicted"
-                schedule.explain(job.id, f"takes the place of {other_job.id} on {kind}: {words}")
-                schedule.explain(other_job.id, f"suspended: {job.id} gains more from {kind}; goes on where that was")
+    def _where_it_pays(self, job: Job, group: Group, places: Sequence[Placement], valuation: Valuation) -> Placement:
+        """Of these places the one that brings most; empty if none brings enough."""
+        now, weight = valuation.worth(group), valuation.weight(job)
+        others = sum(valuation.weight(o) * valuation.speed(o, group.placement) for o in group.jobs if o is not job)
+        most = self.config.move_min * now
+        best: Placement = ()
+        for placement in places:
+            gain = weight * valuation.speed(job, placement) + others - now
+            if gain > most and gain * valuation.left_s(job) > self.config.pays * self.config.change_s * weight:
+                most, best = gain, placement
+        return best
 
-    def _gain_of_swap(self, job: Job, mine: Group, other: Job, its: Group, valuation: Valuation) -> float:
-        """0 if it does not pay."""
-        a, b = mine.placement, its.placement
-        if valuation.kind(a) == valuation.kind(b) and is_scattered(a) == is_scattered(b):
-            return 0.0
-        mine_weight, its_weight = valuation.weight(job), valuation.weight(other)
-        now = mine_weight * valuation.speed(job, a) + its_weight * valuation.speed(other, b)
-        gain = mine_weight * valuation.speed(job, b) + its_weight * valuation.speed(other, a) - now
-        left_s = min(valuation.left_s(job), valuation.left_s(other))
-        is_paid = gain * left_s > self.config.swap_pays * self.config.change_s * now
-        return gain if gain > self.config.swap_min * now and is_paid else 0.0
+
+def _accept(job: Job, offer: Offer, floor: Floor, schedule: Schedule) -> None:
+    for other in offer.leaving:
+        floor.leave(other)
+        schedule.explain(other.id, f"suspended: its devices are worth more to {job.id}, which will be done sooner")
+    for other, _ in offer.aside:
+        floor.leave(other)
+    for other, placement in offer.aside:
+        floor.enter(other, placement)
+        schedule.explain(other.id, f"moves aside, so that {job.id} has a machine for all of its gang")
+    floor.enter(job, offer.placement)
+    schedule.explain(job.id, offer.reason)
 
 
 def is_fixed(job: Job, now_s: float) -> bool:

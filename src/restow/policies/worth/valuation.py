@@ -13,24 +13,28 @@ evenly over orders of magnitude, as those of training jobs are, is the best sing
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from restow.cluster import Forecast, Node, Snapshot
 from restow.job import Job
-from restow.placement import Placement, is_scattered
+from restow.placement import Placement
 from restow.policies.room import Room
+from restow.policies.worth.floor import Group
 
 LEAST_LEFT_S = 30.0  # of a job that is nearly done: a shorter one could not be told from it
 
 
 @dataclass(slots=True)
 class Speeds:
-    """What is believed of each model, asked once for each gang size and kind of device; kept from decision to decision."""
+    """What is believed, asked once for jobs that are alike and places that are; kept from decision to decision."""
 
-    _alone: dict[tuple[object, ...], float] = field(default_factory=dict)
-    _beside: dict[tuple[object, ...], float] = field(default_factory=dict)
-    _best: dict[tuple[object, ...], float] = field(default_factory=dict)
+    best_s: dict[Hashable, float] = field(default_factory=dict)
+    alone: dict[Hashable, float] = field(default_factory=dict)
+    beside: dict[Hashable, float] = field(default_factory=dict)
+    together: dict[Hashable, float] = field(default_factory=dict)
+    pairs: dict[Hashable, tuple[float, float]] = field(default_factory=dict)
+    places: dict[Placement, Hashable] = field(default_factory=dict)  # only those of the last decision
 
 
 class Valuation:
@@ -40,12 +44,26 @@ class Valuation:
     def __init__(self, snapshot: Snapshot, forecast: Forecast, speeds: Speeds, *, first_s: float, power: float):
         self._snapshot, self._forecast, self._speeds = snapshot, forecast, speeds
         self._kind = snapshot.kinds()
+        self._alike: dict[str, Hashable] = {job.id: (forecast.alike(job), job.workers) for job in snapshot.jobs}
+        self._places_before, speeds.places = speeds.places, {}
         self._left_s = {job.id: self._estimated_s(job, first_s) for job in snapshot.jobs}
         self._weights: dict[str, float] = {id: left_s**-power for id, left_s in self._left_s.items()}
 
     def kind(self, placement: Placement) -> str:
         """Of its devices, which are all of one."""
         return self._kind[placement[0][:2]]
+
+    def alike(self, job: Job) -> Hashable:
+        """The same for gangs of a size that are equally fast wherever they are."""
+        return self._alike[job.id]
+
+    def place(self, placement: Placement) -> Hashable:
+        """The same for placements on which everybody is equally fast."""
+        places = self._speeds.places
+        found = places.get(placement)
+        if found is None:
+            found = places[placement] = self._places_before.get(placement) or self._forecast.place(placement)
+        return found
 
     # ------------------------------------------------------------ how much is left
 
@@ -69,44 +87,58 @@ class Valuation:
     # ------------------------------------------------------------ how fast
 
     def best_s(self, job: Job) -> float:
-        key = _class_of(job)
-        if key not in self._speeds._best:
-            self._speeds._best[key] = self._forecast.alone_s(job)
-        return self._speeds._best[key]
+        key = self._alike[job.id]
+        found = self._speeds.best_s.get(key)
+        if found is None:
+            found = self._speeds.best_s[key] = self._forecast.alone_s(job)
+        return found
 
     def speed(self, job: Job, placement: Placement, beside: Sequence[Job] = ()) -> float:
         """Part of its best speed; 0 where it cannot run. `beside`: at most one other, which has the very same devices."""
-        key = (*_class_of(job), len(placement), self.kind(placement), is_scattered(placement))
+        key: Hashable = self._alike[job.id], self.place(placement)
         if not beside:
-            found = self._speeds._alone
-            seconds = found.get(key)
-            if seconds is None:
-                seconds = found[key] = self._forecast.step_s(job, placement)
-        else:
-            key, found = (*key, *_class_of(beside[0])), self._speeds._beside
-            seconds = found.get(key)
-            if seconds is None:
-                seconds = found[key] = self._forecast.step_s(job, placement, [(other, placement) for other in beside])
+            found = self._speeds.alone.get(key)
+            if found is None:
+                found = self._speeds.alone[key] = self._part_of_best(job, self._forecast.step_s(job, placement))
+            return found
+        key = key, self._alike[beside[0].id]
+        found = self._speeds.beside.get(key)
+        if found is None:
+            seconds = self._forecast.step_s(job, placement, [(other, placement) for other in beside])
+            found = self._speeds.beside[key] = self._part_of_best(job, seconds)
+        return found
+
+    def pair(self, job: Job, other: Job, placement: Placement) -> tuple[float, float]:
+        """Beside the other, which is there: the part of its best speed that it would have (0 if either could not run), and the
+        part that the other would lose."""
+        key = self._alike[job.id], self._alike[other.id], self.place(placement)
+        found = self._speeds.pairs.get(key)
+        if found is None:
+            here, there = self.speed(job, placement, [other]), self.speed(other, placement, [job])
+            found = (here if there > 0 else 0.0), self.speed(other, placement) - there
+            self._speeds.pairs[key] = found
+        return found
+
+    def _part_of_best(self, job: Job, seconds: float) -> float:
         return self.best_s(job) / seconds if 0 < seconds < math.inf else 0.0
 
-    def worth(self, jobs: Sequence[Job], placement: Placement) -> float:
-        """Of one or two that are there together."""
-        return sum(
-            self.weight(job) * self.speed(job, placement, [other for other in jobs if other is not job]) for job in jobs
+    def worth(self, group: Group) -> float:
+        """Of the one or two that are there together."""
+        if len(group.jobs) == 1:
+            return self._weights[group.jobs[0].id] * self.speed(group.jobs[0], group.placement)
+        one, other = group.jobs
+        return self.weight(one) * self.speed(one, group.placement, [other]) + self.weight(other) * self.speed(
+            other, group.placement, [one]
         )
 
     def together(self, job: Job, kind: str) -> float:
         """Its speed on this kind if it has the fewest machines of it that can hold it; 0 if there are not so many devices."""
-        key = (*_class_of(job), kind)
-        if key not in self._speeds._best:
+        key = self._alike[job.id], kind
+        found = self._speeds.together.get(key)
+        if found is None:
             placement = Room(self._of_kind(kind)).find(job.workers, kind)
-            self._speeds._best[key] = self.speed(job, placement) if placement else 0.0
-        return self._speeds._best[key]
+            found = self._speeds.together[key] = self.speed(job, placement) if placement else 0.0
+        return found
 
     def _of_kind(self, kind: str) -> list[Node]:
         return [node for node in self._snapshot.nodes if any(device.kind == kind for device in node.devices)]
-
-
-def _class_of(job: Job) -> tuple[object, ...]:
-    """Jobs of which the same is believed: of one model and size, as far as it is named."""
-    return (job.spec.name or job.id, job.workers)
