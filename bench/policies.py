@@ -8,11 +8,14 @@
 | A-ideal | Gavel's 500 jobs, one each 500 s, on 40 V100, 40 P100 and 40 K80 | moves and spreading free, as in its simulator |
 | A | the same | measured speeds over several machines, 30 s for every move and return |
 | A-unknown | the same | jobs do not say how long they are |
+| A-wrong0 to 2 | the same | speeds are believed wrong by up to 20 %, three times differently |
 | B5, B120 | the same | 5 s and 120 s |
 | C-ideal, C | Gavel's 500 jobs, one each 1440 s, on 64 V100 | spreading free; measured, 60 s for every move |
 | D1 to D6 | Pollux's five workloads on 16 machines of four T4 | rounds of a minute, 30 s for every start |
 | F | Gavel's 96 jobs on 8 V100, 16 P100 and 24 K80 | 30 s |
 | G | its 100 jobs that are all there from the start | 30 s |
+
+`worth-no-moves`, `worth-no-sharing` and `worth-neither` leave parts of `worth` out, to see what each is worth.
 
 `peer_reference_s`: the average that the peer's own simulator gave for that policy in that world, where one is known (research notes
 of 2026-11): it says whether the worlds are the same.
@@ -23,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +39,27 @@ from restow.errors import RestowError  # noqa: E402
 from restow.own_policies import find_policy  # noqa: E402
 from restow.policies.base import Policy  # noqa: E402
 from restow.policies.las import Las  # noqa: E402
+from restow.policies.worth.config import WorthConfig  # noqa: E402
+from restow.policies.worth.policy import Worth  # noqa: E402
 from restow.sim.machines import machines  # noqa: E402
 from restow.sim.simulation import SimConfig, Simulation  # noqa: E402
 
 ROUND_S = 360.0  # of Gavel
-
-
-def tiresias() -> Policy:
-    """As Pollux's simulator has it: two queues, the border at 16 device hours."""
-    return Las(levels_s=(16 * HOUR_S,))
+OWN: Mapping[str, Callable[[], Policy]] = {
+    "tiresias": lambda: Las(levels_s=(16 * HOUR_S,)),  # as Pollux's simulator has it: two queues
+    "worth-no-moves": lambda: Worth(WorthConfig(moves=False)),
+    "worth-no-sharing": lambda: Worth(WorthConfig(shares=False)),
+    "worth-neither": lambda: Worth(WorthConfig(moves=False, shares=False)),
+}
+"""Policies that are only of use here."""
 
 
 def measure(name: str, setting: Setting, policy: str) -> dict[str, Any]:
-    found = tiresias() if policy == "tiresias" else find_policy(policy)
+    found = OWN[policy]() if policy in OWN else find_policy(policy)
     round_s = setting.rounds_s or (ROUND_S if policy == "gavel" else 0.0)
-    config = SimConfig(round_s=round_s, delays=setting.delays, knows_total=setting.knows_total)
+    config = SimConfig(
+        round_s=round_s, delays=setting.delays, knows_total=setting.knows_total, error=setting.error, seed=setting.seed
+    )
     outcome = Simulation(setting.trace().rows, machines(setting.cluster), setting.world(), found, config).run()
     figures = outcome.figures()
     return {

@@ -58,6 +58,7 @@ WORLDS: Mapping[str, Setting] = {
     "A-ideal": _generated(0.0, spreads=False, references_s=(("gavel", 19.18 * HOUR_S), ("fifo", 29.35 * HOUR_S))),
     "A": _generated(30.0, references_s=(("gavel", 20.45 * HOUR_S), ("fifo", 29.38 * HOUR_S))),
     "A-unknown": _generated(30.0, knows_total=False, policies=("worth",)),
+    **{f"A-wrong{seed}": _generated(30.0, policies=("worth",), error=0.2, seed=seed) for seed in range(3)},
     "B5": _generated(5.0),
     "B120": _generated(120.0),
     "C-ideal": _consolidation(spreads=False, references_s=(("fifo", 15.56 * HOUR_S),)),

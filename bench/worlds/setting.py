@@ -24,4 +24,6 @@ class Setting:
     policies: tuple[str, ...]  # that are compared if nobody names others
     rounds_s: float = 0.0  # between two decisions, also for policies that need none
     knows_total: bool = True  # do jobs say how long they are?
+    error: float = 0.0  # policies believe speeds that are wrong by up to this part
+    seed: int = 0  # of the errors
     references_s: tuple[tuple[str, float], ...] = ()  # policy, the average completion time that its authors' simulator gave

@@ -19,3 +19,5 @@ class WorthConfig:
     pays: float = 2.0  # what a move brings in the time that is left must be so many times what it costs ...
     swap_pays: float = 6.0  # ... and of a swap, for which both are suspended
     horizon_s: float = 3600.0  # over which what a move costs is spread, at most
+    moves: bool = True  # also of jobs that run: aside, to free devices, in each other's places
+    shares: bool = True  # of a device between two jobs

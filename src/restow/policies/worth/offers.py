@@ -34,7 +34,11 @@ class Offers:
 
     def best(self, job: Job) -> Offer | None:
         """Devices of others only where they bring far more than what there is otherwise."""
-        offers = [*self._free(job), *self._beside(job), *self._cleared(job)]
+        offers = list(self._free(job))
+        if self._config.shares:
+            offers += self._beside(job)
+        if self._config.moves:
+            offers += self._cleared(job)
         best = max(offers, key=lambda offer: offer.worth, default=None)
         taken = self._taken(job)
         return taken if taken and (best is None or taken.worth > self._config.take_over * best.worth) else best

@@ -63,8 +63,9 @@ class Worth:
         self._swaps.keep_promises(snapshot, floor, schedule)
         singles = Singles(valuation, floor)
         self._let_in(snapshot, valuation, floor, singles, schedule)
-        self._move(snapshot, valuation, floor, schedule)
-        self._swaps.make(valuation, floor, singles, schedule)
+        if self.config.moves:
+            self._move(snapshot, valuation, floor, schedule)
+            self._swaps.make(valuation, floor, singles, schedule)
         for job, placement in floor.placements():
             schedule.put(job.id, placement, schedule.reasons.get(job.id, ""))
         return schedule
