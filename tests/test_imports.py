@@ -10,7 +10,7 @@ import restow
 
 ROOT = Path(restow.__file__).parent
 VALUES = {"cluster", "job", "placement", "messages", "codec", "errors", "plan"}
-PURE = {"perf", "bound", "metrics", "core", "policies"}
+PURE = {"perf", "forecast", "bound", "metrics", "core", "policies"}
 DRIVERS = {"controller", "sim"}
 HARMLESS = {
     "__future__", "bisect", "collections", "dataclasses", "enum", "functools", "hashlib", "heapq", "hmac", "inspect", "itertools",

@@ -325,6 +325,13 @@ class MovePredicted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyFailed(Event):
+    """The policy gave no schedule that could be adopted; everything stays as it was. For people; changes no job."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MoveMeasured(Event):
     """What a finished switch really cost and brought. For people and for learning; changes no job."""
 

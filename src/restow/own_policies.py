@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from restow.faults import place_of, words_of
 from restow.placement import Schedule
 from restow.policies.base import Policy
 from restow.policies.names import POLICIES
+
+DEFAULT_POLICY = "restow"
 
 
 def find_policy(name: str) -> Policy:
@@ -59,16 +62,19 @@ class Bounded:
 
     def decide(self, snapshot: Snapshot) -> Schedule:
         """Raises TimeoutError."""
+        return self._within(self._policy.decide, snapshot)
+
+    def plan(self, snapshot: Snapshot) -> Schedule:
+        return self._within(getattr(self._policy, "plan", self._policy.decide), snapshot)
+
+    def _within(self, question: Callable[[Snapshot], Schedule], snapshot: Snapshot) -> Schedule:
         before = signal.signal(signal.SIGALRM, self._expired)
         signal.setitimer(signal.ITIMER_REAL, self._limit_s)
         try:
-            return self._policy.decide(snapshot)
+            return question(snapshot)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
             signal.signal(signal.SIGALRM, before)
-
-    def plan(self, snapshot: Snapshot) -> Schedule:
-        return self._policy.plan(snapshot)
 
     def _expired(self, *_: object) -> None:
         raise TimeoutError(f"it thought for more than {self._limit_s:g} s")

@@ -63,12 +63,21 @@ def restow(*words: str, **options) -> subprocess.CompletedProcess[str]:
     )
 
 
+def followed(*words: str) -> Iterator[str]:
+    """Lines of a command that does not end by itself; ended with the loop."""
+    with subprocess.Popen([sys.executable, "-m", *words], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield from process.stdout
+        finally:
+            process.kill()
+
+
 def controller_pid(home: config.Home) -> int:
     return int(home.lock.read_text().split()[0])
 
 
 @live
-def test_a_cluster_comes_up_survives_its_controller_and_goes_without_a_trace(home):
+def test_a_cluster_comes_up_survives_its_controller_changes_its_policy_and_goes_without_a_trace(home, tmp_path):
     first = restow("up", "--json")
     assert first.returncode == 0, first.stderr
     about = json.loads(first.stdout)
@@ -102,6 +111,22 @@ def test_a_cluster_comes_up_survives_its_controller_and_goes_without_a_trace(hom
     assert restow("up").returncode == 0
     assert json.loads(restow("show", "long-1", "--json").stdout)["state"] == "running"
     os.kill(pids["pid"], 0)  # the very same process
+
+    wrong = tmp_path / "mine.py"
+    wrong.write_text("def policy(): return Mine()\n\nclass Mine:\n    def decide(self, snapshot): raise ValueError('no idea')\n")
+    unknown = restow("up", "--policy", "restw")
+    assert (unknown.returncode, unknown.stderr.strip()) == (2, "restow: there is no policy 'restw'; did you mean 'restow'?")
+    other = restow("up", "--policy", "mine.py", cwd=tmp_path)
+    assert other.returncode == 0, other.stderr
+    assert f"the controller decides by restow and is started again to decide by {wrong}; jobs go on" in other.stdout
+    failed = f"the policy failed: ValueError: no idea ({wrong}, line 4); everything stays as it is"
+    for line in followed("restow", "events", "-f"):
+        if failed in line:
+            break
+    assert json.loads(restow("show", "long-1", "--json").stdout)["state"] == "running"
+    os.kill(pids["pid"], 0)
+    assert "the controller runs" in restow("up").stdout  # the policy of the last time
+    assert "decide by fifo" in restow("up", "--policy", "fifo").stdout
 
     refused = restow("down", stdin=subprocess.DEVNULL)
     assert refused.returncode == 4

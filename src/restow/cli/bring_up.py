@@ -21,6 +21,7 @@ from restow.agent.devices import find_devices
 from restow.client import Client
 from restow.engine import processes, ray_node
 from restow.errors import Refused, RestowError, SetupError, Unreachable
+from restow.own_policies import DEFAULT_POLICY
 
 CONTROLLER_S_MAX = 90.0  # it connects to Ray and starts the agent: 3 to 5 s, on a loaded machine 30
 JOINED_S_MAX = 60.0  # the controller looks for new nodes each second and starts an agent in 3 to 10 s
@@ -31,8 +32,9 @@ DEFAULT_PORT = 6479  # Ray's own default is 6379; we leave that to other cluster
 Say = Callable[[str], None]
 
 
-def up(home: config.Home, node: config.NodeConfig, *, port: int | None, say: Say) -> dict[str, Any]:
-    """This machine as the first of a cluster; returns what the controller says of itself.
+def up(home: config.Home, node: config.NodeConfig, *, port: int | None, say: Say, policy: str | None = None) -> dict[str, Any]:
+    """This machine as the first of a cluster; returns what the controller says of itself. With another `policy` than it has (None:
+    that of the last time) the controller alone is started again, and jobs go on.
 
     If something fails or is interrupted, what this call started is ended again.
     """
@@ -50,12 +52,16 @@ def up(home: config.Home, node: config.NodeConfig, *, port: int | None, say: Say
             if port is not None and not head.gcs.endswith(f":{port}"):
                 raise Refused(f"Ray runs already at {head.gcs}; restow down first to use port {port}")
             say(f"Ray runs at {head.gcs}")
-        _write(
-            home.cluster, {"cluster_id": head.cluster_id, "gcs": head.gcs, "node": head.name, "home": str(home.path)}
-        )
+        policy = policy or _policy_before(home)
+        about = {"cluster_id": head.cluster_id, "gcs": head.gcs, "node": head.name, "home": str(home.path), "policy": policy}
+        _write(home.cluster, about)
         client = Client(home)
         try:
-            client.ping()
+            runs_with = client.ping().get("policy", DEFAULT_POLICY)
+            if runs_with != policy:
+                say(f"the controller decides by {runs_with} and is started again to decide by {policy}; jobs go on")
+                _let_go(home)
+                raise Unreachable("it has ended")
             say("the controller runs")
         except Unreachable:
             say("starting the controller and the agent")
@@ -220,6 +226,21 @@ def _start_controller(home: config.Home, head: ray_node.RayNode) -> subprocess.P
             [sys.executable, "-m", "restow.controller.daemon"], env=environment, start_new_session=True, cwd="/",
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
+
+
+def _policy_before(home: config.Home) -> str:
+    """By which this cluster decided when it was last up."""
+    try:
+        return str(json.loads(home.cluster.read_text())["policy"])
+    except (OSError, ValueError, KeyError, TypeError):  # it never was, or is older than that
+        return DEFAULT_POLICY
+
+
+def _let_go(home: config.Home) -> None:
+    """End the controller alone: agents and jobs go on, and the next one finds them."""
+    pid = int(home.lock.read_text().split()[0])
+    if processes.end([pid], grace_s=10.0):
+        raise SetupError(f"the controller (process {pid}) does not end; end it by hand and repeat restow up")
 
 
 def _await_controller(

@@ -19,6 +19,7 @@ from restow.cli.event_lines import concerns, event_line
 from restow.cli.options import json_option
 from restow.client import Client
 from restow.errors import Refused, SpecError
+from restow.own_policies import find_policy
 
 
 @click.command()
@@ -33,6 +34,7 @@ from restow.errors import Refused, SpecError
 )
 @click.option("--name", help="This machine's name in the cluster (default $RESTOW_NODE_NAME, or the host's name).")
 @click.option("--address", help="Where the others reach it (default $RESTOW_NODE_ADDRESS, or found out).")
+@click.option("--policy", metavar="NAME|FILE", help="What decides: a name, or mine.py (default restow, or that of the last time).")
 @click.option("--foreground", is_flag=True, help="Stay, and take everything down at Ctrl-C or SIGTERM.")
 @json_option
 def up(
@@ -41,6 +43,7 @@ def up(
     port: int | None,
     name: str | None,
     address: str | None,
+    policy: str | None,
     foreground: bool,
     json_: bool,
 ) -> None:
@@ -52,6 +55,7 @@ def up(
     \b
       restow up
       restow up --join 10.0.0.1:6479 --token-file ~/token
+      restow up --policy mine.py
       RESTOW_DEVICES=devices.json restow up --foreground
     """
     home = config.home()
@@ -60,7 +64,12 @@ def up(
     def say(line: str) -> None:
         click.echo(f"  {line}", err=json_)
 
+    if policy is not None:
+        find_policy(policy)  # what is wrong with it is said before anything is started
+        policy = str(Path(policy).absolute()) if policy.endswith(".py") else policy
     if gcs:
+        if policy is not None:
+            raise SpecError("--policy goes with the first machine of a cluster, not with --join")
         if token_file is None:
             raise SpecError("--join needs --token-file; copy $RESTOW_HOME/token from the first machine (mode 0600)")
         joined = bring_up.join(home, node, gcs=gcs, token_file=token_file.absolute(), say=say)
@@ -69,7 +78,7 @@ def up(
     elif token_file is not None:
         raise SpecError("--token-file goes with --join; without it a token is made in $RESTOW_HOME")
     else:
-        about = bring_up.up(home, node, port=port, say=say)
+        about = bring_up.up(home, node, port=port, say=say, policy=policy)
         answer = {**about, "token_file": str(home.token)}
         click.echo(f"cluster {about['cluster_id']} is up: {', '.join(about['joined'])}", err=json_)
         click.echo("on a further machine, with a copy of the token:", err=json_)

@@ -145,6 +145,7 @@ _SENTENCES: dict[str, Callable[[Wire], str]] = {
     "ShareAsked": _asked_to_share,
     "SharingMeasured": _measured_together,
     "MovePredicted": _predicted,
+    "PolicyFailed": lambda e: f"{e['reason']}; everything stays as it is",
     "MoveMeasured": lambda e: out.move_line(e, slots) + (f"; {e['reason']}" if e["reason"] else ""),
     "StoreOpened": lambda e: f"the ranks meet at {e['host']}:{e['port']}",
     "RankStarted": lambda e: f"{_rank(e)} started, pid {e['pid']}",

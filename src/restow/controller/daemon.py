@@ -31,11 +31,13 @@ from restow.engine.processes import started_of
 from restow.errors import Refused, RestowError, SetupError
 from restow.job import Job
 from restow.messages import CancelAsked, NodeLost
+from restow.own_policies import DEFAULT_POLICY, Bounded, find_policy
 from restow.policies.base import Policy
 from restow.policies.restow import Restow
 
 log = logging.getLogger("restow.controller")
 
+DECISION_S_MAX = 10.0  # nothing else is done meanwhile; a policy of one's own may loop
 END_JOBS_S_MAX = 30.0  # beyond each job's own grace
 
 
@@ -138,7 +140,8 @@ def main() -> int:
                 raise SetupError(f"{home.cluster} cannot be read: {error}; run restow up") from None
             token = config.read_token(home.token)
             engine = RayEngine(gcs=cluster["gcs"], token_file=home.token, cluster_id=cluster["cluster_id"])
-            asyncio.run(serve(home, engine, cluster_secret=config.cluster_secret_of(token), about=cluster))
+            policy = Bounded(find_policy(cluster.setdefault("policy", DEFAULT_POLICY)), DECISION_S_MAX)
+            asyncio.run(serve(home, engine, cluster_secret=config.cluster_secret_of(token), about=cluster, policy=policy))
     except RestowError as error:
         log.error("%s", error)
         return error.exit_code

@@ -19,13 +19,15 @@ from typing import Any
 from restow.cluster import Snapshot
 from restow.controller import adoption
 from restow.controller.agents import Agents
+from restow.controller.deciding import Deciding
 from restow.controller.journal import Journal
 from restow.controller.measure import Measurer
 from restow.controller.pairs import Pairs
 from restow.core.state import ClusterState
 from restow.engine.base import Engine
+from restow.errors import IllegalTransition
 from restow.job import JobState
-from restow.messages import Event, MoveMeasured, MovePredicted, Progressed, SharingMeasured
+from restow.messages import Event, MoveMeasured, MovePredicted, PolicyFailed, Progressed, SharingMeasured
 from restow.placement import Schedule
 from restow.policies.base import Policy
 
@@ -51,7 +53,7 @@ class Controller:
         config: LoopConfig = LoopConfig(), now: Callable[[], float] = time.time,
     ):  # fmt: skip
         self.state = state
-        self.policy = policy
+        self.deciding = Deciding(policy)
         self.journal = journal
         self.config = config
         self.now = now
@@ -133,7 +135,7 @@ class Controller:
             self._unkept[event.job, event.rank] = event
         if isinstance(event, SharingMeasured):
             self.measured_pairs.append(event)
-        if not isinstance(event, (MovePredicted, MoveMeasured)):
+        if not isinstance(event, (MovePredicted, MoveMeasured, PolicyFailed)):
             self.state.observe(event)
         for job in [self.state.records[id].job for id in self.state.touched]:
             if job.switch and job.switch.placement:
@@ -152,10 +154,16 @@ class Controller:
         """Ask the policy and adopt its answer, if it differs from what was adopted."""
         self._decided_s = now_s
         self._undecided = False
-        snapshot = self.state.snapshot(now_s)
-        schedule = self.policy.decide(snapshot)
+        snapshot, known = self.state.snapshot(now_s), self.deciding.failure
+        schedule = self.deciding.decide(snapshot)
+        try:
+            adopted = self.state.adoption(schedule, now_s) if _differs(snapshot, schedule) else None
+        except IllegalTransition as error:
+            schedule = self.deciding.failed(f"it breaks a rule: {error}", snapshot)
+            adopted = self.state.adoption(schedule, now_s) if _differs(snapshot, schedule) else None
         self.last_schedule = schedule
-        adopted = self.state.adoption(schedule, now_s) if _differs(snapshot, schedule) else None
+        if self.deciding.failure not in ("", known):
+            self._observe([PolicyFailed(time_s=now_s, reason=self.deciding.failure)])
         if adopted:
             predicted = [MovePredicted(time_s=now_s, move=move) for move in schedule.moves.values()]
             self._observe([*predicted, adopted])

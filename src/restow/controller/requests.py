@@ -230,8 +230,7 @@ class Requests:
         nodes = tuple(
             dataclasses.replace(n, is_draining=on, is_cordoned=on, drain_by_s=by_s) if n.name == node else n for n in before.nodes
         )
-        plan = getattr(self._controller.policy, "plan", self._controller.policy.decide)
-        schedule = plan(dataclasses.replace(before, nodes=nodes))
+        schedule = self._controller.deciding.plan(dataclasses.replace(before, nodes=nodes))
         here = [job for job in before.jobs if node in nodes_of(job.intended or job.placement)]
         answer = {
             "node": node, "applied": apply,
@@ -258,8 +257,7 @@ class Requests:
     async def explain(self, job: str) -> dict[str, Any]:
         """Why a job is where it is and shares as it does: what was predicted, and what was then measured."""
         found = self._find(job)
-        plan = getattr(self._controller.policy, "plan", self._controller.policy.decide)
-        schedule = plan(self._snapshot())
+        schedule = self._controller.deciding.plan(self._snapshot())
         pairs = [event for event in self._controller.measured_pairs if found.id in event.jobs]
         return {
             "id": found.id,
@@ -282,8 +280,7 @@ class Requests:
         if apply:
             schedule = self._controller.decide(now_s)
         else:
-            plan = getattr(self._controller.policy, "plan", self._controller.policy.decide)
-            schedule = plan(self._snapshot())
+            schedule = self._controller.deciding.plan(self._snapshot())
         return {
             "applied": apply,
             "moves": [_move_view(move) for move in schedule.moves.values()],
