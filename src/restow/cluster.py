@@ -50,6 +50,9 @@ class Forecast(Protocol):
     def alone_s(self, job: Job) -> float:
         """The same on the devices that suit it best, which are its own."""
 
+    def stages_s(self, job: Job) -> tuple[float, float, float] | None:
+        """Seconds of a step, each alone: reading and preparing data, computing, communicating. None: nobody has measured them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:

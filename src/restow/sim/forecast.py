@@ -33,6 +33,10 @@ class Believed:
             self._alone_s[job.id] = min((self.step_s(job, there) for there in self.places(job.workers)), default=math.inf)
         return self._alone_s[job.id]
 
+    def stages_s(self, job: Job) -> tuple[float, float, float] | None:
+        """As the trace has them."""
+        return self._rows[job.id].stages_s
+
     def places(self, workers: int) -> list[Placement]:
         """One place for each kind of machine: on one of them, or on as many as it takes."""
         if workers not in self._places:
