@@ -13,6 +13,7 @@ import pytest
 from restow.cluster import Device, Node, Snapshot
 from restow.errors import SetupError
 from restow.job import Job, JobSpec, Profile, ShareSpec
+from restow.placement import parse_placement
 from restow.policies.muri.grouping import Group, Member, grouped, heaviest
 from restow.policies.muri.interleaving import ALONE, OVERHEADS, Stages, efficiency, period_s, rotation_s
 from restow.policies.muri.policy import Muri, stages_of
@@ -181,11 +182,11 @@ def test_all_jobs_of_random_traces_end_whatever_has_to_move():
         rows = [
             row(f"j{n}", rng.random() * 3000, rng.randrange(50, 800), (rng.random(), rng.random(), rng.random()),
                 rng.choice((1, 1, 2, 4)))
-            for n in range(50)
+            for n in range(30)
         ]  # fmt: skip
         rows = [replace(each, start_s=rng.random() * 20) for each in rows]
         outcome = run(rows, "2x4", Muri(knows_lengths=knows_lengths))
-        assert len(outcome.jobs) == 50
+        assert len(outcome.jobs) == 30
         assert max(outcome.jobs, key=lambda job: job.ended_s).ended_s < 20_000
 
 
@@ -222,6 +223,20 @@ def test_without_a_forecast_the_stages_are_what_was_measured_of_the_job():
     assert {id: [slot.share for slot in there] for id, there in schedule.placements.items()} == {"a": [0.5], "b": [0.5]}
     assert schedule.sharing["a"].partners == ("b",)
     assert schedule.sharing["a"].mode == "interleave"
+
+
+def test_jobs_that_do_not_fit_a_device_together_do_not_share_it():
+    node = Node(name="a", address="a", devices=(Device(index=0, memory_bytes=100),))
+    large = [replace(job(id, replace(each, memory_bytes=80, valley_bytes=60))) for id, each in (("a", READER), ("b", COMPUTER))]
+    placed = [replace(each, intended=parse_placement("a:0@0.5")) for each in large]
+    schedule = Muri().decide(Snapshot(now_s=10.0, nodes=(node,), jobs=tuple(placed)))
+    assert len(schedule.placements) == 1
+
+
+def test_what_was_not_known_of_a_job_is_looked_at_when_it_is():
+    policy, new = Muri(), job("b", Profile())
+    assert len(policy.decide(snapshot(job("a", READER), new)).placements) == 1
+    assert len(policy.decide(snapshot(job("a", READER), replace(new, profile=COMPUTER))).placements) == 2
 
 
 def test_who_may_not_share_does_not():
