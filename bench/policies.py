@@ -14,6 +14,8 @@
 | D1 to D6 | Pollux's five workloads on 16 machines of four T4 | rounds of a minute, 30 s for every start |
 | F | Gavel's 96 jobs on 8 V100, 16 P100 and 24 K80 | 30 s |
 | G | its 100 jobs that are all there from the start | 30 s |
+| H-ideal | Muri's 992 jobs (trace3) on 64 GPUs | up to four interleave as in its simulator, 4 to 46 s for every start |
+| H | the same | pairs lose what Gavel measured on V100, three on a device are not known |
 
 `worth-no-moves`, `worth-no-sharing` and `worth-neither` leave parts of `worth` out, to see what each is worth.
 

@@ -56,6 +56,9 @@ class Forecast(Protocol):
     def place(self, placement: Placement) -> Hashable:
         """The same for all placements of which the same is believed, whoever is there."""
 
+    def stages_s(self, job: Job) -> tuple[float, float, float] | None:
+        """Seconds of a step, each alone: reading and preparing data, computing, communicating. None: nobody has measured them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:

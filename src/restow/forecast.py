@@ -51,6 +51,13 @@ class FromProfiles:
         slots = [slot for node in by_size for slot in on[node.name] if self._kinds[slot[:2]] == kind]
         return tuple(slots[:workers]) if len(slots) >= workers else ()
 
+    def stages_s(self, job: Job) -> tuple[float, float, float] | None:
+        """A live job says how long it waits for data and for its network; what computing hides is not seen."""
+        profile = job.profile
+        if profile.step_s <= 0:
+            return None
+        return profile.data_s, profile.step_s - profile.data_s - profile.exposed_s - profile.waited_s, profile.exposed_s
+
     def alike(self, job: Job) -> Hashable:
         return job.id
 

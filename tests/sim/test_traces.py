@@ -48,7 +48,7 @@ def test_what_a_row_of_each_means():
     assert (gavel.model, gavel.workers, gavel.steps, gavel.submitted_s) == ("Transformer (batch size 16)", 1, 343170, 135.881152)
     muri = read(SHARED / "muri/simulator/trace-data/trace3.csv").rows[0]
     assert (muri.model, muri.workers, muri.duration_s, muri.steps) == ("shufflenet_v2_x1_0", 4, 927475.0, 1046811)
-    assert muri.resources_s == pytest.approx((0.703, 0.062, 0.017, 0.104))  # storage, CPU, GPU, and the rest of 0.886
+    assert muri.stages_s == pytest.approx((0.703, 0.062, 0.017))  # data, device, network
     itp = read(SHARED / "elasticflow-traces/x/cluster04.csv").rows[0]
     assert (itp.submitted_s, itp.workers, itp.duration_s, itp.deadline_s) == (5810, 16, 288476, 314395)
     fgd = {row.id: row for row in read(SHARED / "fgd/data/csv/openb_pod_list_default.csv").rows}["openb-pod-0001"]

@@ -18,6 +18,12 @@ def _gavel() -> Policy:
     return Gavel()
 
 
+def _muri(knows_lengths: bool) -> Policy:
+    from restow.policies.muri.policy import Muri
+
+    return Muri(knows_lengths=knows_lengths)
+
+
 POLICIES: Mapping[str, Callable[[], Policy]] = {
     "restow": Restow,
     "worth": Worth,
@@ -27,4 +33,6 @@ POLICIES: Mapping[str, Callable[[], Policy]] = {
     "srsf": lambda: Srtf(counts_devices=True),
     "las": Las,
     "gavel": _gavel,
+    "muri-s": lambda: _muri(True),
+    "muri-l": lambda: _muri(False),
 }

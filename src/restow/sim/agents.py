@@ -119,7 +119,7 @@ class Agents:
                 ranks[rank] = node
                 self._say(RankStarted, command.job, command.generation, node, rank=rank, pid=1)
         if len(ranks) == len(command.placement):
-            self._soon(self._delays.start_s, lambda: self._begin(command.job, command.generation))
+            self._soon(self._delays.start_s + gang.row.start_s, lambda: self._begin(command.job, command.generation))
 
     def _soon(self, delay_s: float, what: Callable[[], None]) -> None:
         """At once where there is no delay: nobody is told anything in between."""
@@ -223,7 +223,7 @@ class Agents:
                 if command.fill == "shadow":
                     self._say(ShadowReady, command.job, command.generation, node, rank=rank)
         if command.kept and node == command.then[-1].node:  # the last one hears of it at the same moment as the first
-            self._clock.later(self._delays.resume_s, lambda: self._come_back(command.job, command.generation))
+            self._clock.later(self._delays.resume_s + gang.row.start_s, lambda: self._come_back(command.job, command.generation))
 
     def _come_back(self, job: str, generation: int) -> None:
         gang = self.gangs[job]
@@ -262,7 +262,7 @@ class Agents:
             delay_s = self._delays.move_s
             if delay_s is None:
                 delay_s = self._downtime_s(command.job, now, then)
-            self._soon(delay_s, lambda: self._switch(command, now, then))
+            self._soon(delay_s + gang.row.start_s, lambda: self._switch(command, now, then))
         else:
             self._soon(self._delays.suspend_s, lambda: self._suspend(command))
 

@@ -41,6 +41,10 @@ class Believed:
         kind, place = kind_of(placement, self._nodes), self._world.place(placement, self._nodes)
         return (kind, place, is_scattered(placement), len(nodes_of(placement))) if self._error else (kind, place)
 
+    def stages_s(self, job: Job) -> tuple[float, float, float] | None:
+        """As the trace has them."""
+        return self._rows[job.id].stages_s
+
     def places(self, workers: int) -> list[Placement]:
         """One place for each kind of machine: on one of them, or on as many as it takes."""
         if workers not in self._places:

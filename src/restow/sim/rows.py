@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from restow.errors import TraceError
 
@@ -26,7 +26,8 @@ class Row:
     deadline_s: float = math.inf
     batch: int = 0  # global batch size, samples
     plan: str = ""  # how it is parallelized, as the trace has it
-    resources_s: tuple[float, ...] = field(default=())  # of one step: storage, CPU, GPU, network, each alone
+    stages_s: tuple[float, float, float] | None = None  # of a step, each alone: data (storage and CPU), computing, communicating
+    start_s: float = 0.0  # from a launch, a move or a return to its first step, beside what every job takes for it
 
     def __post_init__(self) -> None:
         for name, value in (("submitted", self.submitted_s), ("steps", self.steps), ("duration", self.duration_s)):

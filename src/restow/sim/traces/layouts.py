@@ -6,7 +6,7 @@
     philly       Microsoft's Philly cluster, as Pollux has it: one line for each job that ran
     itp          ten clusters of Microsoft, 2021 (elasticflow-traces)
     elasticflow  Gu et al., ASPLOS 2023
-    muri         Zhao et al., SIGCOMM 2022: milliseconds, and what a step takes of four resources
+    muri         Zhao et al., SIGCOMM 2022: milliseconds, and what a step takes of three resources
     tiresias     Gu et al., NSDI 2019
     morphling    MLSys 2025: large models and how they are parallelized
     fgd          Alibaba's pods, 2023, with parts of GPUs
@@ -84,12 +84,12 @@ def _elastic(line: Line, *, submitted: str, steps: str, deadline: str) -> Row:
 
 
 def _muri(line: Line, number: int) -> Row:
-    resources = tuple(line.decimal(f"resource_time_{index}", scale=MS) for index in range(3))
-    step_s = line.decimal("iteration_time", scale=MS)
+    """Its third resource is the network, 0 on one device (the second, of which a language model takes nearly all, the device)."""
+    data_s, device_s, network_s = (line.decimal(f"resource_time_{index}", scale=MS) for index in range(3))
     return Row(
         id=f"job-{line.text('job_id')}", submitted_s=line.decimal("submit_time", scale=MS), workers=line.whole("num_gpu"),
         steps=_steps(line, "iterations"), duration_s=line.decimal("duration", scale=MS), model=line.text("model_name"),
-        batch=line.whole("batch_size"), resources_s=(*resources, max(0.0, step_s - sum(resources))),
+        batch=line.whole("batch_size"), stages_s=(data_s, device_s, network_s),
     )  # fmt: skip
 
 
