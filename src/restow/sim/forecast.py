@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from restow.job import Job
 from restow.placement import Placement, is_scattered, nodes_of
@@ -17,21 +17,25 @@ class Believed:
     """`error`: each model's speed on each kind of devices, together or spread, is believed wrong by at most this part either
     way."""
 
-    def __init__(self, world: World, rows: Mapping[str, Row], nodes: Nodes, *, error: float = 0.0, seed: int = 0):
-        self._world, self._rows, self._nodes, self._error, self._seed = world, rows, nodes, error, seed
-        self._alone_s: dict[str, float] = {}
+    def __init__(self, world: World, row_now: Callable[[str], Row], nodes: Nodes, *, error: float = 0.0, seed: int = 0):
+        self._world, self._row_now, self._nodes, self._error, self._seed = world, row_now, nodes, error, seed
+        self._alone_s: dict[tuple[str, str], float] = {}  # job, what it is now → seconds of a step
         self._places: dict[int, list[Placement]] = {}  # workers → a place of each kind
 
     def step_s(self, job: Job, placement: Placement, beside: Sequence[tuple[Job, Placement]] = ()) -> float:
-        others = [(self._rows[other.id], there) for other, there in beside]
-        true_s = self._world.step_s(self._rows[job.id], placement, self._nodes, others)
+        others = [(self._row_now(other.id), there) for other, there in beside]
+        true_s = self._world.step_s(self._row_now(job.id), placement, self._nodes, others)
         return true_s * self._factor(job, placement) if self._error else true_s
 
     def alone_s(self, job: Job) -> float:
         """On the devices that suit it best, all of one kind and on one machine, if one has so many."""
-        if job.id not in self._alone_s:
-            self._alone_s[job.id] = min((self.step_s(job, there) for there in self.places(job.workers)), default=math.inf)
-        return self._alone_s[job.id]
+        key = job.id, self._row_now(job.id).model
+        if key not in self._alone_s:
+            self._alone_s[key] = min((self.step_s(job, there) for there in self.places(job.workers)), default=math.inf)
+        return self._alone_s[key]
+
+    def alike(self, job: Job) -> Hashable:
+        return self._row_now(job.id).model or job.id, job.workers
 
     def places(self, workers: int) -> list[Placement]:
         """One place for each kind of machine: on one of them, or on as many as it takes."""
@@ -51,7 +55,7 @@ class Believed:
         return found
 
     def _factor(self, job: Job, placement: Placement) -> float:
-        model = f"{self._rows[job.id].model or job.id} {job.workers}"
+        model = f"{self._row_now(job.id).model or job.id} {job.workers}"
         words = f"{self._seed} {model} {kind_of(placement, self._nodes)} {is_scattered(placement)} {len(nodes_of(placement))}"
         number = int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little") / 2**64
         return 1.0 + self._error * (2.0 * number - 1.0)

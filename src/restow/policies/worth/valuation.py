@@ -21,6 +21,7 @@ from restow.job import Job
 from restow.placement import Placement, is_scattered
 from restow.policies.room import Room
 
+Key = tuple[object, ...]
 LEAST_LEFT_S = 30.0  # of a job that is nearly done: a shorter one could not be told from it
 
 
@@ -28,9 +29,9 @@ LEAST_LEFT_S = 30.0  # of a job that is nearly done: a shorter one could not be 
 class Speeds:
     """What is believed of each model, asked once for each gang size and kind of device; kept from decision to decision."""
 
-    _alone: dict[tuple[object, ...], float] = field(default_factory=dict)
-    _beside: dict[tuple[object, ...], float] = field(default_factory=dict)
-    _best: dict[tuple[object, ...], float] = field(default_factory=dict)
+    _alone: dict[Key, float] = field(default_factory=dict)
+    _beside: dict[Key, float] = field(default_factory=dict)
+    _best: dict[Key, float] = field(default_factory=dict)
 
 
 class Valuation:
@@ -69,21 +70,21 @@ class Valuation:
     # ------------------------------------------------------------ how fast
 
     def best_s(self, job: Job) -> float:
-        key = _class_of(job)
+        key: Key = (self._forecast.alike(job),)
         if key not in self._speeds._best:
             self._speeds._best[key] = self._forecast.alone_s(job)
         return self._speeds._best[key]
 
     def speed(self, job: Job, placement: Placement, beside: Sequence[Job] = ()) -> float:
         """Part of its best speed; 0 where it cannot run. `beside`: at most one other, which has the very same devices."""
-        key = (*_class_of(job), len(placement), self.kind(placement), is_scattered(placement))
+        key: Key = (self._forecast.alike(job), len(placement), self.kind(placement), is_scattered(placement))
         if not beside:
             found = self._speeds._alone
             seconds = found.get(key)
             if seconds is None:
                 seconds = found[key] = self._forecast.step_s(job, placement)
         else:
-            key, found = (*key, *_class_of(beside[0])), self._speeds._beside
+            key, found = (*key, self._forecast.alike(beside[0])), self._speeds._beside
             seconds = found.get(key)
             if seconds is None:
                 seconds = found[key] = self._forecast.step_s(job, placement, [(other, placement) for other in beside])
@@ -97,7 +98,7 @@ class Valuation:
 
     def together(self, job: Job, kind: str) -> float:
         """Its speed on this kind if it has the fewest machines of it that can hold it; 0 if there are not so many devices."""
-        key = (*_class_of(job), kind)
+        key: Key = (self._forecast.alike(job), kind)
         if key not in self._speeds._best:
             placement = Room(self._of_kind(kind)).find(job.workers, kind)
             self._speeds._best[key] = self.speed(job, placement) if placement else 0.0
@@ -105,8 +106,3 @@ class Valuation:
 
     def _of_kind(self, kind: str) -> list[Node]:
         return [node for node in self._snapshot.nodes if any(device.kind == kind for device in node.devices)]
-
-
-def _class_of(job: Job) -> tuple[object, ...]:
-    """Jobs of which the same is believed: of one model and size, as far as it is named."""
-    return (job.spec.name or job.id, job.workers)
