@@ -16,11 +16,13 @@
 | G | its 100 jobs that are all there from the start | 30 s |
 | H-ideal | Muri's 992 jobs (trace3) on 64 GPUs | up to four interleave as in its simulator, 4 to 46 s for every start |
 | H | the same | pairs lose what Gavel measured on V100, three on a device are not known |
+| F-ideal, G-ideal | the same | moves and spreading free |
+| J-ideal, J | Shockwave's 120 jobs, whose batches change, on 32 V100 | moves free; 20 s for every change |
 
 `worth-no-moves`, `worth-no-sharing` and `worth-neither` leave parts of `worth` out, to see what each is worth.
 
-`peer_reference_s`: the average that the peer's own simulator gave for that policy in that world, where one is known (research notes
-of 2026-11): it says whether the worlds are the same.
+`peer_reference_s`, `peer_makespan_s`: the average and the makespan that the peer's own simulator gave for that policy in that
+world, where they are known (research notes of 2026-11): they say whether the worlds are the same.
 """
 
 from __future__ import annotations
@@ -46,7 +48,6 @@ from restow.policies.worth.policy import Worth  # noqa: E402
 from restow.sim.machines import machines  # noqa: E402
 from restow.sim.simulation import SimConfig, Simulation  # noqa: E402
 
-ROUND_S = 360.0  # of Gavel
 OWN: Mapping[str, Callable[[], Policy]] = {
     "tiresias": lambda: Las(levels_s=(16 * HOUR_S,)),  # as Pollux's simulator has it: two queues
     "worth-no-moves": lambda: Worth(WorthConfig(moves=False)),
@@ -58,7 +59,7 @@ OWN: Mapping[str, Callable[[], Policy]] = {
 
 def measure(name: str, setting: Setting, policy: str) -> dict[str, Any]:
     found = OWN[policy]() if policy in OWN else find_policy(policy)
-    round_s = setting.rounds_s or (ROUND_S if policy == "gavel" else 0.0)
+    round_s = setting.rounds_s or (setting.turn_s if policy.startswith("gavel") else 0.0)
     config = SimConfig(
         round_s=round_s, delays=setting.delays, knows_total=setting.knows_total, error=setting.error, seed=setting.seed
     )
@@ -68,17 +69,22 @@ def measure(name: str, setting: Setting, policy: str) -> dict[str, Any]:
         "world": name, "workload": setting.workload, "policy": policy, "avg_jct_s": figures["avg_jct_s"],
         "p99_jct_s": figures["p99_jct_s"], "makespan_s": figures["makespan_s"], "worst_ftf": figures["worst_ftf"],
         "moves": outcome.changes, "move_cost_s": setting.delays.move_s, "peer_reference_s": dict(setting.references_s).get(policy),
+        "peer_makespan_s": dict(setting.makespans_s).get(policy),
         "decide_max_s": figures["decide_max_s"], "wall_s": figures["wall_s"],
     }  # fmt: skip
 
 
 def line(row: dict[str, Any]) -> str:
-    reference_s = row["peer_reference_s"]
-    beside = f"{reference_s / HOUR_S:.2f} h published, {100 * (row['avg_jct_s'] / reference_s - 1):+.1f} %" if reference_s else ""
     return (
-        f"{row['world']:8} {row['policy']:9} {row['avg_jct_s'] / HOUR_S:7.2f} h  p99 {row['p99_jct_s'] / HOUR_S:6.1f} h  "
-        f"makespan {row['makespan_s'] / HOUR_S:6.1f} h  fairness {row['worst_ftf']:5.1f}  {row['moves']:6} moves  {beside}"
+        f"{row['world']:8} {row['policy']:14} {row['avg_jct_s'] / HOUR_S:7.2f} h  p99 {row['p99_jct_s'] / HOUR_S:6.1f} h  "
+        f"makespan {row['makespan_s'] / HOUR_S:6.2f} h  fairness {row['worst_ftf']:5.1f}  {row['moves']:6} moves"
+        + _beside("average", row["avg_jct_s"], row["peer_reference_s"])
+        + _beside("makespan", row["makespan_s"], row["peer_makespan_s"])
     )
+
+
+def _beside(what: str, found_s: float, reference_s: float | None) -> str:
+    return f"  {what} {reference_s / HOUR_S:.2f} h published, {100 * (found_s / reference_s - 1):+.1f} %" if reference_s else ""
 
 
 def main() -> None:

@@ -50,9 +50,12 @@ def _consolidation(spreads: bool, **more: Any) -> Setting:
 def _physical(name: str, workload: str, move_s: float, spreads: bool = True, **more: Any) -> Setting:
     return Setting(
         workload=workload, trace=lambda: read(SHARED / f"gavel/scheduler/traces/physical_cluster/{name}.trace"),
-        world=partial(world, spreads), cluster=PHYSICAL, delays=_moves(move_s), policies=POLICIES, **more,
+        world=partial(world, spreads), cluster=PHYSICAL, delays=_moves(move_s), **more,
     )  # fmt: skip
 
+
+_fair = partial(_physical, "max_min_fairness", "96 jobs", policies=(*POLICIES, "gavel-ftf"))
+_at_once = partial(_physical, "minimize_makespan", "100 jobs at once", policies=(*POLICIES, "gavel-makespan"))
 
 WORLDS: Mapping[str, Setting] = {
     "A-ideal": _generated(0.0, spreads=False, references_s=(("gavel", 19.18 * HOUR_S), ("fifo", 29.35 * HOUR_S))),
@@ -63,7 +66,11 @@ WORLDS: Mapping[str, Setting] = {
     "B120": _generated(120.0),
     "C-ideal": _consolidation(spreads=False, references_s=(("fifo", 15.56 * HOUR_S),)),
     "C": _consolidation(spreads=True, references_s=(("fifo", 21.37 * HOUR_S),)),
-    "F": _physical("max_min_fairness", "96 jobs", 30.0, references_s=(("gavel", 4.33 * HOUR_S),)),
-    "F-ideal": _physical("max_min_fairness", "96 jobs", 0.0, spreads=False, references_s=(("gavel", 4.06 * HOUR_S),)),
-    "G": _physical("minimize_makespan", "100 jobs at once", 30.0),
+    "F": _fair(30.0, references_s=(("gavel", 4.33 * HOUR_S),)),
+    "F-ideal": _fair(0.0, spreads=False, references_s=(("gavel", 4.06 * HOUR_S), ("gavel-ftf", 4.17 * HOUR_S))),
+    "G": _at_once(30.0),
+    "G-ideal": _at_once(
+        0.0, spreads=False, references_s=(("gavel", 9.91 * HOUR_S),),
+        makespans_s=(("gavel", 19.0 * HOUR_S), ("gavel-makespan", 18.0 * HOUR_S)),
+    ),
 }

@@ -23,7 +23,9 @@ class Setting:
     delays: Delays
     policies: tuple[str, ...]  # that are compared if nobody names others
     rounds_s: float = 0.0  # between two decisions, also for policies that need none
+    turn_s: float = 360.0  # between two decisions of policies that need rounds
     knows_total: bool = True  # do jobs say how long they are?
     error: float = 0.0  # policies believe speeds that are wrong by up to this part
     seed: int = 0  # of the errors
     references_s: tuple[tuple[str, float], ...] = ()  # policy, the average completion time that its authors' simulator gave
+    makespans_s: tuple[tuple[str, float], ...] = ()  # policy, the makespan that it gave

@@ -24,6 +24,7 @@ from restow.sim.gavel import GavelWorld
 from restow.sim.machines import read_machines
 from restow.sim.outcome import Outcome
 from restow.sim.pollux import PolluxWorld
+from restow.sim.shockwave import ShockwaveWorld
 from restow.sim.simulation import SimConfig, Simulation
 from restow.sim.traces import Trace, find_trace
 from restow.sim.world import Recorded, World
@@ -131,7 +132,10 @@ def _check(times_s: dict[str, float], error: float, seeds: int, first: int | Non
 def _world(run: Run) -> World:
     if not run.table:
         return Recorded()
-    return PolluxWorld(Path(run.table)) if Path(run.table).is_dir() else GavelWorld(Path(run.table), spreads=not run.ideal)
+    if Path(run.table).is_dir():
+        return PolluxWorld(Path(run.table))
+    gavel = ShockwaveWorld if run.trace.layout == "shockwave" else GavelWorld  # of the same tables
+    return gavel(Path(run.table), spreads=not run.ideal)
 
 
 def _simulation(run: Run) -> Simulation:

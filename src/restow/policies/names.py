@@ -12,10 +12,11 @@ from restow.policies.srtf import Srtf
 from restow.policies.worth.policy import Worth
 
 
-def _gavel() -> Policy:
-    from restow.policies.gavel import Gavel  # and scipy with it, which takes a second
+def _gavel(program: str) -> Policy:
+    from restow.policies.gavel import programs  # and scipy with it, which takes a second
+    from restow.policies.gavel.policy import Gavel
 
-    return Gavel()
+    return Gavel(getattr(programs, program))
 
 
 def _muri(knows_lengths: bool) -> Policy:
@@ -32,7 +33,10 @@ POLICIES: Mapping[str, Callable[[], Policy]] = {
     "srtf": Srtf,
     "srsf": lambda: Srtf(counts_devices=True),
     "las": Las,
-    "gavel": _gavel,
     "muri-s": lambda: _muri(True),
     "muri-l": lambda: _muri(False),
+    "gavel": lambda: _gavel("max_min"),
+    "gavel-makespan": lambda: _gavel("least_makespan"),
+    "gavel-maxsum": lambda: _gavel("max_sum"),
+    "gavel-ftf": lambda: _gavel("finish_time_fairness"),
 }

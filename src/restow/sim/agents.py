@@ -8,7 +8,7 @@ when its speed changes: `Job.steps_by` knows the steps in between.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,7 @@ from restow.messages import (
 )
 from restow.placement import Placement, moved_ranks
 from restow.sim.clock import Clock
+from restow.sim.phases import Phase, phases_of
 from restow.sim.rows import Row
 from restow.sim.world import World
 
@@ -59,8 +60,9 @@ class Delays:
 class Gang:
     """One job on the machines."""
 
-    row: Row
-    work: float  # steps in all
+    phases: Sequence[Phase]
+    phase: Phase  # the present one
+    until: float  # steps in all when it ends
     steps: float = 0.0  # made at since_s
     since_s: float = 0.0
     step_s: float = math.inf  # infinite: it stands still
@@ -71,9 +73,26 @@ class Gang:
     ranks: dict[int, dict[int, str]] = field(default_factory=dict)  # generation → rank or twin that lives → its node
     version: int = 0  # of its speed: what was foreseen with another one does not happen
 
+    @classmethod
+    def of(cls, phases: Sequence[Phase]) -> Gang:
+        first, *later = phases
+        return cls(phases=later, phase=first, until=first.steps)
+
+    @property
+    def row(self) -> Row:
+        """As which it trains now."""
+        return self.phase.row
+
     def steps_at(self, now_s: float) -> float:
         made = (now_s - self.since_s) / self.step_s if math.isfinite(self.step_s) else 0.0
-        return min(self.work, self.steps + made)
+        return min(self.until, self.steps + made)
+
+    def change(self) -> None:
+        """The next phase begins."""
+        self.steps = max(self.steps, self.until)
+        self.phase, *self.phases = self.phases
+        self.until += self.phase.steps
+        self.said_step_s = 0.0
 
 
 class Agents:
@@ -95,7 +114,7 @@ class Agents:
 
     def add(self, row: Row) -> None:
         """A job that will be submitted. Raises TraceError if the world does not know it."""
-        self.gangs[row.id] = Gang(row, self._world.work(row))
+        self.gangs[row.id] = Gang.of(phases_of(self._world, row))
 
     def tell(self, node: str, command: Command) -> None:
         """What is not here (Guard, Discard, Share and the like) has no answer and changes nothing that could be seen."""
@@ -179,12 +198,12 @@ class Agents:
             if gang.step_s != gang.said_step_s:
                 self._tell_progress(job, gang)
             if math.isfinite(gang.step_s):
-                left_s = max(0.0, gang.work - gang.steps) * gang.step_s
+                left_s = max(0.0, gang.until - gang.steps) * gang.step_s
                 self._clock.later(left_s, lambda job=job, version=gang.version: self._end(job, version))  # type: ignore[misc]
 
     def _tell_progress(self, job: str, gang: Gang) -> None:
         gang.said_step_s = gang.step_s
-        total = math.ceil(gang.work) if self._knows_total else None
+        total = math.ceil(gang.phase.steps_total) if self._knows_total else None
         step_s = gang.step_s if math.isfinite(gang.step_s) else 0.0
         self._say(
             Progressed, job, gang.generation, gang.placement[0].node, rank=0, step=int(gang.steps), steps_total=total,
@@ -195,9 +214,14 @@ class Agents:
         gang = self.gangs[job]
         if version != gang.version:
             return  # it became faster or slower, or stands still
+        if gang.phases:
+            gang.since_s = self._clock.now_s
+            gang.change()
+            self._pace([job, *self._beside(job)])
+            return
         generation = gang.generation
         self._halt(job)
-        gang.steps = gang.work
+        gang.steps = gang.until
         for rank, node in gang.ranks.pop(generation, {}).items():
             self._say(RankExited, job, generation, node, rank=rank, role="rank", code=0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from restow.job import Job
 from restow.placement import Placement, is_scattered, nodes_of
@@ -17,24 +17,25 @@ class Believed:
     """`error`: each model's speed on each kind of devices, together or spread, is believed wrong by at most this part either
     way."""
 
-    def __init__(self, world: World, rows: Mapping[str, Row], nodes: Nodes, *, error: float = 0.0, seed: int = 0):
-        self._world, self._rows, self._nodes, self._error, self._seed = world, rows, nodes, error, seed
-        self._alone_s: dict[str, float] = {}
+    def __init__(self, world: World, row_now: Callable[[str], Row], nodes: Nodes, *, error: float = 0.0, seed: int = 0):
+        self._world, self._row_now, self._nodes, self._error, self._seed = world, row_now, nodes, error, seed
+        self._alone_s: dict[Hashable, float] = {}  # alike, workers → seconds of a step
         self._places: dict[int, list[Placement]] = {}  # workers → a place of each kind
 
     def step_s(self, job: Job, placement: Placement, beside: Sequence[tuple[Job, Placement]] = ()) -> float:
-        others = [(self._rows[other.id], there) for other, there in beside]
-        true_s = self._world.step_s(self._rows[job.id], placement, self._nodes, others)
+        others = [(self._row_now(other.id), there) for other, there in beside]
+        true_s = self._world.step_s(self._row_now(job.id), placement, self._nodes, others)
         return true_s * self._factor(job, placement) if self._error else true_s
 
     def alone_s(self, job: Job) -> float:
         """On the devices that suit it best, all of one kind and on one machine, if one has so many."""
-        if job.id not in self._alone_s:
-            self._alone_s[job.id] = min((self.step_s(job, there) for there in self.places(job.workers)), default=math.inf)
-        return self._alone_s[job.id]
+        key = self.alike(job), job.workers
+        if key not in self._alone_s:
+            self._alone_s[key] = min((self.step_s(job, there) for there in self.places(job.workers)), default=math.inf)
+        return self._alone_s[key]
 
     def alike(self, job: Job) -> Hashable:
-        row = self._rows[job.id]
+        row = self._row_now(job.id)
         return (self._world.alike(row), self._named(job)) if self._error else self._world.alike(row)
 
     def place(self, placement: Placement) -> Hashable:
@@ -43,7 +44,7 @@ class Believed:
 
     def stages_s(self, job: Job) -> tuple[float, float, float] | None:
         """As the trace has them."""
-        return self._rows[job.id].stages_s
+        return self._row_now(job.id).stages_s
 
     def places(self, workers: int) -> list[Placement]:
         """One place for each kind of machine: on one of them, or on as many as it takes."""
@@ -69,4 +70,4 @@ class Believed:
         return 1.0 + self._error * (2.0 * number - 1.0)
 
     def _named(self, job: Job) -> str:
-        return f"{self._rows[job.id].model or job.id} {job.workers}"
+        return f"{self._row_now(job.id).model or job.id} {job.workers}"

@@ -30,6 +30,7 @@ from restow.sim.clock import Clock
 from restow.sim.forecast import Believed
 from restow.sim.machines import Machines
 from restow.sim.outcome import Decisions, Outcome, outcome_of
+from restow.sim.phases import phases_of
 from restow.sim.rows import Row
 from restow.sim.world import World
 
@@ -73,7 +74,7 @@ class Simulation:
         for row in rows:
             self.agents.add(row)
             self.clock.at(row.submitted_s, lambda row=row: self._submit(row))  # type: ignore[misc]
-        self.forecast = Believed(world, self._rows, self.nodes, error=self.config.error, seed=self.config.seed)
+        self.forecast = Believed(world, self._row_now, self.nodes, error=self.config.error, seed=self.config.seed)
         self._check_kinds(rows)
         self._is_undecided = False
         self._decide_at_s = 0.0
@@ -94,7 +95,7 @@ class Simulation:
                 raise TraceError(f"{what} is not known to run on any kind of this cluster ({kinds}){known}")
 
     def _submit(self, row: Row) -> None:
-        steps = math.ceil(self.agents.gangs[row.id].work) if self.config.knows_total else 0
+        steps = math.ceil(self.agents.gangs[row.id].phase.steps_total) if self.config.knows_total else 0
         spec = JobSpec(
             command=COMMAND, name=row.model, workers=row.workers, priority=row.priority, max_pause_s=1e9, steps=steps, recover=False
         )
@@ -121,9 +122,15 @@ class Simulation:
         return outcome_of(self.state, self._rows, self._machines, self._alone_s, self.decisions, self.events, wall_s)
 
     def _alone_s(self, job: str) -> float:
-        gang = self.agents.gangs[job]
-        places = self.forecast.places(gang.row.workers)
-        return gang.work * min(self._world.step_s(gang.row, place, self.nodes) for place in places)
+        row = self._rows[job]
+        places = self.forecast.places(row.workers)
+        return sum(
+            phase.steps * min(self._world.step_s(phase.row, place, self.nodes) for place in places)
+            for phase in phases_of(self._world, row)
+        )
+
+    def _row_now(self, job: str) -> Row:
+        return self.agents.gangs[job].row
 
     def run_until(self, time_s: float, on_progress: Callable[[int, float], None] | None = None) -> None:
         """Everything that happens up to this moment."""

@@ -48,7 +48,7 @@ class Recorded:
         return 1.0 if row.share < 1.0 else float(1 + len(beside))
 
     def alike(self, row: Row) -> Hashable:
-        return row.share < 1.0
+        return row.model, row.share < 1.0
 
     def place(self, placement: Placement, nodes: Nodes) -> Hashable:
         return ()

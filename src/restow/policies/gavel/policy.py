@@ -1,14 +1,7 @@
-"""Gavel: each job gets the part of the time on each kind of device that a linear program gives it, in rounds.
+"""Gavel: each job gets the part of the time on each kind of device that a linear program gives it (programs.py), in rounds.
 
-The program (max-min fairness that knows how fast each job is on each kind):
-
-    maximise  min over jobs of  devices_j * sum over kinds of speed_jk x_jk / isolated_j
-    subject to  sum over kinds of x_jk <= 1,   sum over jobs of devices_j x_jk <= devices of kind k,   x >= 0
-
-isolated_j: its speed if every job had the same part of every kind. Rounds: jobs whose part is largest against what they have had
-since the parts were found go first, kind by kind, fastest kind first; who goes on on the same kind keeps its devices. Source:
-Narayanan et al., OSDI 2020, sections 4.1 and 5. What is left once the worst job has as much as it can have is not said there;
-here it goes where it is used best.
+Jobs whose part is largest against what they have had since the parts were found go first (turns.py), kind by kind, fastest kind
+first; who goes on on the same kind keeps its devices. Source: Narayanan et al., OSDI 2020, section 5.
 
 It remembers how long each job has had each kind; after a restart everybody begins anew.
 """
@@ -17,31 +10,46 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy
-from scipy.optimize import linprog
 
 from restow.cluster import Snapshot
 from restow.job import Job
 from restow.placement import Placement, Schedule
+from restow.policies.gavel.programs import Program, Question, max_min
+from restow.policies.gavel.turns import Turns
 from restow.policies.ranked import is_stuck
 from restow.policies.room import Room
 
 RESET_S = 1000.0  # parts are found anew at most so often, and when jobs have come or gone
-HEAD_START_S = 180.0  # half a round of six minutes, which every job is taken to have had
+
+
+@dataclass(slots=True)
+class Owned:
+    """How long a job would have taken, for what it has done, with its even number of devices all to itself."""
+
+    steps: float = 0.0
+    seconds: float = 0.0
+    rate: float = 0.0  # steps per second there, since `steps`
+
+    def pass_to(self, steps: float) -> None:
+        if self.rate > 0:
+            self.seconds += (steps - self.steps) / self.rate
+        self.steps = steps
 
 
 @dataclass(slots=True)
 class Gavel:
     """To be asked in rounds. O(jobs x kinds) for a round, and a linear program of as many variables now and then."""
 
-    _parts: dict[str, dict[str, float]] = field(default_factory=dict)  # job → kind → part of the time
-    _received_s: dict[str, dict[str, float]] = field(default_factory=dict)  # the same: since the parts were found
+    program: Program = max_min
+    _turns: Turns = field(default_factory=Turns)
     _running: dict[str, str] = field(default_factory=dict)  # job → kind, in the round that is over now
     _speeds: dict[str, dict[str, float]] = field(default_factory=dict)  # job → kind → steps per second
-    _asked_s: float = 0.0
+    _known: dict[Hashable, dict[str, float]] = field(default_factory=dict)  # the same: of jobs that are alike
+    _owned: dict[str, Owned] = field(default_factory=dict)
     _found_s: float = -math.inf
     _jobs: frozenset[str] = frozenset()
 
@@ -50,7 +58,7 @@ class Gavel:
         jobs = [job for job in snapshot.jobs if not job.paused]
         self._account(snapshot, jobs)
         ids = frozenset(job.id for job in jobs)
-        if jobs and ids != self._jobs and (snapshot.now_s - self._found_s >= RESET_S or not self._parts):
+        if jobs and ids != self._jobs and (snapshot.now_s - self._found_s >= RESET_S or not self._jobs):
             self._jobs = ids
             self._find_parts(snapshot, jobs, kinds)
         order = sorted(kinds, key=lambda kind: (-self._mean_speed(kind, jobs), kind))
@@ -65,28 +73,39 @@ class Gavel:
     # ------------------------------------------------------------ parts
 
     def _account(self, snapshot: Snapshot, jobs: Sequence[Job]) -> None:
-        passed_s = snapshot.now_s - self._asked_s
-        self._asked_s = snapshot.now_s
         here = {job.id for job in jobs}
-        for id, kind in self._running.items():
-            if id in here:
-                self._received_s[id][kind] += passed_s
-        for job in jobs:
-            self._received_s.setdefault(job.id, defaultdict(lambda: HEAD_START_S))
-            if job.id not in self._speeds:
-                self._speeds[job.id] = _speeds(snapshot, job)
-        for gone in self._received_s.keys() - here:
-            del self._received_s[gone], self._speeds[gone]
-            self._parts.pop(gone, None)
+        self._turns.pass_to(snapshot.now_s, self._running, here)
+        self._speeds = {job.id: self._find_speeds(snapshot, job) for job in jobs}
+        for gone in self._owned.keys() - here:
+            del self._owned[gone]
+
+    def _find_speeds(self, snapshot: Snapshot, job: Job) -> dict[str, float]:
+        alike = snapshot.forecast.alike(job) if snapshot.forecast else job.workers
+        if alike not in self._known:
+            self._known[alike] = _speeds(snapshot, job)
+        return self._known[alike]
 
     def _find_parts(self, snapshot: Snapshot, jobs: Sequence[Job], kinds: dict[str, int]) -> None:
         self._found_s = snapshot.now_s
-        self._received_s = {job.id: defaultdict(lambda: HEAD_START_S) for job in jobs}
         names = sorted(kinds)
-        speeds = numpy.array([[self._speeds[job.id].get(kind, 0.0) for kind in names] for job in jobs])
-        sizes = numpy.array([job.workers for job in jobs], dtype=float)
-        parts = max_min_parts(speeds, sizes, numpy.array([kinds[kind] for kind in names], dtype=float))
-        self._parts = {job.id: dict(zip(names, row, strict=True)) for job, row in zip(jobs, parts.tolist(), strict=True)}
+        made = numpy.array([job.steps_by(snapshot.now_s) for job in jobs])
+        wanted = numpy.array([math.nan if job.steps_wanted is None else job.steps_wanted for job in jobs])
+        owned = [self._owned.setdefault(job.id, Owned()) for job in jobs]
+        for each, steps in zip(owned, made.tolist(), strict=True):
+            each.pass_to(steps)
+        question = Question(
+            speeds=numpy.array([[self._speeds[job.id].get(kind, 0.0) for kind in names] for job in jobs]),
+            sizes=numpy.array([job.workers for job in jobs], dtype=float),
+            capacities=numpy.array([kinds[kind] for kind in names], dtype=float),
+            left=numpy.maximum(0.0, numpy.where(numpy.isnan(wanted), made, wanted - made)),
+            since_s=numpy.array([snapshot.now_s - job.submitted_s for job in jobs]),
+            owned_s=numpy.array([each.seconds for each in owned]),
+        )
+        for each, rate in zip(owned, question.own_rates.tolist(), strict=True):
+            each.rate = rate
+        rows = self.program(question).tolist()
+        parts = {job.id: dict(zip(names, row, strict=True)) for job, row in zip(jobs, rows, strict=True)}
+        self._turns.begin(parts, snapshot.now_s)
 
     # ------------------------------------------------------------ rounds
 
@@ -100,52 +119,13 @@ class Gavel:
         chosen: dict[str, str] = {}
         for kind in order:
             left = kinds[kind]
-            total_s = sum(received[kind] for received in self._received_s.values())
-            ranked = sorted(jobs, key=lambda job: (-self._priority(job, kind, total_s), job.submitted_s, job.id))
-            for job in ranked:
+            claim = self._turns.claim(kind, len(jobs))
+            claims = {job.id: claim(job.id) for job in jobs}
+            for job in sorted(jobs, key=lambda job: (-claims[job.id][0], -claims[job.id][1], job.submitted_s, job.id)):
                 if job.id not in chosen and job.workers <= left and self._speeds[job.id].get(kind, 0.0) > 0:
                     chosen[job.id] = kind
                     left -= job.workers
         return chosen
-
-    def _priority(self, job: Job, kind: str, total_s: float) -> float:
-        part = self._parts.get(job.id, {}).get(kind, 0.0)
-        return part * total_s / self._received_s[job.id][kind]
-
-
-def max_min_parts(speeds: numpy.ndarray, sizes: numpy.ndarray, capacities: numpy.ndarray) -> numpy.ndarray:
-    """(jobs, kinds): the part of the time that each job has on each kind. `speeds`: (jobs, kinds) steps per second; `sizes`:
-    (jobs,) devices; `capacities`: (kinds,) devices."""
-    jobs, kinds = speeds.shape
-    total = capacities.sum()
-    isolated_parts = numpy.minimum(1.0, total / jobs / sizes)[:, None] * (capacities / total)[None, :]
-    isolated = (speeds * isolated_parts).sum(axis=1)
-    worth = speeds / numpy.where(isolated > 0, isolated, 1.0)[:, None] * sizes[:, None]
-    count = jobs * kinds
-    rows, bounds = [], []
-    for job in range(jobs):  # a job has at most all of the time, and gains at least t
-        whole = numpy.zeros(count + 1)
-        whole[job * kinds : (job + 1) * kinds] = 1.0
-        gain = numpy.zeros(count + 1)
-        gain[job * kinds : (job + 1) * kinds] = -worth[job]
-        gain[count] = 1.0
-        rows += [whole, gain]
-        bounds += [1.0, 0.0]
-    for kind in range(kinds):
-        used = numpy.zeros(count + 1)
-        used[kind:count:kinds] = sizes
-        rows.append(used)
-        bounds.append(float(capacities[kind]))
-    goal = numpy.zeros(count + 1)
-    goal[count] = -1.0
-    first = linprog(goal, A_ub=numpy.array(rows), b_ub=bounds, method="highs")
-    least = first.x[count]
-    goal = numpy.append(-(worth / sizes[:, None]).ravel(), 0.0)  # what is left goes where it is used best
-    limits = [(0.0, 1.0)] * count + [(least * (1 - 1e-6), None)]
-    second = linprog(goal, A_ub=numpy.array(rows), b_ub=bounds, bounds=limits, method="highs")
-    found = second.x if second.status == 0 else first.x
-    parts: numpy.ndarray = numpy.clip(found[:count].reshape(jobs, kinds), 0.0, 1.0)
-    return parts
 
 
 def _capacities(snapshot: Snapshot) -> dict[str, int]:
