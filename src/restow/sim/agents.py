@@ -40,7 +40,7 @@ from restow.messages import (
 from restow.placement import Placement, moved_ranks
 from restow.sim.clock import Clock
 from restow.sim.rows import Row
-from restow.sim.world import World
+from restow.sim.world import World, row_at
 
 STORE_PORT = 4000
 
@@ -59,7 +59,7 @@ class Delays:
 class Gang:
     """One job on the machines."""
 
-    row: Row
+    row: Row  # as it is now, see world.Changing
     work: float  # steps in all
     steps: float = 0.0  # made at since_s
     since_s: float = 0.0
@@ -174,13 +174,15 @@ class Agents:
             gang, now_s = self.gangs[job], self._clock.now_s
             beside = [(self.gangs[other].row, self.gangs[other].placement) for other in self._beside(job)]
             gang.steps, gang.since_s = gang.steps_at(now_s), now_s
+            gang.row, until = row_at(self._world, gang.row, gang.steps)
             gang.step_s = self._world.step_s(gang.row, gang.placement, self._nodes, beside)
             gang.version += 1
             if gang.step_s != gang.said_step_s:
                 self._tell_progress(job, gang)
             if math.isfinite(gang.step_s):
-                left_s = max(0.0, gang.work - gang.steps) * gang.step_s
-                self._clock.later(left_s, lambda job=job, version=gang.version: self._end(job, version))  # type: ignore[misc]
+                what = self._end if until >= gang.work else self._change
+                left_s = max(0.0, min(until, gang.work) - gang.steps) * gang.step_s
+                self._clock.later(left_s, lambda what=what, job=job, version=gang.version: what(job, version))  # type: ignore[misc]
 
     def _tell_progress(self, job: str, gang: Gang) -> None:
         gang.said_step_s = gang.step_s
@@ -190,6 +192,13 @@ class Agents:
             Progressed, job, gang.generation, gang.placement[0].node, rank=0, step=int(gang.steps), steps_total=total,
             step_s=step_s, exposed_s=0.0, wire_bytes=0, memory_bytes=0,
         )  # fmt: skip
+
+    def _change(self, job: str, version: int) -> None:
+        """It has come to the step from which on it is faster or slower."""
+        gang = self.gangs[job]
+        if version == gang.version:
+            gang.steps, gang.since_s = row_at(self._world, gang.row, gang.steps)[1], self._clock.now_s
+            self._pace([job])
 
     def _end(self, job: str, version: int) -> None:
         gang = self.gangs[job]

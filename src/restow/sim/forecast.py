@@ -10,7 +10,7 @@ from restow.job import Job
 from restow.placement import Placement, is_scattered, nodes_of
 from restow.policies.room import Room
 from restow.sim.rows import Row
-from restow.sim.world import Nodes, World, kind_of
+from restow.sim.world import Nodes, World, kind_of, row_at
 
 
 class Believed:
@@ -19,19 +19,25 @@ class Believed:
 
     def __init__(self, world: World, rows: Mapping[str, Row], nodes: Nodes, *, error: float = 0.0, seed: int = 0):
         self._world, self._rows, self._nodes, self._error, self._seed = world, rows, nodes, error, seed
-        self._alone_s: dict[str, float] = {}
+        self._alone_s: dict[tuple[str, int], float] = {}
         self._places: dict[int, list[Placement]] = {}  # workers → a place of each kind
 
     def step_s(self, job: Job, placement: Placement, beside: Sequence[tuple[Job, Placement]] = ()) -> float:
-        others = [(self._rows[other.id], there) for other, there in beside]
-        true_s = self._world.step_s(self._rows[job.id], placement, self._nodes, others)
+        others = [(self._row(other), there) for other, there in beside]
+        true_s = self._world.step_s(self._row(job), placement, self._nodes, others)
         return true_s * self._factor(job, placement) if self._error else true_s
 
     def alone_s(self, job: Job) -> float:
-        """On the devices that suit it best, all of one kind and on one machine, if one has so many."""
-        if job.id not in self._alone_s:
-            self._alone_s[job.id] = min((self.step_s(job, there) for there in self.places(job.workers)), default=math.inf)
-        return self._alone_s[job.id]
+        """On the devices that suit it best, as many as it wants, all of one kind and on one machine, if one has so many."""
+        row = self._row(job)
+        key = job.id, row.epoch
+        if key not in self._alone_s:
+            self._alone_s[key] = min((self.step_s(job, there) for there in self.places(row.workers)), default=math.inf)
+        return self._alone_s[key]
+
+    def _row(self, job: Job) -> Row:
+        """As the job is now: what it says it has made is a little less than it has."""
+        return row_at(self._world, self._rows[job.id], job.steps_done + 1)[0]
 
     def places(self, workers: int) -> list[Placement]:
         """One place for each kind of machine: on one of them, or on as many as it takes."""

@@ -31,7 +31,7 @@ from restow.sim.forecast import Believed
 from restow.sim.machines import Machines
 from restow.sim.outcome import Decisions, Outcome, outcome_of
 from restow.sim.rows import Row
-from restow.sim.world import World
+from restow.sim.world import World, whole_s
 
 COMMAND = ("simulated",)
 TURNS_MAX = 10_000  # at one moment; more is a state that never becomes quiet
@@ -95,9 +95,11 @@ class Simulation:
 
     def _submit(self, row: Row) -> None:
         steps = math.ceil(self.agents.gangs[row.id].work) if self.config.knows_total else 0
+        least, most = row.elastic
         spec = JobSpec(
-            command=COMMAND, name=row.model, workers=row.workers, priority=row.priority, max_pause_s=1e9, steps=steps, recover=False
-        )
+            command=COMMAND, name=row.model, workers=min(most, self._machines.devices) or row.workers, workers_min=least,
+            adapts_batch=most > 0, priority=row.priority, max_pause_s=1e9, steps=steps, recover=False,
+        )  # fmt: skip
         self.agents.reports.append(JobSubmitted(time_s=self.clock.now_s, job=row.id, spec=spec))
 
     def _downtime_s(self, job: str, now: Placement, then: Placement) -> float:
@@ -122,8 +124,7 @@ class Simulation:
 
     def _alone_s(self, job: str) -> float:
         gang = self.agents.gangs[job]
-        places = self.forecast.places(gang.row.workers)
-        return gang.work * min(self._world.step_s(gang.row, place, self.nodes) for place in places)
+        return min(whole_s(self._world, gang.row, place, self.nodes) for place in self.forecast.places(gang.row.workers))
 
     def run_until(self, time_s: float, on_progress: Callable[[int, float], None] | None = None) -> None:
         """Everything that happens up to this moment."""

@@ -6,8 +6,9 @@ never see it: they are told what was measured of a job, as in a live cluster, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from restow.cluster import Node
 from restow.errors import TraceError
@@ -25,6 +26,29 @@ class World(Protocol):
 
     def step_s(self, row: Row, placement: Placement, nodes: Nodes, beside: Sequence[tuple[Row, Placement]] = ()) -> float:
         """Seconds of a step there, infinite where it cannot run; `beside`: who else is on these devices."""
+
+
+@runtime_checkable
+class Changing(Protocol):
+    """A world in which a job becomes another one as it goes on: faster or slower on the same devices."""
+
+    def at(self, row: Row, made: float) -> tuple[Row, float]:
+        """What it is after so many steps, and the step at which it changes next."""
+
+
+def row_at(world: World, row: Row, made: float) -> tuple[Row, float]:
+    """The same of any world: in most a job stays what it is."""
+    return world.at(row, made) if isinstance(world, Changing) else (row, math.inf)
+
+
+def whole_s(world: World, row: Row, placement: Placement, nodes: Nodes) -> float:
+    """Seconds that all of a job takes if it is alone there from its first step to its last."""
+    seconds, made, work = 0.0, 0.0, world.work(row)
+    while made < work:
+        row, until = row_at(world, row, made)
+        seconds += (min(until, work) - made) * world.step_s(row, placement, nodes)
+        made = until
+    return seconds
 
 
 class Recorded:
