@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from restow.cluster import Snapshot
+from restow.cluster import Forecast, Snapshot
 from restow.job import Job, JobState
 from restow.placement import Placement, Schedule, is_scattered
 from restow.policies.board import why_not_back
@@ -27,12 +27,14 @@ from restow.policies.ranked import is_stuck
 from restow.policies.room import Room
 from restow.policies.worth.floor import Floor, Group
 from restow.policies.worth.offers import Offers, WorthConfig, may_move
+from restow.policies.worth.sizing import Sizing, SizingConfig
 from restow.policies.worth.valuation import Speeds, Valuation
 
 
 @dataclass(slots=True)
 class Worth:
     config: WorthConfig = field(default_factory=WorthConfig)
+    sizing: SizingConfig = field(default_factory=SizingConfig)
     _speeds: Speeds = field(default_factory=Speeds)
     _promised: dict[str, Placement] = field(default_factory=dict)  # job that gave up its place for another's → that one's old place
 
@@ -47,22 +49,39 @@ class Worth:
         valuation = Valuation(
             snapshot, snapshot.forecast, self._speeds, first_s=self.config.first_s, power=self.config.power
         )
-        floor = Floor.of(snapshot, [job for job in snapshot.jobs if job.intended and is_fixed(job, snapshot.now_s)])
+        fixed = [job for job in snapshot.jobs if job.intended and is_fixed(job, snapshot.now_s)]
+        floor = Floor.of(snapshot, [*fixed, *(job for job in snapshot.jobs if job.is_resizable)])
         for job in snapshot.jobs:
             if job.paused and floor.group_of(job):
                 floor.leave(job)
                 schedule.explain(job.id, f"is being paused, as was asked; restow resume {job.id} lets it go on")
         self._keep_promises(snapshot, floor, schedule)
-        waiting = [job for job in snapshot.jobs if job.waits and not floor.group_of(job) and not job.pinned]
+        waiting = [job for job in snapshot.jobs if job.waits and not (floor.group_of(job) or job.pinned or job.is_resizable)]
         for job in sorted(waiting, key=lambda job: (-valuation.weight(job) / job.workers, job.submitted_s, job.id)):
             self._let_in(job, snapshot, valuation, floor, schedule)
         self._move(snapshot, valuation, floor, schedule)
         self._swap(valuation, floor, schedule)
+        self._resize(snapshot, snapshot.forecast, {job.id for job in fixed}, floor, schedule)
         for job, placement in floor.placements():
             schedule.put(job.id, placement, schedule.reasons.get(job.id, ""))
         return schedule
 
     plan = decide
+
+    def _resize(self, snapshot: Snapshot, forecast: Forecast, fixed: set[str], floor: Floor, schedule: Schedule) -> None:
+        """Those whose gangs may have several sizes share what the others leave."""
+        jobs = [job for job in snapshot.jobs if job.is_resizable]
+        if not jobs:
+            return
+        here = [job.placement for job in snapshot.jobs if not job.is_resizable]
+        room = Room.of(snapshot, [*(placement for _, placement in floor.placements()), *here])
+        placed = Sizing(self.sizing, snapshot, forecast, room, fixed).plan(schedule)
+        for job in jobs:
+            if floor.group_of(job) and job.id not in fixed:
+                floor.leave(job)
+        for job in jobs:
+            if job.id in placed:
+                floor.enter(job, placed[job.id])
 
     def _keep_promises(self, snapshot: Snapshot, floor: Floor, schedule: Schedule) -> None:
         """The second half of a swap: the place that was left for a job is nobody else's until it is there."""
