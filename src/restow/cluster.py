@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -49,6 +49,9 @@ class Forecast(Protocol):
 
     def alone_s(self, job: Job) -> float:
         """The same on the devices that suit it best, which are its own."""
+
+    def alike(self, job: Job) -> Hashable:
+        """The same for jobs, and times of one, of which the same is believed: to remember what was asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

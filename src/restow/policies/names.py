@@ -18,6 +18,12 @@ def _gavel() -> Policy:
     return Gavel()
 
 
+def _pollux() -> Policy:
+    from restow.policies.pollux.policy import Pollux
+
+    return Pollux()
+
+
 POLICIES: Mapping[str, Callable[[], Policy]] = {
     "restow": Restow,
     "worth": Worth,
@@ -27,4 +33,5 @@ POLICIES: Mapping[str, Callable[[], Policy]] = {
     "srsf": lambda: Srtf(counts_devices=True),
     "las": Las,
     "gavel": _gavel,
+    "pollux": _pollux,
 }

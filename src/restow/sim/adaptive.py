@@ -36,6 +36,7 @@ class Adaptive:
     def __init__(self, application: Application):
         self._application = application
         self.reached = application.reached
+        self._between = application.interpolator  # made now: it takes a second
         self._gains: dict[int, tuple[Numbers, Numbers, Numbers]] = {}
         self._seconds: dict[tuple[int, ...], tuple[float, ...]] = {}
 
@@ -52,12 +53,11 @@ class Adaptive:
 
     def _measured(self, counts: tuple[int, ...], at_once: Numbers) -> tuple[Numbers, Numbers]:
         """Seconds of a step and of its synchronization, infinite or not a number where nothing is known."""
-        application = self._application
-        if rows := application.placements.get(counts):
+        if rows := self._application.placements.get(counts):
             local, step_s, sync_s = zip(*rows, strict=True)
             return tuple(numpy.interp(at_once, local, found, left=math.inf, right=math.inf) for found in (step_s, sync_s))
         nodes = numpy.full_like(at_once, min(len(counts), NODES_MEASURED))
-        found = application.interpolator(numpy.column_stack([nodes, numpy.full_like(at_once, sum(counts)), at_once]))
+        found = self._between(numpy.column_stack([nodes, numpy.full_like(at_once, sum(counts)), at_once]))
         return found[:, 0], found[:, 1]
 
     def _batches(self, replicas: int) -> tuple[Numbers, Numbers, Numbers]:
@@ -69,10 +69,9 @@ class Adaptive:
             wanted = numpy.geomspace(least, most, BATCHES).tolist() if least <= most else []
             splits = sorted({application.split(batch, replicas) for batch in wanted})
             fit = [split for split in splits if application.local_batch_min <= split[0] <= application.local_batch_max]
-            gains = [[application.gain(replicas * local * (rounds + 1), epoch) for local, rounds in fit]
-                     for epoch in range(application.epochs)]  # fmt: skip
+            gains = [application.gains(replicas * local * (rounds + 1)) for local, rounds in fit]
             at_once, rounds = numpy.array(fit, dtype=float).reshape(-1, 2).T
-            self._gains[replicas] = at_once, rounds, numpy.array(gains).reshape(application.epochs, -1)
+            self._gains[replicas] = at_once, rounds, numpy.array(gains).reshape(-1, application.epochs).T
         return self._gains[replicas]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from restow.job import Job
 from restow.placement import Placement, is_scattered, nodes_of
@@ -20,6 +20,7 @@ class Believed:
     def __init__(self, world: World, rows: Mapping[str, Row], nodes: Nodes, *, error: float = 0.0, seed: int = 0):
         self._world, self._rows, self._nodes, self._error, self._seed = world, rows, nodes, error, seed
         self._alone_s: dict[tuple[str, int], float] = {}
+        self._now: dict[str, tuple[Row, float]] = {}  # job → what it was when last asked for, and until which step
         self._places: dict[int, list[Placement]] = {}  # workers → a place of each kind
 
     def step_s(self, job: Job, placement: Placement, beside: Sequence[tuple[Job, Placement]] = ()) -> float:
@@ -35,9 +36,16 @@ class Believed:
             self._alone_s[key] = min((self.step_s(job, there) for there in self.places(row.workers)), default=math.inf)
         return self._alone_s[key]
 
+    def alike(self, job: Job) -> Hashable:
+        row = self._row(job)
+        return row.model or row.id, row.workers, row.batch, row.epoch
+
     def _row(self, job: Job) -> Row:
         """As the job is now: what it says it has made is a little less than it has."""
-        return row_at(self._world, self._rows[job.id], job.steps_done + 1)[0]
+        row, until = self._now.get(job.id, (self._rows[job.id], 0.0))
+        if job.steps_done + 1 >= until:
+            row, _ = self._now[job.id] = row_at(self._world, row, job.steps_done + 1)
+        return row
 
     def places(self, workers: int) -> list[Placement]:
         """One place for each kind of machine: on one of them, or on as many as it takes."""

@@ -45,6 +45,7 @@ class Application:
         self.name = folder.name
         self.epochs = EPOCHS[self.name]
         self._by_batch: dict[int, Validation] = {}
+        self._gains: dict[int, list[float]] = {}  # batch → in each epoch
         for path in sorted(folder.glob("validation-*.csv"), key=lambda path: int(path.stem.rpartition("-")[2])):
             rows = list(table.lines(path))
             columns = ([line.decimal(name) for line in rows] for name in ("progress", "grad_sqr", "grad_var"))
@@ -115,23 +116,25 @@ class Application:
     def work(self, batch: int) -> float:
         """Steps with this batch, in all."""
         steps, progress = 0.0, 0.0
-        for epoch, reached in enumerate(self.reached):
-            steps += (reached - progress) / self.gain(batch, epoch)
+        for reached, gain in zip(self.reached, self.gains(batch), strict=True):
+            steps += (reached - progress) / gain
             progress = reached
         return steps
 
-    def gain(self, batch: int, epoch: int) -> float:
-        """Steps of the smallest batch that one with this batch is worth."""
-        gradient, variance = self._noise(batch, epoch)
-        return (variance + gradient) / (variance / (batch / self.batch_least) + gradient)
-
-    def _noise(self, batch: int, epoch: int) -> tuple[float, float]:
-        below = max(known for known in self._by_batch if known <= batch)
-        above = min(known for known in self._by_batch if known >= batch)
-        low, high = self._by_batch[below], self._by_batch[above]
-        part = (batch - below) / (above - below) if above > below else 0.0
-        gradient = low.gradient[epoch] + part * (high.gradient[epoch] - low.gradient[epoch])
-        return gradient, low.variance[epoch] + part * (high.variance[epoch] - low.variance[epoch])
+    def gains(self, batch: int) -> list[float]:
+        """Steps of the smallest batch that one with this batch is worth, in each epoch."""
+        if batch not in self._gains:
+            below = max(known for known in self._by_batch if known <= batch)
+            above = min(known for known in self._by_batch if known >= batch)
+            low, high = self._by_batch[below], self._by_batch[above]
+            part = (batch - below) / (above - below) if above > below else 0.0
+            scale = batch / self.batch_least
+            found = self._gains[batch] = []
+            for epoch in range(self.epochs):
+                gradient = low.gradient[epoch] + part * (high.gradient[epoch] - low.gradient[epoch])
+                variance = low.variance[epoch] + part * (high.variance[epoch] - low.variance[epoch])
+                found.append((variance + gradient) / (variance / scale + gradient))
+        return self._gains[batch]
 
 
 class Applications:

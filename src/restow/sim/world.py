@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from restow.cluster import Node
 from restow.errors import TraceError
@@ -28,17 +28,17 @@ class World(Protocol):
         """Seconds of a step there, infinite where it cannot run; `beside`: who else is on these devices."""
 
 
-@runtime_checkable
-class Changing(Protocol):
+class Changing(World, Protocol):
     """A world in which a job becomes another one as it goes on: faster or slower on the same devices."""
 
     def at(self, row: Row, made: float) -> tuple[Row, float]:
         """What it is after so many steps, and the step at which it changes next."""
 
 
-def row_at(world: World, row: Row, made: float) -> tuple[Row, float]:
+def row_at(world: World | Changing, row: Row, made: float) -> tuple[Row, float]:
     """The same of any world: in most a job stays what it is."""
-    return world.at(row, made) if isinstance(world, Changing) else (row, math.inf)
+    at = getattr(world, "at", None)
+    return at(row, made) if at else (row, math.inf)
 
 
 def whole_s(world: World, row: Row, placement: Placement, nodes: Nodes) -> float:

@@ -27,7 +27,7 @@ from restow.policies.ranked import is_stuck
 from restow.policies.room import Room
 from restow.policies.worth.floor import Floor, Group
 from restow.policies.worth.offers import Offers, WorthConfig, may_move
-from restow.policies.worth.sizing import Sizing, SizingConfig
+from restow.policies.worth.sizing import Fastest, Sizing, SizingConfig
 from restow.policies.worth.valuation import Speeds, Valuation
 
 
@@ -36,6 +36,7 @@ class Worth:
     config: WorthConfig = field(default_factory=WorthConfig)
     sizing: SizingConfig = field(default_factory=SizingConfig)
     _speeds: Speeds = field(default_factory=Speeds)
+    _fastest: Fastest = field(default_factory=Fastest)
     _promised: dict[str, Placement] = field(default_factory=dict)  # job that gave up its place for another's → that one's old place
 
     def decide(self, snapshot: Snapshot) -> Schedule:
@@ -75,7 +76,7 @@ class Worth:
             return
         here = [job.placement for job in snapshot.jobs if not job.is_resizable]
         room = Room.of(snapshot, [*(placement for _, placement in floor.placements()), *here])
-        placed = Sizing(self.sizing, snapshot, forecast, room, fixed).plan(schedule)
+        placed = Sizing(self.sizing, snapshot, forecast, self._fastest, room, fixed).plan(schedule)
         for job in jobs:
             if floor.group_of(job) and job.id not in fixed:
                 floor.leave(job)

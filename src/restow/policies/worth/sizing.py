@@ -16,13 +16,13 @@ that are free.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy
 
-from restow.cluster import Forecast, Snapshot
+from restow.cluster import Forecast, Node, Snapshot
 from restow.job import Job
 from restow.placement import Placement, Schedule, Slot
 from restow.policies.board import why_not_back
@@ -42,13 +42,37 @@ class SizingConfig:
     horizon_s: float = 600.0  # over which what a change costs is spread, at most: then others have come or gone
 
 
+@dataclass(slots=True)
+class Fastest:
+    """Seconds of a step on so many devices, the best of all shapes if all were free; kept from decision to decision."""
+
+    _nodes: tuple[Node, ...] = ()
+    _shapes: dict[int, list[Placement]] = field(default_factory=dict)
+    _seconds: dict[tuple[Hashable, int], float] = field(default_factory=dict)
+
+    def look_at(self, nodes: tuple[Node, ...]) -> None:
+        if nodes is not self._nodes and nodes != self._nodes:
+            self._nodes, self._shapes, self._seconds = nodes, {}, {}
+
+    def step_s(self, job: Job, size: int, forecast: Forecast) -> float:
+        key = forecast.alike(job), size
+        if key not in self._seconds:
+            if size not in self._shapes:
+                room = Room(self._nodes)
+                self._shapes[size] = [there for kind in room.kinds for there in _places(room, size, kind)]
+            self._seconds[key] = min((forecast.step_s(job, there) for there in self._shapes[size]), default=math.inf)
+        return self._seconds[key]
+
+
 class Sizing:
     """Of one snapshot. `room`: what nobody has; `fixed`: jobs that stay as they are."""
 
-    def __init__(self, config: SizingConfig, snapshot: Snapshot, forecast: Forecast, room: Room, fixed: set[str]):
+    def __init__(
+        self, config: SizingConfig, snapshot: Snapshot, forecast: Forecast, fastest: Fastest, room: Room, fixed: set[str]
+    ):  # fmt: skip
         self._config, self._snapshot, self._forecast, self._room, self._fixed = config, snapshot, forecast, room, fixed
-        self._shapes: dict[int, list[Placement]] = {}
-        self._empty = Room(snapshot.nodes)
+        self._fastest_s = fastest
+        fastest.look_at(snapshot.nodes)
 
     def plan(self, schedule: Schedule) -> dict[str, Placement]:
         """Job → where it is to be, of those that are to be somewhere."""
@@ -112,9 +136,7 @@ class Sizing:
 
     def _step_s(self, job: Job, size: int) -> float:
         """At its fastest on so many devices, if all were free."""
-        if size not in self._shapes:
-            self._shapes[size] = [there for kind in self._empty.kinds for there in _places(self._empty, size, kind)]
-        return min((self._forecast.step_s(job, there) for there in self._shapes[size]), default=math.inf)
+        return self._fastest_s.step_s(job, size, self._forecast)
 
     # ------------------------------------------------------------ where
 
