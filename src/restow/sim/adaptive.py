@@ -36,7 +36,8 @@ class Adaptive:
     def __init__(self, application: Application):
         self._application = application
         self.reached = application.reached
-        self._between = application.interpolator  # made now: it takes a second
+        self._between = application.interpolator
+        self._between([[NODES_MEASURED, NODES_MEASURED, application.local_batch_max]])  # it is made when first asked, in a second
         self._gains: dict[int, tuple[Numbers, Numbers, Numbers]] = {}
         self._seconds: dict[tuple[int, ...], tuple[float, ...]] = {}
 
