@@ -9,7 +9,12 @@ from restow.policies.fifo import Fifo
 from restow.policies.las import Las
 from restow.policies.restow import Restow
 from restow.policies.srtf import Srtf
-from restow.policies.worth.policy import Worth
+
+
+def _worth() -> Policy:
+    from restow.policies.worth.policy import Worth  # and numpy with it
+
+    return Worth()
 
 
 def _gavel() -> Policy:
@@ -26,7 +31,7 @@ def _pollux() -> Policy:
 
 POLICIES: Mapping[str, Callable[[], Policy]] = {
     "restow": Restow,
-    "worth": Worth,
+    "worth": _worth,
     "fifo": Fifo,
     "fifo-strict": lambda: Fifo(backfill=False),
     "srtf": Srtf,

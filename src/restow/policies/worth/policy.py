@@ -70,17 +70,18 @@ class Worth:
     plan = decide
 
     def _resize(self, snapshot: Snapshot, forecast: Forecast, fixed: set[str], floor: Floor, schedule: Schedule) -> None:
-        """Those whose gangs may have several sizes share what the others leave."""
+        """Those whose gangs may have several sizes share what the others leave, with those that still wait."""
         jobs = [job for job in snapshot.jobs if job.is_resizable]
         if not jobs:
             return
+        rigid = [job for job in snapshot.jobs if not (job.is_resizable or job.pinned or floor.group_of(job))]
         here = [job.placement for job in snapshot.jobs if not job.is_resizable]
         room = Room.of(snapshot, [*(placement for _, placement in floor.placements()), *here])
-        placed = Sizing(self.sizing, snapshot, forecast, self._fastest, room, fixed).plan(schedule)
+        placed = Sizing(self.sizing, snapshot, forecast, self._fastest, room, fixed).plan(rigid, schedule)
         for job in jobs:
             if floor.group_of(job) and job.id not in fixed:
                 floor.leave(job)
-        for job in jobs:
+        for job in (*jobs, *rigid):
             if job.id in placed:
                 floor.enter(job, placed[job.id])
 

@@ -75,11 +75,11 @@ class Sizing:
         self._fastest_s = fastest
         fastest.look_at(snapshot.nodes)
 
-    def plan(self, schedule: Schedule) -> dict[str, Placement]:
-        """Job → where it is to be, of those that are to be somewhere."""
+    def plan(self, rigid: Sequence[Job], schedule: Schedule) -> dict[str, Placement]:
+        """Job → where it is to be, of those that are to be somewhere. `rigid`: others that wait, each for as many as it wants."""
         jobs = [job for job in self._snapshot.jobs if job.is_resizable and job.id not in self._fixed and not job.pinned]
         running = [job for job in jobs if job.intended and not job.paused]
-        waiting = [job for job in jobs if not job.intended and job.waits and not self._why_not(job, schedule)]
+        waiting = [job for job in (*jobs, *rigid) if not job.intended and job.waits and not self._why_not(job, schedule)]
         free = self._room.free() + sum(len(job.intended) for job in running)
         sizes = self._choose([*running, *waiting], free)
         return self._place([*running, *waiting], sizes, schedule)
@@ -112,7 +112,7 @@ class Sizing:
         return found
 
     def _weights(self, jobs: Sequence[Job]) -> dict[str, float]:
-        ordered = sorted(jobs, key=lambda job: (-self._left_s(job, self._step_s(job, job.sizes[-1])), job.submitted_s, job.id))
+        ordered = sorted(jobs, key=lambda job: (-self._left_s(job, self._one_s(job)), job.submitted_s, job.id))
         return {job.id: rank**self._config.power for rank, job in enumerate(ordered, 1)}
 
     def _left_s(self, job: Job, step_s: float) -> float:
@@ -122,11 +122,11 @@ class Sizing:
 
     def _worths(self, job: Job, weight: float, free: int) -> Iterator[tuple[int, float]]:
         """Number of devices, and its worth there, of those that bring more than fewer do."""
-        least_s, most = self._step_s(job, job.sizes[-1]), 0.0
+        one_s, most = self._one_s(job), 0.0
         for size in sizes_for(job):
             is_here = size == len(job.intended)
             step_s = self._forecast.step_s(job, job.intended) if is_here else self._step_s(job, size)
-            worth = weight * least_s / step_s * (1.0 if is_here else self._paid(job, step_s))
+            worth = weight * one_s / step_s * (1.0 if is_here else self._paid(job, step_s))
             if worth > most and size <= free:
                 yield size, worth
                 most = worth
@@ -135,6 +135,10 @@ class Sizing:
         """The part of what it would make that is left when a change is paid."""
         config = self._config
         return 1.0 - config.change_s / (config.change_s + min(config.horizon_s, self._left_s(job, step_s)))
+
+    def _one_s(self, job: Job) -> float:
+        """On one device; where it may not have so few, up to the fewest that it may have it is taken to gain in proportion."""
+        return self._step_s(job, job.sizes[-1]) * job.sizes[-1]
 
     def _step_s(self, job: Job, size: int) -> float:
         """At its fastest on so many devices, if all were free."""
