@@ -110,6 +110,7 @@ class JobSpec:
     name: str = ""
     workers: int = 1  # size of the gang, at most; all start together or none does
     workers_min: int = 0  # it may also have fewer, down to these, see sizes_of; 0: it may not
+    adapts_batch: bool = False  # it chooses a batch for each size of its gang, so that any in its range will do
     devices: tuple[int, int] = (0, 0)  # fewest and most devices that it may have, ranks taking turns on one; (0, 0): one each
     cwd: str = ""  # where the command runs; empty: where it was submitted
     env: tuple[tuple[str, str], ...] = ()  # added to the agent's own environment
@@ -160,9 +161,9 @@ class JobSpec:
 
 def sizes_of(spec: JobSpec) -> tuple[int, ...]:
     """The world sizes that a job may have, greatest first: those in its range that divide the greatest, so that each worker makes
-    the batches of as many workers as every other and the batch of all of them together stays the same."""
+    the batches of as many workers as every other and the batch of all of them together stays the same; all, where it adapts it."""
     least = spec.workers_min or spec.workers
-    return tuple(size for size in range(spec.workers, least - 1, -1) if spec.workers % size == 0)
+    return tuple(size for size in range(spec.workers, least - 1, -1) if spec.adapts_batch or spec.workers % size == 0)
 
 
 class JobState(Enum):

@@ -71,7 +71,7 @@ def check(schedule: Schedule, moves: Mapping[str, Placement], records: Mapping[s
             if sum(promised[device].values()) > 1.0 + 1e-9:
                 raise IllegalTransition(f"the schedule promises {device} twice, to {' and '.join(sorted(promised[device]))}")
     ways = {id: moves.get(id, records[id].job.intended) for id in {*moves, *occupancy.moving}}
-    circle = _waits_in_circles({id: (records[id].job.placement, then) for id, then in sorted(ways.items())})
+    circle = _waits_in_circles({id: (_kept_until(records[id], then), then) for id, then in sorted(ways.items())})
     if circle:
         raise IllegalTransition(f"the schedule lets {', '.join(circle)} wait for each other's slots")
 
@@ -91,6 +91,13 @@ def _check_gang(record: Record, placement: Placement) -> None:
         raise IllegalTransition(f"the schedule gives {job.id} {few}, fewer than it may have ({job.devices_min})")
     if job.placement and job.movable and rearranged(job.placement, placement) != placement:
         raise IllegalTransition(f"the schedule moves ranks of {job.id} onto each other's slots")
+
+
+def _kept_until(record: Record, then: Placement) -> Placement:
+    """What it gives back only when its new devices are free: nothing where it is to have another number of workers, since it is
+    suspended for that."""
+    now = record.job.placement
+    return now if len(then) == len(now) else ()
 
 
 def _waits_in_circles(wishes: Mapping[str, tuple[Placement, Placement]]) -> list[str]:

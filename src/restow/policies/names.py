@@ -9,7 +9,12 @@ from restow.policies.fifo import Fifo
 from restow.policies.las import Las
 from restow.policies.restow import Restow
 from restow.policies.srtf import Srtf
-from restow.policies.worth.policy import Worth
+
+
+def _worth() -> Policy:
+    from restow.policies.worth.policy import Worth  # and numpy with it
+
+    return Worth()
 
 
 def _gavel(program: str) -> Policy:
@@ -25,9 +30,15 @@ def _muri(knows_lengths: bool) -> Policy:
     return Muri(knows_lengths=knows_lengths)
 
 
+def _pollux() -> Policy:
+    from restow.policies.pollux.policy import Pollux
+
+    return Pollux()
+
+
 POLICIES: Mapping[str, Callable[[], Policy]] = {
     "restow": Restow,
-    "worth": Worth,
+    "worth": _worth,
     "fifo": Fifo,
     "fifo-strict": lambda: Fifo(backfill=False),
     "srtf": Srtf,
@@ -39,4 +50,5 @@ POLICIES: Mapping[str, Callable[[], Policy]] = {
     "gavel-makespan": lambda: _gavel("least_makespan"),
     "gavel-maxsum": lambda: _gavel("max_sum"),
     "gavel-ftf": lambda: _gavel("finish_time_fairness"),
+    "pollux": _pollux,
 }

@@ -28,10 +28,11 @@ class Believed:
         return true_s * self._factor(job, placement) if self._error else true_s
 
     def alone_s(self, job: Job) -> float:
-        """On the devices that suit it best, all of one kind and on one machine, if one has so many."""
-        key = self.alike(job), job.workers
+        """On the devices that suit it best, as many as it wants, all of one kind and on one machine, if one has so many."""
+        workers = self._row_now(job.id).workers
+        key = self.alike(job), workers
         if key not in self._alone_s:
-            self._alone_s[key] = min((self.step_s(job, there) for there in self.places(job.workers)), default=math.inf)
+            self._alone_s[key] = min((self.step_s(job, there) for there in self.places(workers)), default=math.inf)
         return self._alone_s[key]
 
     def alike(self, job: Job) -> Hashable:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from restow.placement import Placement
 from restow.sim.rows import Row
-from restow.sim.world import World
+from restow.sim.world import Nodes, World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,3 +36,8 @@ def phases_of(world: World, row: Row) -> Sequence[Phase]:
         return world.phases(row)
     work = world.work(row)
     return (Phase(row=row, steps=work, steps_total=work),)
+
+
+def whole_s(world: World, row: Row, placement: Placement, nodes: Nodes) -> float:
+    """Seconds that all of a job takes if it is alone there from its first step to its last."""
+    return sum(phase.steps * world.step_s(phase.row, placement, nodes) for phase in phases_of(world, row))

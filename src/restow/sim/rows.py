@@ -25,6 +25,8 @@ class Row:
     priority: int = 0
     deadline_s: float = math.inf
     batch: int = 0  # global batch size, samples
+    elastic: tuple[int, int] = (0, 0)  # fewest and most devices that its gang may have; (0, 0): as many as it wants
+    epoch: int = 0  # of its training, where a world knows what that changes
     plan: str = ""  # how it is parallelized, as the trace has it
     stages_s: tuple[float, float, float] | None = None  # of a step, each alone: data (storage and CPU), computing, communicating
     start_s: float = 0.0  # from a launch, a move or a return to its first step, beside what every job takes for it
@@ -37,6 +39,9 @@ class Row:
                 raise TraceError(f"{name} is {value:g}; more than {NUMBER_MAX:.0e} is taken for a mistake")
         if self.workers < 1:
             raise TraceError(f"it wants {self.workers} devices; a job needs at least 1")
+        low, high = self.elastic
+        if (low or high) and not 1 <= low <= high:
+            raise TraceError(f"its gang may have {low} to {high} devices; write the smaller number first, 1 or more")
         if not 0 < self.share <= 1:
             raise TraceError(f"its share of a device is {self.share:g}; it must be above 0 and at most 1")
         if not (self.steps or self.duration_s or self.model):

@@ -30,7 +30,7 @@ from restow.sim.clock import Clock
 from restow.sim.forecast import Believed
 from restow.sim.machines import Machines
 from restow.sim.outcome import Decisions, Outcome, outcome_of
-from restow.sim.phases import phases_of
+from restow.sim.phases import whole_s
 from restow.sim.rows import Row
 from restow.sim.world import World
 
@@ -96,9 +96,11 @@ class Simulation:
 
     def _submit(self, row: Row) -> None:
         steps = math.ceil(self.agents.gangs[row.id].phase.steps_total) if self.config.knows_total else 0
+        least, most = row.elastic
         spec = JobSpec(
-            command=COMMAND, name=row.model, workers=row.workers, priority=row.priority, max_pause_s=1e9, steps=steps, recover=False
-        )
+            command=COMMAND, name=row.model, workers=min(most, self._machines.devices) or row.workers, workers_min=least,
+            adapts_batch=most > 0, priority=row.priority, max_pause_s=1e9, steps=steps, recover=False,
+        )  # fmt: skip
         self.agents.reports.append(JobSubmitted(time_s=self.clock.now_s, job=row.id, spec=spec))
 
     def _downtime_s(self, job: str, now: Placement, then: Placement) -> float:
@@ -123,11 +125,7 @@ class Simulation:
 
     def _alone_s(self, job: str) -> float:
         row = self._rows[job]
-        places = self.forecast.places(row.workers)
-        return sum(
-            phase.steps * min(self._world.step_s(phase.row, place, self.nodes) for place in places)
-            for phase in phases_of(self._world, row)
-        )
+        return min(whole_s(self._world, row, place, self.nodes) for place in self.forecast.places(row.workers))
 
     def _row_now(self, job: str) -> Row:
         return self.agents.gangs[job].row

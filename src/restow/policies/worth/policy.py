@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from restow.cluster import Snapshot
+from restow.cluster import Forecast, Snapshot
 from restow.job import Job, JobState
 from restow.placement import Placement, Schedule
 from restow.policies.board import why_not_back
@@ -31,6 +31,7 @@ from restow.policies.worth.floor import Floor, Group
 from restow.policies.worth.offers import Offer, Offers
 from restow.policies.worth.prices import may_move
 from restow.policies.worth.singles import Singles
+from restow.policies.worth.sizing import Fastest, Sizing, SizingConfig
 from restow.policies.worth.swaps import Swaps
 from restow.policies.worth.valuation import Speeds, Valuation
 
@@ -38,7 +39,9 @@ from restow.policies.worth.valuation import Speeds, Valuation
 @dataclass(slots=True)
 class Worth:
     config: WorthConfig = field(default_factory=WorthConfig)
+    sizing: SizingConfig = field(default_factory=SizingConfig)
     _speeds: Speeds = field(default_factory=Speeds)
+    _fastest: Fastest = field(default_factory=Fastest)
     _swaps: Swaps = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,7 +58,8 @@ class Worth:
         valuation = Valuation(
             snapshot, snapshot.forecast, self._speeds, first_s=self.config.first_s, power=self.config.power
         )
-        floor = Floor.of(snapshot, [job for job in snapshot.jobs if job.intended and is_fixed(job, snapshot.now_s)])
+        fixed = [job for job in snapshot.jobs if job.intended and is_fixed(job, snapshot.now_s)]
+        floor = Floor.of(snapshot, [*fixed, *(job for job in snapshot.jobs if job.is_resizable)])
         for job in snapshot.jobs:
             if job.paused and floor.group_of(job):
                 floor.leave(job)
@@ -66,16 +70,33 @@ class Worth:
         if self.config.moves:
             self._move(snapshot, valuation, floor, schedule)
             self._swaps.make(valuation, floor, singles, schedule)
+        self._resize(snapshot, snapshot.forecast, {job.id for job in fixed}, floor, schedule)
         for job, placement in floor.placements():
             schedule.put(job.id, placement, schedule.reasons.get(job.id, ""))
         return schedule
 
     plan = decide
 
+    def _resize(self, snapshot: Snapshot, forecast: Forecast, fixed: set[str], floor: Floor, schedule: Schedule) -> None:
+        """Those whose gangs may have several sizes share what the others leave, with those that still wait."""
+        jobs = [job for job in snapshot.jobs if job.is_resizable]
+        if not jobs:
+            return
+        rigid = [job for job in snapshot.jobs if not (job.is_resizable or job.pinned or floor.group_of(job))]
+        here = [job.placement for job in snapshot.jobs if not job.is_resizable]
+        room = Room.of(snapshot, [*(placement for _, placement in floor.placements()), *here])
+        placed = Sizing(self.sizing, snapshot, forecast, self._fastest, room, fixed).plan(rigid, schedule)
+        for job in jobs:
+            if floor.group_of(job) and job.id not in fixed:
+                floor.leave(job)
+        for job in (*jobs, *rigid):
+            if job.id in placed:
+                floor.enter(job, placed[job.id])
+
     # ------------------------------------------------------------ who waits
 
     def _let_in(self, snapshot: Snapshot, valuation: Valuation, floor: Floor, singles: Singles, schedule: Schedule) -> None:
-        waiting = [job for job in snapshot.jobs if job.waits and not floor.group_of(job) and not job.pinned]
+        waiting = [job for job in snapshot.jobs if job.waits and not (floor.group_of(job) or job.pinned or job.is_resizable)]
         if not waiting:
             return
         offers = Offers(self.config, valuation, floor, singles)

@@ -37,6 +37,10 @@ class Trace:
             raise TraceError(f"a trace cannot be compressed {times:g} times; give a number above 0")
         return replace(self, rows=tuple(replace(row, submitted_s=row.submitted_s / times) for row in self.rows))
 
+    def elastic(self, least: int, most: int) -> Trace:
+        """The same jobs, whose gangs may have any number of devices in this range."""
+        return replace(self, rows=tuple(replace(row, elastic=(least, most)) for row in self.rows))
+
 
 def find_trace(name: str) -> Trace:
     """Of a file, or `random:...`, see generated.py. Raises TraceError."""
