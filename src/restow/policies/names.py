@@ -18,6 +18,18 @@ def _gavel() -> Policy:
     return Gavel()
 
 
+def _fgd() -> Policy:
+    from restow.policies.fgd import Fgd  # and numpy with it
+
+    return Fgd()
+
+
+def _bestfit() -> Policy:
+    from restow.policies.bestfit import BestFit
+
+    return BestFit()
+
+
 POLICIES: Mapping[str, Callable[[], Policy]] = {
     "restow": Restow,
     "worth": Worth,
@@ -27,4 +39,6 @@ POLICIES: Mapping[str, Callable[[], Policy]] = {
     "srsf": lambda: Srtf(counts_devices=True),
     "las": Las,
     "gavel": _gavel,
+    "fgd": _fgd,
+    "bestfit": _bestfit,
 }

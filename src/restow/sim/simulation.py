@@ -20,7 +20,7 @@ from restow.core.config import CoreConfig
 from restow.core.state import ClusterState
 from restow.errors import IllegalTransition, Refused, TraceError
 from restow.faults import place_of, words_of
-from restow.job import JobSpec
+from restow.job import Demand, JobSpec
 from restow.messages import Event, JobSubmitted, LinkMeasured, NodeJoined, Progressed
 from restow.perf import move_cost
 from restow.placement import Placement, Schedule
@@ -96,8 +96,9 @@ class Simulation:
     def _submit(self, row: Row) -> None:
         steps = math.ceil(self.agents.gangs[row.id].work) if self.config.knows_total else 0
         spec = JobSpec(
-            command=COMMAND, name=row.model, workers=row.workers, priority=row.priority, max_pause_s=1e9, steps=steps, recover=False
-        )
+            command=COMMAND, name=row.model, workers=row.workers, priority=row.priority, max_pause_s=1e9, steps=steps,
+            recover=False, demand=Demand(share=row.share, cores=row.cores, host_bytes=row.host_bytes),
+        )  # fmt: skip
         self.agents.reports.append(JobSubmitted(time_s=self.clock.now_s, job=row.id, spec=spec))
 
     def _downtime_s(self, job: str, now: Placement, then: Placement) -> float:
@@ -146,7 +147,9 @@ class Simulation:
 
     def _join(self) -> None:
         for node in self._machines.nodes:
-            self._observe(NodeJoined(time_s=0.0, node=node.name, address=node.address, devices=node.devices))
+            self._observe(NodeJoined(
+                time_s=0.0, node=node.name, address=node.address, devices=node.devices, cores=node.cores, host_bytes=node.host_bytes
+            ))  # fmt: skip
         names = [node.name for node in self._machines.nodes]
         if len(names) == 2:  # of more, the default of core/ is taken: one event for each pair would be too many
             self._observe(LinkMeasured(time_s=0.0, a=names[0], b=names[1], link=self._machines.link))

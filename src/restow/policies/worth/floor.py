@@ -39,7 +39,7 @@ class Floor:
     def of(cls, snapshot: Snapshot, stuck: Iterable[Job]) -> Floor:
         floor = cls({}, Room.of(snapshot, [job.intended for job in snapshot.jobs]), {job.id for job in stuck})
         for job in snapshot.jobs:
-            if job.intended:
+            if job.intended and not job.spec.demand.is_declared:
                 floor._put(job, _whole(job.intended))
         return floor
 

@@ -7,6 +7,8 @@ From the worthiest waiting job on (valuation.py) each takes the best of what the
     a machine         from which others move aside, to devices that are free elsewhere
     a place of others that are worth several times less there: these are suspended
 
+Jobs that say what they want of their machine (parts of devices, cores, memory) are packed before the others, see parts.py.
+
 Then running jobs move to free devices, and change places with others on another kind, where that brings enough more in the time
 that is left to pay for the moves. Nothing else is touched, so that with nothing new nothing moves. O(waiting x groups + running^2)
 at worst.
@@ -27,6 +29,7 @@ from restow.policies.ranked import is_stuck
 from restow.policies.room import Room
 from restow.policies.worth.floor import Floor, Group
 from restow.policies.worth.offers import Offers, WorthConfig, may_move
+from restow.policies.worth.parts import Parts
 from restow.policies.worth.valuation import Speeds, Valuation
 
 
@@ -34,6 +37,7 @@ from restow.policies.worth.valuation import Speeds, Valuation
 class Worth:
     config: WorthConfig = field(default_factory=WorthConfig)
     _speeds: Speeds = field(default_factory=Speeds)
+    _parts: Parts | None = None  # made when the first job comes that says what it wants of its machine
     _promised: dict[str, Placement] = field(default_factory=dict)  # job that gave up its place for another's → that one's old place
 
     def decide(self, snapshot: Snapshot) -> Schedule:
@@ -53,7 +57,13 @@ class Worth:
                 floor.leave(job)
                 schedule.explain(job.id, f"is being paused, as was asked; restow resume {job.id} lets it go on")
         self._keep_promises(snapshot, floor, schedule)
+        declared = {job.id for job in snapshot.jobs if job.spec.demand.is_declared}
+        if declared:
+            self._parts = self._parts or Parts(self.config)
+            for placement in self._parts.place(snapshot, valuation, schedule):
+                floor.room.take(placement)
         waiting = [job for job in snapshot.jobs if job.waits and not floor.group_of(job) and not job.pinned]
+        waiting = [job for job in waiting if job.id not in declared] if declared else waiting
         for job in sorted(waiting, key=lambda job: (-valuation.weight(job) / job.workers, job.submitted_s, job.id)):
             self._let_in(job, snapshot, valuation, floor, schedule)
         self._move(snapshot, valuation, floor, schedule)
