@@ -67,7 +67,8 @@ class Ground:
         placed = 0
         for job in snapshot.jobs:
             known = self._of.get(job.id)
-            if (known[0] if known else ()) is not job.intended:
+            before = known[0] if known else ()
+            if before is not job.intended and before != job.intended:
                 self._put(job, job.intended)
             placed += bool(job.intended)
         if placed < len(self._of):
