@@ -13,6 +13,7 @@
 | D1 to D6 | Pollux's five workloads on 16 machines of four T4 | rounds of a minute, 30 s for every start |
 | F | Gavel's 96 jobs on 8 V100, 16 P100 and 24 K80 | 30 s |
 | G | its 100 jobs that are all there from the start | 30 s |
+| I | Morphling's 406 jobs on eight machines of eight A800, gangs of a given size | 260 s for every start, move and return |
 
 `peer_reference_s`: the average that the peer's own simulator gave for that policy in that world, where one is known (research notes
 of 2026-11): it says whether the worlds are the same.

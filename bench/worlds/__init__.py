@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bench.worlds import gavel, pollux
+from bench.worlds import gavel, morphling, pollux
 from bench.worlds.setting import Setting
 
-WORLDS: Mapping[str, Setting] = {**gavel.WORLDS, **pollux.WORLDS}
+WORLDS: Mapping[str, Setting] = {**gavel.WORLDS, **pollux.WORLDS, **morphling.WORLDS}

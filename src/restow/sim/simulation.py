@@ -54,7 +54,7 @@ class Simulation:
         self.config = config or SimConfig()
         self.policy = policy
         self.clock = Clock()
-        self.state = ClusterState("simulated", CoreConfig())
+        self.state = ClusterState("simulated", _patience(self.config.delays))
         self.nodes: dict[str, Node] = {node.name: node for node in machines.nodes}
         self.events = 0
         self.decisions = Decisions()
@@ -222,3 +222,11 @@ class Simulation:
 
     def _look(self) -> None:
         self._is_undecided = True
+
+
+def _patience(delays: Delays) -> CoreConfig:
+    """The core gives nobody up who only takes as long as is simulated."""
+    usual, slowest_s = CoreConfig(), max(delays.start_s, delays.resume_s, delays.suspend_s)
+    return CoreConfig(
+        start_s=usual.start_s + slowest_s, standby_s=usual.standby_s + slowest_s, keep_s=usual.keep_s + slowest_s
+    )  # fmt: skip

@@ -74,17 +74,14 @@ class Packer:
         if want.workers > 1 or want.parts in (0, PARTS):
             score[holding] = self._measure(before, _without(before, want, self._rows_of(want, before)))
             return score, column
-        for device in range(before.parts.shape[1]):
-            rows = numpy.nonzero(before.parts[:, device] >= want.parts)[0]
-            if not len(rows):
-                continue
-            now = before.some(rows)
-            taken = numpy.zeros_like(now.parts)
-            taken[:, device] = want.parts
-            good = self._measure(now, _without(now, want, taken)) - _TIGHTER * now.parts[:, device] / PARTS
-            better = good > score[holding[rows]]
-            score[holding[rows[better]]] = good[better]
-            column[holding[rows[better]]] = device
+        each = numpy.full(before.parts.shape, -numpy.inf)
+        rows, devices = numpy.nonzero((before.parts >= want.parts) & ~_alike(before.parts))
+        now = before.some(rows)
+        taken = numpy.zeros_like(now.parts)
+        taken[numpy.arange(len(rows)), devices] = want.parts
+        each[rows, devices] = self._measure(now, _without(now, want, taken)) - _TIGHTER * before.parts[rows, devices] / PARTS
+        column[holding] = each.argmax(axis=1)
+        score[holding] = each.max(axis=1)
         return score, column
 
     @staticmethod
@@ -107,3 +104,11 @@ class Packer:
 
 def _without(left: Left, want: Want, taken: Ints) -> Left:
     return Left(left.parts - taken, left.cores - want.cores, left.host - want.host_bytes, left.at)
+
+
+def _alike(parts: Ints) -> Bools:
+    """Devices with as much left as one before them on the same machine: whatever is said of one is true of the other."""
+    found = numpy.zeros(parts.shape, dtype=bool)
+    for device in range(1, parts.shape[1]):
+        found[:, device] = (parts[:, :device] == parts[:, device : device + 1]).any(axis=1)
+    return found
