@@ -12,8 +12,10 @@ from restow.policies.packing.packing import Packing
 from restow.policies.packing.wants import Want, want_of
 
 
-def in_order(snapshot: Snapshot, packing: Packing, reason: Callable[[Job], str]) -> Schedule:
-    """Later jobs may fill what the first ones cannot use."""
+def in_order(
+    snapshot: Snapshot, packing: Packing, reason: Callable[[Job], str], lot: Callable[[Job], int] = lambda job: 0
+) -> Schedule:  # fmt: skip
+    """Later jobs may fill what the first ones cannot use. `lot`: chooses among equally good machines, see Packer.best."""
     packing.renew(snapshot)
     schedule = Schedule()
     full: set[Want] = set()
@@ -27,7 +29,7 @@ def in_order(snapshot: Snapshot, packing: Packing, reason: Callable[[Job], str])
             schedule.explain(job.id, why_not)
             continue
         want = want_of(job)
-        found = None if want in full else packing.find(job, snapshot)
+        found = None if want in full else packing.find(job, snapshot, lot=lot(job))
         if found is None:
             full.add(want)
             schedule.explain(job.id, "waits: no machine has as much left as it wants")

@@ -17,6 +17,7 @@ from restow.policies.packing.wants import PARTS, Want
 Measure = Callable[[Left, Left], Floats]
 """(before, afterwards) → how good that is, for each machine; the greatest is taken."""
 
+_EQUAL = 1e-6
 _TIGHTER = 1e-9  # of two devices that are as good as each other, the one with less left
 
 
@@ -38,13 +39,17 @@ class Packer:
         """The measure is another one now."""
         self._found.clear()
 
-    def best(self, want: Want, allowed: Bools) -> tuple[float, int, list[int]] | None:
-        """How good, which machine, which devices; None where there is no room. `allowed`: machines that may be taken."""
+    def best(self, want: Want, allowed: Bools, lot: int = 0) -> tuple[float, int, list[int]] | None:
+        """How good, which machine, which devices; None where there is no room. `allowed`: machines that may be taken; of equally
+        good ones the first is, or the one that a `lot` above 0 falls on."""
         found = self._renewed(want)
         score = numpy.where(allowed, found.score, -numpy.inf)
         at = int(numpy.argmax(score)) if len(score) else 0
         if not len(score) or score[at] == -numpy.inf:
             return None
+        if lot:
+            equal = numpy.nonzero(score >= score[at] - _EQUAL)[0]
+            at = int(equal[lot % len(equal)])
         return float(score[at]), at, self._columns(want, at, int(found.column[at]))
 
     def gain(self, before: Left, after: Left) -> Floats:

@@ -53,10 +53,13 @@ class Packing:
         self._fragments = Fragments(mix, runs, self.ground.kinds)
         self.packer.forget()
 
-    def find(self, job: Job, snapshot: Snapshot, *, without: Bools | None = None) -> tuple[float, Placement] | None:
-        """The best place and how good it is; None where there is none. `without`: machines that are not to be taken."""
+    def find(
+        self, job: Job, snapshot: Snapshot, *, without: Bools | None = None, lot: int = 0
+    ) -> tuple[float, Placement] | None:  # fmt: skip
+        """The best place and how good it is; None where there is none. `without`: machines that are not to be taken; `lot`: see
+        Packer.best."""
         allowed = self.allowed(self.kinds.of(job, snapshot))
-        found = self.packer.best(want_of(job), allowed if without is None else allowed & ~without)
+        found = self.packer.best(want_of(job), allowed if without is None else allowed & ~without, lot)
         if found is None:
             return None
         score, at, columns = found

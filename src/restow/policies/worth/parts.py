@@ -43,7 +43,7 @@ class Parts:
                 schedule.put(job.id, job.intended)
             elif job.waits and not job.intended and not job.pinned:
                 waiting.append(job)
-        movers = Movers(snapshot, packing) if waiting else None
+        movers: Movers | None = None
         for job in sorted(waiting, key=lambda job: (-valuation.weight(job) / job.workers, job.submitted_s, job.id)):
             want = want_of(job)
             if why_not := why_not_back(job, snapshot):
@@ -54,11 +54,13 @@ class Parts:
                 continue
             found = packing.find(job, snapshot)
             reason = "starts where least is lost for others"
-            if found is None and movers and (moved := movers.clear(job, valuation, self._config)):
-                other, there = moved
-                schedule.put(other.id, there, f"moves aside, so that {job.id} has room")
-                yield there
-                found, reason = packing.find(job, snapshot), f"starts where {other.id} makes room"
+            if found is None:
+                movers = movers or Movers(snapshot, packing)
+                if moved := movers.clear(job, valuation, self._config):
+                    other, there = moved
+                    schedule.put(other.id, there, f"moves aside, so that {job.id} has room")
+                    yield there
+                    found, reason = packing.find(job, snapshot), f"starts where {other.id} makes room"
             if found is None:
                 self._in_vain[want] = packing.ground.freed
                 schedule.explain(job.id, "waits: no machine has as much left as it wants")

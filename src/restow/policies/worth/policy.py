@@ -66,8 +66,9 @@ class Worth:
         waiting = [job for job in waiting if job.id not in declared] if declared else waiting
         for job in sorted(waiting, key=lambda job: (-valuation.weight(job) / job.workers, job.submitted_s, job.id)):
             self._let_in(job, snapshot, valuation, floor, schedule)
-        self._move(snapshot, valuation, floor, schedule)
-        self._swap(valuation, floor, schedule)
+        if floor.groups:
+            self._move(snapshot, valuation, floor, schedule)
+            self._swap(valuation, floor, schedule)
         for job, placement in floor.placements():
             schedule.put(job.id, placement, schedule.reasons.get(job.id, ""))
         return schedule
