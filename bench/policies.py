@@ -18,6 +18,7 @@
 | H | the same | pairs lose what Gavel measured on V100, three on a device are not known |
 | F-ideal, G-ideal | the same | moves and spreading free |
 | J-ideal, J | Shockwave's 120 jobs, whose batches change, on 32 V100 | moves free; 20 s for every change |
+| I | Morphling's 406 jobs on eight machines of eight A800, gangs of a given size | 260 s for every start, move and return |
 
 `worth-no-moves`, `worth-no-sharing` and `worth-neither` leave parts of `worth` out, to see what each is worth.
 

@@ -14,7 +14,7 @@ PURE = {"perf", "forecast", "bound", "metrics", "core", "policies"}
 DRIVERS = {"controller", "sim"}
 HARMLESS = {
     "__future__", "bisect", "collections", "dataclasses", "enum", "functools", "hashlib", "heapq", "hmac", "inspect", "itertools",
-    "math", "operator", "re", "statistics", "types", "typing",
+    "math", "operator", "re", "statistics", "types", "typing", "zlib",
 }  # fmt: skip
 NUMBERS = {"networkx", "numpy", "scipy"}  # for policies that solve programs: no clock, no files, no chance that is not seeded
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bench.worlds import gavel, muri, pollux, shockwave
+from bench.worlds import gavel, morphling, muri, pollux, shockwave
 from bench.worlds.setting import Setting
 
-WORLDS: Mapping[str, Setting] = {**gavel.WORLDS, **pollux.WORLDS, **muri.WORLDS, **shockwave.WORLDS}
+WORLDS: Mapping[str, Setting] = {**gavel.WORLDS, **pollux.WORLDS, **muri.WORLDS, **shockwave.WORLDS, **morphling.WORLDS}

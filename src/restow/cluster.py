@@ -27,6 +27,8 @@ class Node:
     is_cordoned: bool = False  # nothing new is started here
     is_draining: bool = False  # and what is here leaves
     drain_by_s: float = 0.0  # until then a job that finds no room elsewhere stays; afterwards it is suspended
+    cores: float = 0.0  # that its jobs may keep busy; 0: not known, and not counted
+    host_bytes: int = 0  # of memory for its jobs; 0: not known, and not counted
     local_bytes_per_s: float = 1.0e9  # what two ranks on this node exchange per second (gloo loopback measured 0.9-2.5e9)
 
 

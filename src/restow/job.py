@@ -65,6 +65,27 @@ class ShareSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What one worker takes of its machine. A job that says so (`is_declared`) lies on one machine that has as much left."""
+
+    share: float = 1.0  # of its device; less: the rest of it is for others; 0: it needs none
+    cores: float = 0.0  # processor cores that it keeps busy; 0: not declared
+    host_bytes: int = 0  # memory of the machine; 0: not declared
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise SpecError(f"share of a device is {self.share:g}; write a part from 0 to 1")
+        if not self.cores >= 0:
+            raise SpecError(f"cores is {self.cores:g}; it cannot be negative")
+        if self.host_bytes < 0:
+            raise SpecError(f"host memory is {self.host_bytes}; it cannot be negative")
+
+    @property
+    def is_declared(self) -> bool:
+        return self.share < 1.0 or self.cores > 0 or self.host_bytes > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sharing:
     """How a job shares its devices now: adopted with the schedule."""
 
@@ -127,6 +148,7 @@ class JobSpec:
     on_hang: str = "report"  # or replace: the cause is ended and replaced
     on_slow: str = "report"  # or move: a rank that is much slower than its peers goes to a free device
     share: ShareSpec = field(default_factory=ShareSpec)
+    demand: Demand = field(default_factory=Demand)  # of one worker; from traces so far, a spec file cannot say it
     checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
 
     def __post_init__(self) -> None:

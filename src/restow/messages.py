@@ -187,6 +187,8 @@ class NodeJoined(Event):
     node: str
     address: str
     devices: tuple[Device, ...]
+    cores: float = 0.0  # for its jobs; 0: not counted
+    host_bytes: int = 0  # of its memory, for them; 0: not counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,6 +63,13 @@ def test_first_come_first_served():
     assert ends(run([LONG, SHORT, SMALL], "1x3", Fifo(backfill=False))) == {"long": 100, "short": 120, "small": 105}
 
 
+def test_who_needs_longer_to_come_back_than_a_live_cluster_would_wait_comes_back():
+    """Of large models a start takes minutes: 400 s here, where a core gives a gang up after 150."""
+    outcome = run([LONG, SHORT], "1x2", Srtf(), delays=Delays(start_s=300.0, resume_s=400.0))
+    assert ends(outcome) == {"short": 303 + 300 + 20, "long": 623 + 400 + 97}  # the long one stops after three steps
+    assert {job.id: job.suspensions for job in outcome.jobs} == {"long": 1, "short": 0}
+
+
 def test_the_shortest_goes_first_and_who_steps_aside_loses_the_way_back_and_nothing_else():
     """A gang is stopped at a step that is proposed to it, three ahead."""
     outcome = run([LONG, SHORT, SMALL], "1x2", Srtf(), delays=Delays(resume_s=3.0))

@@ -219,7 +219,9 @@ class ClusterState:
             for record in self.records.values():
                 gang.node_is_back(record, event.node)
         known = before or Node(name=event.node, address=event.address, devices=event.devices)
-        self.nodes[event.node] = replace(known, address=event.address, devices=event.devices, is_alive=True)
+        self.nodes[event.node] = replace(
+            known, address=event.address, devices=event.devices, cores=event.cores, host_bytes=event.host_bytes, is_alive=True
+        )
 
     def _node_lost(self, event: NodeLost) -> None:
         node = self.nodes.get(event.node)

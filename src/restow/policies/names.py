@@ -36,6 +36,18 @@ def _pollux() -> Policy:
     return Pollux()
 
 
+def _fgd() -> Policy:
+    from restow.policies.fgd import Fgd  # and numpy with it
+
+    return Fgd()
+
+
+def _bestfit() -> Policy:
+    from restow.policies.bestfit import BestFit
+
+    return BestFit()
+
+
 POLICIES: Mapping[str, Callable[[], Policy]] = {
     "restow": Restow,
     "worth": _worth,
@@ -51,4 +63,6 @@ POLICIES: Mapping[str, Callable[[], Policy]] = {
     "gavel-maxsum": lambda: _gavel("max_sum"),
     "gavel-ftf": lambda: _gavel("finish_time_fairness"),
     "pollux": _pollux,
+    "fgd": _fgd,
+    "bestfit": _bestfit,
 }

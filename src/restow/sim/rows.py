@@ -21,6 +21,8 @@ class Row:
     duration_s: float = 0.0  # as recorded, on the devices that it had there; 0: not recorded
     model: str = ""  # what a world knows its speed by
     share: float = 1.0  # of each device; less than 1: it wants a part of one
+    cores: float = 0.0  # of its machine, for each worker; 0: not counted
+    host_bytes: int = 0  # of its machine's memory, for each worker; 0: not counted
     tenant: str = ""
     priority: int = 0
     deadline_s: float = math.inf
@@ -42,7 +44,7 @@ class Row:
         low, high = self.elastic
         if (low or high) and not 1 <= low <= high:
             raise TraceError(f"its gang may have {low} to {high} devices; write the smaller number first, 1 or more")
-        if not 0 < self.share <= 1:
+        if not 0 < self.share <= 1 and not (self.share == 0 and self.cores > 0):
             raise TraceError(f"its share of a device is {self.share:g}; it must be above 0 and at most 1")
         if not (self.steps or self.duration_s or self.model):
             raise TraceError("neither steps nor a duration above 0, nor a model: nothing says how long it is")

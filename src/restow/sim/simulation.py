@@ -20,7 +20,7 @@ from restow.core.config import CoreConfig
 from restow.core.state import ClusterState
 from restow.errors import IllegalTransition, Refused, TraceError
 from restow.faults import place_of, words_of
-from restow.job import JobSpec
+from restow.job import Demand, JobSpec
 from restow.messages import Event, JobSubmitted, LinkMeasured, NodeJoined, Progressed
 from restow.perf import move_cost
 from restow.placement import Placement, Schedule
@@ -55,7 +55,7 @@ class Simulation:
         self.config = config or SimConfig()
         self.policy = policy
         self.clock = Clock()
-        self.state = ClusterState("simulated", CoreConfig())
+        self.state = ClusterState("simulated", _patience(self.config.delays))
         self.nodes: dict[str, Node] = {node.name: node for node in machines.nodes}
         self.events = 0
         self.decisions = Decisions()
@@ -100,6 +100,7 @@ class Simulation:
         spec = JobSpec(
             command=COMMAND, name=row.model, workers=min(most, self._machines.devices) or row.workers, workers_min=least,
             adapts_batch=most > 0, priority=row.priority, max_pause_s=1e9, steps=steps, recover=False,
+            demand=Demand(share=row.share, cores=row.cores, host_bytes=row.host_bytes),
         )  # fmt: skip
         self.agents.reports.append(JobSubmitted(time_s=self.clock.now_s, job=row.id, spec=spec))
 
@@ -151,7 +152,9 @@ class Simulation:
 
     def _join(self) -> None:
         for node in self._machines.nodes:
-            self._observe(NodeJoined(time_s=0.0, node=node.name, address=node.address, devices=node.devices))
+            self._observe(NodeJoined(
+                time_s=0.0, node=node.name, address=node.address, devices=node.devices, cores=node.cores, host_bytes=node.host_bytes
+            ))  # fmt: skip
         names = [node.name for node in self._machines.nodes]
         if len(names) == 2:  # of more, the default of core/ is taken: one event for each pair would be too many
             self._observe(LinkMeasured(time_s=0.0, a=names[0], b=names[1], link=self._machines.link))
@@ -224,3 +227,11 @@ class Simulation:
 
     def _look(self) -> None:
         self._is_undecided = True
+
+
+def _patience(delays: Delays) -> CoreConfig:
+    """The core gives nobody up who only takes as long as is simulated."""
+    usual, slowest_s = CoreConfig(), max(delays.start_s, delays.resume_s, delays.suspend_s)
+    return CoreConfig(
+        start_s=usual.start_s + slowest_s, standby_s=usual.standby_s + slowest_s, keep_s=usual.keep_s + slowest_s
+    )  # fmt: skip

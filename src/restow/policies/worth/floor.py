@@ -40,7 +40,7 @@ class Floor:
     def of(cls, snapshot: Snapshot, stuck: Iterable[Job]) -> Floor:
         floor = cls(Room.of(snapshot, [job.intended for job in snapshot.jobs]), {job.id for job in stuck})
         for job in snapshot.jobs:
-            if job.intended:
+            if job.intended and not job.spec.demand.is_declared:
                 floor._put(job, job.intended)
         return floor
 

@@ -7,6 +7,8 @@ From the worthiest waiting job on (valuation.py) each takes the best of what the
     a machine         from which others move aside, to devices that are free elsewhere
     a place of others that are worth several times less there: these are suspended
 
+Jobs that say what they want of their machine (parts of devices, cores, memory) are packed before the others, see parts.py.
+
 Then running jobs move to free devices, and change places with others on another kind, where that brings enough more in the time
 that is left to pay for the moves. Nothing else is touched, so that with nothing new nothing moves. O(jobs x kinds of devices and
 jobs) but for the placements that change.
@@ -29,6 +31,7 @@ from restow.policies.room import Room
 from restow.policies.worth.config import WorthConfig
 from restow.policies.worth.floor import Floor, Group
 from restow.policies.worth.offers import Offer, Offers
+from restow.policies.worth.parts import Parts
 from restow.policies.worth.prices import may_move
 from restow.policies.worth.singles import Singles
 from restow.policies.worth.sizing import Fastest, Sizing, SizingConfig
@@ -42,6 +45,7 @@ class Worth:
     sizing: SizingConfig = field(default_factory=SizingConfig)
     _speeds: Speeds = field(default_factory=Speeds)
     _fastest: Fastest = field(default_factory=Fastest)
+    _parts: Parts | None = None  # made when the first job comes that says what it wants of its machine
     _swaps: Swaps = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,6 +69,10 @@ class Worth:
                 floor.leave(job)
                 schedule.explain(job.id, f"is being paused, as was asked; restow resume {job.id} lets it go on")
         self._swaps.keep_promises(snapshot, floor, schedule)
+        if any(job.spec.demand.is_declared for job in snapshot.jobs):
+            self._parts = self._parts or Parts(self.config)
+            for placement in self._parts.place(snapshot, valuation, schedule):
+                floor.room.take(placement)
         singles = Singles(valuation, floor)
         self._let_in(snapshot, valuation, floor, singles, schedule)
         if self.config.moves:
@@ -96,7 +104,7 @@ class Worth:
     # ------------------------------------------------------------ who waits
 
     def _let_in(self, snapshot: Snapshot, valuation: Valuation, floor: Floor, singles: Singles, schedule: Schedule) -> None:
-        waiting = [job for job in snapshot.jobs if job.waits and not (floor.group_of(job) or job.pinned or job.is_resizable)]
+        waiting = [job for job in snapshot.jobs if job.waits and not (floor.group_of(job) or job.pinned or is_apart(job))]
         if not waiting:
             return
         offers = Offers(self.config, valuation, floor, singles)
@@ -158,6 +166,11 @@ def _accept(job: Job, offer: Offer, floor: Floor, schedule: Schedule) -> None:
         schedule.explain(other.id, f"moves aside, so that {job.id} has a machine for all of its gang")
     floor.enter(job, offer.placement)
     schedule.explain(job.id, offer.reason)
+
+
+def is_apart(job: Job) -> bool:
+    """Is it given devices in another way: of a size that is chosen, or parts of them?"""
+    return job.is_resizable or job.spec.demand.is_declared
 
 
 def is_fixed(job: Job, now_s: float) -> bool:

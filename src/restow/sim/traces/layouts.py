@@ -25,6 +25,7 @@ from restow.sim.rows import Row
 from restow.sim.traces.table import Line
 
 MS = 1e-3
+MIB = 2**20
 GAVEL_OLD = ("model", "command", "step_option", "needs_files", "steps", "arrival", "workers")
 GAVEL = ("model", "command", "folder", "step_option", "needs_files", "steps", "workers", "priority", "slo", "arrival")
 SHOCKWAVE = (*GAVEL[:7], "mode", "priority", "slo", "duration", "arrival")
@@ -117,6 +118,7 @@ def _fgd(line: Line, number: int) -> Row | None:
     return Row(
         id=line.text("name"), submitted_s=created_s, workers=devices, duration_s=max(1.0, duration_s),
         share=line.decimal("gpu_milli", scale=MS) or 1.0, tenant=line.text("qos"), model=line.text("gpu_spec"),
+        cores=line.decimal("cpu_milli", scale=MS) / devices, host_bytes=line.whole("memory_mib") * MIB // devices,
     )  # fmt: skip
 
 
@@ -164,7 +166,7 @@ LAYOUTS = (
     _layout("elasticflow", "job_id submit_time iteration ddl num_gpu duration", _elasticflow),
     _layout("tiresias", "job_id num_gpu submit_time duration model_name", _tiresias),
     _layout("morphling", "name submission_time application num_gpus exec_plan steps", _morphling),
-    _layout("fgd", "name num_gpu gpu_milli gpu_spec creation_time deletion_time", _fgd),
+    _layout("fgd", "name cpu_milli memory_mib num_gpu gpu_milli gpu_spec creation_time deletion_time", _fgd),
     _layout("sacct", "JobID User Submit ElapsedRaw AllocTRES", _sacct, is_dated=True),
     _layout("csv", "id submitted_s workers", _csv),
 )
