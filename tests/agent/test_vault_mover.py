@@ -126,7 +126,8 @@ def test_without_room_anywhere_it_is_told_and_nothing_is_left(wanted, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("other", "line"), [({"step": 8}, "of step 7, not of step 8"), ({"job": "b-1"}, "gives out a-1"), ({"names": ("rank5",)}, "rank5")]
+    ("other", "line"),
+    [({"step": 8}, "of step 7, not of step 8"), ({"job": "b-1"}, "gives out a-1"), ({"names": ("rank5",)}, "rank5")],
 )
 def test_another_state_than_is_wanted_is_refused(wanted, other, line):
     with pytest.raises(Refused, match=line):

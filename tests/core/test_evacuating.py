@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from restow.core import evacuating
 from restow.job import JobSpec, JobState, Saved
 from restow.messages import (
     Discard,
@@ -326,3 +327,14 @@ def test_a_checkpoint_is_not_moved():
     cluster.run()
     assert cluster.job("a").kept.checkpoint
     assert not cluster.commands_of(OfferVault)
+
+
+def test_the_plan_says_where_each_state_would_go_and_what_cannot_leave():
+    cluster = suspended("m1:2 m2:1 m3:1", a="m1:0", b="m1:1", c="m2:0")
+    saved = Saved(step=7, path="/c/7", node="m1", signatures=("s.0",), time_s=0.0)
+    cluster.observe(JobSubmitted(time_s=0.0, job="d", spec=JobSpec(command=("x",)), saved=(saved,)))
+    jobs, nodes = cluster.state.jobs.values(), cluster.state.nodes.values()
+    assert [(job.id, to) for job, to in evacuating.planned(jobs, nodes, "m1")] == [("a", "m3"), ("b", "m2"), ("d", "")]
+    cluster.lose("m2")
+    cluster.lose("m3")
+    assert [to for _, to in evacuating.planned(jobs, cluster.state.nodes.values(), "m1")] == ["", "", ""]

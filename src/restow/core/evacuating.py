@@ -56,6 +56,21 @@ def target_of(job: Job, source: str, nodes: Iterable[Node], jobs: Iterable[Job],
     return min(fit, key=lambda node: (failures[node], node not in holders, keeps[node], trains[node], node), default="")
 
 
+def planned(jobs: Iterable[Job], nodes: Iterable[Node], source: str) -> list[tuple[Job, str]]:
+    """What would become of the states that `source` keeps: each job with the node to which its state moves, empty where none can
+    take it. Among them jobs that are to go on from a checkpoint that only `source` sees, which does not move."""
+    all_jobs, nodes = list(jobs), list(nodes)
+    plan = []
+    for at, job in enumerate(all_jobs):
+        kept = job.kept
+        if kept and job.is_suspended and not kept.is_shared and source in nodes_of(kept.placement):
+            target = "" if kept.checkpoint else target_of(job, source, nodes, all_jobs)
+            plan.append((job, target))
+            if target:
+                all_jobs[at] = replace(job, kept=moved_kept(kept, source, target))  # it counts for the next one
+    return plan
+
+
 def is_fit(node: Node) -> bool:
     return node.is_alive and not node.is_draining and not node.is_cordoned
 
@@ -102,8 +117,8 @@ def due(records: Iterable[Record], nodes: Mapping[str, Node], now_s: float, conf
 
 
 def asked(record: Record) -> None:
-    """A person asks for it (again): earlier failures do not hold it up."""
-    record.evacuation_failures, record.evacuate_after_s = (), 0.0
+    """A person asks for it (again): earlier failures do not hold it up any more."""
+    record.evacuation_failures, record.evacuation_why, record.evacuate_after_s = (), "", 0.0
 
 
 def proposed(record: Record, event: VaultMoveProposed) -> None:
@@ -129,7 +144,8 @@ def moved(record: Record, event: VaultMoved) -> None:
     is_said_first = kept and kept.generation == event.generation and event.source in nodes_of(kept.placement)
     if not kept or not is_said_first or event.attempt != record.evacuations:
         return
-    record.evacuation, record.evacuation_failures, record.evacuate_after_s = None, (), 0.0
+    record.evacuation = None
+    asked(record)
     record.discards[event.source] = kept.generation
     record.change(kept=moved_kept(kept, event.source, event.node))
 
@@ -141,6 +157,7 @@ def failed(record: Record, event: VaultMoveFailed, config: CoreConfig) -> None:
     failures = (*record.evacuation_failures, doing.target)
     wait_s = min(config.back_off_s_max, config.back_off_s * 2 ** min(len(failures) - 1, DOUBLINGS_MAX))
     record.evacuation, record.evacuation_failures, record.evacuate_after_s = None, failures, event.time_s + wait_s
+    record.evacuation_why = f"{event.node}: {event.reason}" if event.node else event.reason
 
 
 def catch_up(record: Record, nodes: Mapping[str, Node]) -> None:

@@ -113,6 +113,7 @@ class Record:
     evacuation: Evacuation | None = None
     evacuations: int = 0  # attempts so far
     evacuation_failures: tuple[str, ...] = ()  # the targets of those in a row that failed ...
+    evacuation_why: str = ""  # why the last of them did ...
     evacuate_after_s: float = 0.0  # ... and when the next one may begin
     nodes_used: set[str] = field(default_factory=set)  # where something of it may be left
     served: Placement = ()  # what its service is being counted for
