@@ -3,7 +3,10 @@ compared with an undisturbed run."""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -100,10 +103,18 @@ def test_a_job_that_comes_back_meanwhile_does_so_from_where_its_state_was(three,
         with three.held("TakeVault"):
             three.client.drain("a")
             three.await_event(job, "VaultOffered")
-            three.client.resume(job.id)
-            three.await_event(job, "RankSwitched", 3)
+            os.kill(giver_of(three, job), signal.SIGSTOP)  # it goes no further
+        three.await_told(job, "TakeVault")
+        three.client.resume(job.id)
+        three.await_event(job, "RankSwitched", 3)
         assert three.await_end(job)["state"] == "done", three.story(job)
         assert three.output(job) == expected
+        assert not three.has_event(job, "VaultMoved")
         three.await_true(lambda: all(is_gone(three, job, node) for node in three.nodes), "states are left", job)
     finally:
         three.client.drain("a", on=False)
+
+
+def giver_of(cluster: Cluster, job: LiveJob) -> int:
+    children = [json.loads(path.read_text()) for path in (cluster.folder / "a" / "run").glob("*.json")]
+    return next(child["pid"] for child in children if (child["label"]["job"], child["label"]["kind"]) == (job.id, "giver"))

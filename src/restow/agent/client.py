@@ -6,9 +6,9 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import restow
 from restow.agent.birth import Birth
@@ -16,6 +16,8 @@ from restow.agent.folders import Folders
 from restow.errors import RestowError, SetupError, Unreachable
 
 log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 START_S = 120.0  # importing torch from a cold network disk takes its time
 ANSWER_S = 60.0
@@ -230,3 +232,12 @@ class NurseryClient:
         if said not in (READY, ANOTHER):
             raise SetupError(f"the nursery did not start: {said or 'it ended at once'}; see {self._folders.nursery_log}")
         return said
+
+
+async def twice(nursery: NurseryClient, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Once more, of its successor, when the nursery was killed while it was asked."""
+    try:
+        return await ask()
+    except Unreachable:
+        await nursery.listed.wait()
+        return await ask()

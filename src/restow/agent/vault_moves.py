@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from restow import vault
-from restow.agent.client import NurseryClient
+from restow.agent.client import NurseryClient, twice
 from restow.agent.events import EventLog
 from restow.agent.folders import Folders
 from restow.agent.tasks import Tasks
 from restow.agent.vault_mover import ARRIVED, Orders
 from restow.agent.vaults import Vaults
 from restow.agent.workers import now_s
-from restow.errors import RestowError
+from restow.errors import RestowError, Unreachable
 from restow.job import Kept
 from restow.messages import Event, OfferVault, TakeVault, VaultMoved, VaultMoveFailed, VaultOffered
 
@@ -52,14 +52,14 @@ class VaultMoves:
             if "port" not in label:
                 if pid:  # nobody knows where it listens, since a kill came in between
                     await self._nursery.end(pid, 0.0)
-                orders = self._orders(command, _states_on(self._node, command.kept), self._address)
+                orders = self._orders(command, _states_on(self._node, command.kept), self._address).to_wire()
                 label = {"kind": "giver", **self._about(command)}
-                opened = await self._nursery.give_vault(orders.to_wire(), label)
+                opened = await twice(self._nursery, lambda: self._nursery.give_vault(orders, label))
                 pid = opened["pid"]
                 label["port"] = opened["port"]
             label["attempt"] = command.attempt
             self._givers[key] = (pid, label)
-            await self._nursery.label(pid, label)
+            await twice(self._nursery, lambda: self._nursery.label(pid, label))
         except RestowError as error:
             self._fail(command, str(error))
         else:
@@ -87,8 +87,14 @@ class VaultMoves:
         try:
             await self._end([before] if before else [])
             await self._vaults.expect(*key)
-            orders = self._orders(command, _states_on(command.source, command.kept), *command.address)
-            opened = await self._nursery.take_vault(orders.to_wire(), label)
+            orders = self._orders(command, _states_on(command.source, command.kept), *command.address).to_wire()
+            try:
+                opened = await self._nursery.take_vault(orders, label)
+            except Unreachable:  # killed in between: its successor may have found the process, else it is asked again
+                await self._nursery.listed.wait()
+                if self._takers.get(key) != (0, label):
+                    return
+                opened = await self._nursery.take_vault(orders, label)
         except RestowError as error:
             if self._takers.get(key) == (0, label):
                 del self._takers[key]
