@@ -203,6 +203,16 @@ def test_agents_and_nurseries_that_are_killed_meanwhile_harm_nothing(who):
         giver.await_true(lambda: is_gone(given_by), "the giver is left")
 
 
+def test_a_nursery_that_is_killed_as_it_is_asked_has_a_successor_that_is(giver: Node, taker: Node):
+    job = job_with_state(giver, taker)
+    kill(giver.nursery_pid())
+    offered = offer(giver, job)
+    kill(taker.nursery_pid())
+    take(taker, offered)
+    assert taker.await_event(VaultMoved, job=job).attempt == 1
+    assert_is_whole(taker.agent.folders.vault(job, G))
+
+
 def replace(node: Node, who: str) -> None:
     if who == "agent":
         node.restart()
