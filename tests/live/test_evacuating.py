@@ -11,11 +11,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from restow.lab import Lab, availability
 from tests.live.cluster import WHERE, Cluster, LiveJob
 
 pytestmark = pytest.mark.slow
 
 BACK = "b:0 c:0 c:1"
+SLOW_BITS_PER_S = 100e3  # the state takes about 7 s
+MIDDLE_BYTES = 20_000
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +34,8 @@ def expected(three: Cluster) -> list[list[str]]:
     return three.output(job)
 
 
-def suspended(cluster: Cluster, where: str) -> LiveJob:
-    job = cluster.submit(where, back=BACK)
+def suspended(cluster: Cluster, where: str, back: str = BACK) -> LiveJob:
+    job = cluster.submit(where, back=back)
     cluster.client.pause(job.id)
     cluster.await_event(job, "StepAccepted")
     cluster.release(job)
@@ -118,3 +121,24 @@ def test_a_job_that_comes_back_meanwhile_does_so_from_where_its_state_was(three,
 def giver_of(cluster: Cluster, job: LiveJob) -> int:
     children = [json.loads(path.read_text()) for path in (cluster.folder / "a" / "run").glob("*.json")]
     return next(child["pid"] for child in children if (child["label"]["job"], child["label"]["kind"]) == (job.id, "giver"))
+
+
+@pytest.mark.lab
+@pytest.mark.skipif(availability()[0] == "none", reason=f"NOT TESTED: no lab here: {availability()[1]}")
+def test_a_link_that_is_cut_on_the_way_leaves_it_where_it_is_until_it_can_cross():
+    with Lab(nodes=2, devices=1, rate_bits_per_s=None) as lab, Cluster({"m1": 1, "m2": 1}, lab, back_off_s=1.0) as cluster:
+        alone = cluster.submit("m1:0", at_hold=False)
+        assert cluster.await_end(alone)["state"] == "done"
+        job = suspended(cluster, "m1:0", back="m2:0")
+        lab.set_link("m1", "m2", rate_bits_per_s=SLOW_BITS_PER_S)
+        before, _ = lab.counters("m2")
+        cluster.client.drain("m1")
+        cluster.await_true(lambda: lab.counters("m2")[0] > before + MIDDLE_BYTES, "the state never crosses", job)
+        lab.cut("m1", "m2")
+        cluster.await_event(job, "VaultMoveFailed", node="m2")
+        assert lies_on(cluster, job) == ["m1"]
+        assert not cluster.has_event(job, "VaultMoved")
+        lab.heal("m1", "m2")
+        lab.set_link("m1", "m2", rate_bits_per_s=None)
+        cluster.await_true(lambda: lies_on(cluster, job) == ["m2"], "it never moved", job)
+        goes_on(cluster, job, cluster.output(alone))
