@@ -140,6 +140,18 @@ def test_a_state_that_is_not_whole_is_not_given_out(giver: Node, taker: Node):
     assert vault.names_in(taker.agent.folders.vault(job, G)) == {"rank2"}
 
 
+def test_what_is_discarded_while_it_is_copied_is_not_left_on_disk(giver: Node, taker: Node, monkeypatch):
+    job, copy = job_with_state(giver, taker), vault.copy_whole
+
+    def discarded(source: Path, target: Path) -> None:
+        copy(source, target)
+        shutil.rmtree(source)
+
+    monkeypatch.setattr(vault, "copy_whole", discarded)
+    giver.run(giver.agent._ranks.vaults.put_on_disk(job, G))
+    assert not giver.agent.folders.vault_on_disk(job, G).exists()
+
+
 def test_whoever_does_not_know_the_secret_gets_nothing(giver: Node, taker: Node):
     job = job_with_state(giver, taker)
     take(taker, offer(giver, job), secret="5f" * 16)

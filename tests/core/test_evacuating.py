@@ -19,6 +19,7 @@ from restow.messages import (
     VaultMoveFailed,
     VaultMoveProposed,
 )
+from restow.placement import parse_placement
 from tests.core.obedient import Cluster
 
 
@@ -163,6 +164,15 @@ def test_it_waits_longer_after_each_failure_until_a_person_asks_again():
     drain(cluster, "m1")
     cluster.run()
     assert lies(cluster) == ("m2",)
+
+
+def test_a_job_that_is_about_to_come_back_is_not_moved_first():
+    cluster = suspended("m1:1 m2:1", a="m1:0")
+    drain(cluster, "m1")
+    cluster.state.records["a"].change(intended=parse_placement("m2:0"))
+    assert cluster.state.tick(0.0) == []
+    cluster.state.records["a"].change(intended=())
+    assert [type(event) for event in cluster.state.tick(0.0)] == [VaultMoveProposed]
 
 
 @pytest.mark.parametrize("deaf", [OfferVault, TakeVault])

@@ -101,14 +101,12 @@ class NurseryClient:
         """{"pid"} of a process that serves a suspended job's state, checked. Raises NurseryRefused when it is damaged."""
         return await self._ask("vault", orders=dict(orders), label=dict(label))
 
-    async def give_vault(self, orders: Mapping[str, Any], label: Mapping[str, Any]) -> dict[str, Any]:
-        """{"pid", "port"} of a process that gives out the files of a vault; why it ended, if it did, comes as its exit. Raises
-        NurseryRefused."""
-        return await self._ask("give", orders=dict(orders), label=dict(label))
-
-    async def take_vault(self, orders: Mapping[str, Any], label: Mapping[str, Any]) -> dict[str, Any]:
-        """{"pid"} of a process that fetches them; how it ended comes as its exit. Raises NurseryRefused."""
-        return await self._ask("take", orders=dict(orders), label=dict(label))
+    async def move_vault(
+        self, do: str, orders: Mapping[str, Any], label: Mapping[str, Any], on_born: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """Start a process that gives out the files of a vault ("give"), or fetches them ("take"); `on_born({"pid"})`, of the former
+        with its "port", is called before its exit can be heard of. Raises NurseryRefused."""
+        await self._ask(do, orders=dict(orders), label=dict(label), hear=on_born)
 
     async def write_checkpoint(self, orders: Mapping[str, Any], label: Mapping[str, Any]) -> dict[str, Any]:
         """{"pid"} of a process that writes a checkpoint; how it ended comes as its exit. Raises NurseryRefused."""

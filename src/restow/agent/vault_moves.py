@@ -46,20 +46,22 @@ class VaultMoves:
 
     async def offer(self, command: OfferVault) -> None:
         """VaultOffered, by whoever gives it out already, or by a new process."""
-        key = (command.job, command.generation)
-        pid, label = self._givers.get(key, (0, {}))
+        key, label = (command.job, command.generation), {"kind": "giver", **self._about(command)}
+        pid, known = self._givers.get(key, (0, {}))
+
+        def born(child: dict[str, Any]) -> None:
+            label["port"] = child["port"]
+            self._givers[key] = (child["pid"], label)
+
         try:
-            if "port" not in label:
-                if pid:  # nobody knows where it listens, since a kill came in between
-                    await self._nursery.end(pid, 0.0)
+            if "port" in known:
+                born({"pid": pid, "port": known["port"]})
+            else:
+                await self._end([pid] if pid else [])  # nobody knows where it listens, since a kill came in between
                 orders = self._orders(command, _states_on(self._node, command.kept), self._address).to_wire()
-                label = {"kind": "giver", **self._about(command)}
-                opened = await twice(self._nursery, lambda: self._nursery.give_vault(orders, label))
-                pid = opened["pid"]
-                label["port"] = opened["port"]
-            label["attempt"] = command.attempt
-            self._givers[key] = (pid, label)
-            await twice(self._nursery, lambda: self._nursery.label(pid, label))
+                await twice(self._nursery, lambda: self._nursery.move_vault("give", orders, label, born))
+            if giver := self._givers.get(key):
+                await twice(self._nursery, lambda: self._nursery.label(giver[0], label))
         except RestowError as error:
             self._fail(command, str(error))
         else:
@@ -84,28 +86,29 @@ class VaultMoves:
     async def _take(self, command: TakeVault, label: dict[str, Any], before: int) -> None:
         """`before`: a taker of an earlier attempt, which would write into the same files."""
         key = (command.job, command.generation)
+
+        def born(child: dict[str, Any]) -> None:
+            if self._takers.get(key) == (0, label):
+                self._takers[key] = (child["pid"], label)
+            else:  # it was discarded before it was born
+                self._tasks.spawn(self._end([child["pid"]]))
+
         try:
             await self._end([before] if before else [])
             await self._vaults.expect(*key)
             orders = self._orders(command, _states_on(command.source, command.kept), *command.address).to_wire()
             try:
-                opened = await self._nursery.take_vault(orders, label)
+                await self._nursery.move_vault("take", orders, label, born)
             except Unreachable:  # killed in between: its successor may have found the process, else it is asked again
                 await self._nursery.listed.wait()
-                if self._takers.get(key) != (0, label):
-                    return
-                opened = await self._nursery.take_vault(orders, label)
+                if self._takers.get(key) == (0, label):
+                    await self._nursery.move_vault("take", orders, label, born)
         except RestowError as error:
             if self._takers.get(key) == (0, label):
                 del self._takers[key]
             self._vaults.expect_no_more(*key)
             self._fail(command, str(error))
             await self._vaults.put_on_disk(*key)
-            return
-        if self._takers.get(key) == (0, label):
-            self._takers[key] = (opened["pid"], label)
-        elif self._takers.get(key, (0, {}))[0] != opened["pid"]:  # it was discarded before it was born
-            await self._end([opened["pid"]])
 
     async def _moved(self, label: Mapping[str, Any], reason: str) -> Event:
         """What a taker that is gone has done: it counts when it is on disk, too."""
