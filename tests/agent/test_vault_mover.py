@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from restow import vault
-from restow.agent.vault_mover import Orders, fetch, load
+from restow.agent import vault_mover
+from restow.agent.vault_mover import Orders, fetch, load, pieces_of
 from restow.errors import Refused
 from restow.sdk.transport import FillServer
 from restow.sdk.vault import write_tensors
@@ -39,7 +40,7 @@ def given(tmp_path: Path) -> Orders:
 def wanted(tmp_path: Path, given: Orders) -> Iterator[Orders]:
     server = FillServer("127.0.0.1", bytes.fromhex(SECRET))
     manifests, published = load(given)
-    server.publish(published, json.dumps(manifests).encode())
+    server.publish(pieces_of(published), json.dumps(manifests).encode())
     yield replace(given, memory=str(tmp_path / "memory"), disk=str(tmp_path / "disk"), port=server.port)
     server.close()
 
@@ -83,6 +84,17 @@ def test_it_goes_into_memory_and_beside_what_is_there(wanted):
     assert is_whole(Path(wanted.memory))
     assert vault.names_in(Path(wanted.memory)) == {*NAMES, *OWN}
     assert not Path(wanted.disk).exists()
+
+
+def test_a_large_state_comes_in_pieces(given, wanted, monkeypatch):
+    monkeypatch.setattr(vault_mover, "PIECE_BYTES", 1500)
+    server = FillServer("127.0.0.1", bytes.fromhex(SECRET))
+    manifests, published = load(given)
+    assert [len(piece) for piece in pieces_of(published).values()] == [1500, 1500, 1032, 4]
+    server.publish(pieces_of(published), json.dumps(manifests).encode())
+    fetch(replace(wanted, port=server.port))
+    server.close()
+    assert is_whole(Path(wanted.memory))
 
 
 def test_where_the_nodes_own_part_is_on_disk_only_it_goes_there(wanted):

@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +22,9 @@ from typing import Any
 from restow import vault
 from restow.errors import Refused, RestowError
 
-LIFE_S = 3600  # of a giver, and the longest that a taker waits: as long as the core does (CoreConfig.move_vault_s)
+LIFE_S = 3600  # of a giver, and the longest that a taker waits for its checking: as long as the core does (CoreConfig.move_vault_s)
+PIECE_BYTES = 16 << 20  # asked for at once: an eighth of a second at 1 Gbit/s, against two round trips
+PIECE_S = 120.0  # for one; a link of less than 1.1 Mbit/s is taken for broken
 ARRIVED = "arrived"  # in the folder that a taker has filled: what it did
 
 
@@ -68,7 +70,7 @@ def give(orders: Orders, words: Path, report: int) -> int:
         manifests, published = load(orders)
     except RestowError as error:
         _fail(error, words)
-    server.publish(published, json.dumps(manifests).encode())
+    server.publish(pieces_of(published), json.dumps(manifests).encode())
     print(f"vault: giving {orders.job} away at port {server.port}", file=sys.stderr, flush=True)
     signal.alarm(LIFE_S)
     while True:
@@ -87,6 +89,13 @@ def load(orders: Orders) -> tuple[dict[str, Any], dict[str, Any]]:
             if found:
                 return {name: about for name, (about, _) in found.items()}, {name: flat for name, (_, flat) in found.items()}
     raise Refused("; ".join(refusals) or f"the state of generation {orders.generation} is not in this vault any more")
+
+
+def pieces_of(states: Mapping[str, Any]) -> dict[str, Any]:
+    """What a taker asks for: `NAME/OFFSET` → so many of its bytes."""
+    return {
+        f"{name}/{at}": flat[at : at + PIECE_BYTES] for name, flat in states.items() for at in range(0, len(flat), PIECE_BYTES)
+    }
 
 
 def _load(orders: Orders, folder: Path, name: str) -> tuple[dict[str, Any], Any]:
@@ -181,7 +190,8 @@ def _fill(orders: Orders, manifests: dict[str, vault.Manifest], folder: Path, cl
 
     def into(name: str) -> Callable[[Any], None]:
         def fill(room: Any) -> None:
-            client.fill({name: torch.frombuffer(room, dtype=torch.uint8)}, LIFE_S)
+            for piece, view in pieces_of({name: torch.frombuffer(room, dtype=torch.uint8)}).items():
+                client.fill({piece: view}, PIECE_S)
 
         return fill
 
