@@ -87,6 +87,28 @@ class Discard(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OfferVault(Command):
+    """Give out the files that this node's vault holds of the suspended job, as they are, to the node that they move to. Answered by
+    VaultOffered, or VaultMoveFailed when they are not there or damaged. `generation` is that of `kept`."""
+
+    attempt: int  # counts up with each move of this job's state
+    kept: Kept
+    secret: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakeVault(Command):
+    """Fetch what `source` holds of the suspended job into this node's vault. Answered by VaultMoved, when it is all there and
+    checked, or VaultMoveFailed. `generation` is that of `kept`."""
+
+    attempt: int
+    kept: Kept
+    source: str
+    address: tuple[str, int]  # where it gives it out
+    secret: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot(Command):
     """Take a snapshot of the job at the save point after `step` steps and write a checkpoint from it into `folder`. Answered by
     CheckpointWritten, CheckpointFailed, or SnapshotRefused where a rank has passed the step."""
@@ -592,4 +614,39 @@ class CheckpointFailed(GangEvent):
 
     rank: int
     step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaultMoveProposed(GangEvent):
+    """By the clock: what `node`, which is drained, keeps of this suspended job (as `generation`) is to move to `target`."""
+
+    target: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaultOffered(GangEvent):
+    """`node` gives out what it keeps of the suspended job."""
+
+    attempt: int
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaultMoved(GangEvent):
+    """All that `source` keeps of the suspended job is in the vault of `node`, too, checked."""
+
+    attempt: int
+    source: str
+    bytes: int  # that were not there before
+    copy_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaultMoveFailed(GangEvent):
+    """The state stays where it is. `node` noticed it; empty: nobody answered in time."""
+
+    attempt: int
     reason: str

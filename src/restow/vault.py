@@ -11,7 +11,8 @@ import contextlib
 import json
 import mmap
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from restow.errors import Refused
 
 REPLICA = "replica"
 FORMAT = 1
+FREE_PART_MIN = 0.2  # of shared memory; what would leave less goes to disk at once, and what is on disk, too, leaves memory
 TOUCHED_BYTES = 4 << 20  # of a room at once: a millisecond or two
 WRITTEN_BYTES = 1 << 20
+STEADY_COPY_BYTES = 16 << 20  # copied to disk at once
 MADV_POPULATE_WRITE = 23  # Linux 5.14 and later
 
 
@@ -111,13 +114,41 @@ def write(
     try:
         written, checksum = room.write(views) if room else _write_file(target, views)
         manifest = Manifest(job=job, generation=generation, step=step, bytes=written, checksum=checksum, tensors=entries)
-        unfinished = folder / f"{name}.json.unfinished"
-        unfinished.write_text(json.dumps(asdict(manifest)))
-        unfinished.replace(folder / f"{name}.json")
+        _finish(folder, name, manifest)
     except BaseException:
         target.unlink(missing_ok=True)
         raise
     return written
+
+
+def _finish(folder: Path, name: str, manifest: Manifest) -> None:
+    unfinished = folder / f"{name}.json.unfinished"
+    unfinished.write_text(json.dumps(asdict(manifest)))
+    unfinished.replace(folder / f"{name}.json")
+
+
+def receive(folder: Path, name: str, manifest: Manifest, fill: Callable[[mmap.mmap], None]) -> None:
+    """Make the state `name` of what `fill` puts into the memory that it is given, and the manifest says of it. What was there by
+    that name before is gone.
+
+    Raises OSError where there is no room, Refused where it is not what the manifest says, and what `fill` raises: then there is
+    no state.
+    """
+    (folder / f"{name}.json").unlink(missing_ok=True)
+    if not manifest.bytes:
+        write(folder, name, [], manifest.tensors, job=manifest.job, generation=manifest.generation, step=manifest.step)
+        return
+    room = Room(folder, name, manifest.bytes)
+    try:
+        fill(room.memory)
+        if xxhash.xxh3_64_hexdigest(memoryview(room.memory)) != manifest.checksum:
+            raise Refused(f"{name} did not arrive as it was sent: its checksum is not {manifest.checksum}")
+        room.memory.flush()
+        _finish(folder, name, manifest)
+    except BaseException:
+        room.path.unlink(missing_ok=True)
+        raise
+    room.close()
 
 
 def _write_file(target: Path, views: Iterable[memoryview]) -> tuple[int, str]:
@@ -139,14 +170,56 @@ def write_blob(folder: Path, name: str, blob: bytes, *, job: str, generation: in
     return write(folder, name, [memoryview(blob)], [], job=job, generation=generation, step=step)
 
 
+def manifest_of(said: dict[str, Any], where: str) -> Manifest:
+    """What a `.json` holds. Raises Refused where another version wrote it, KeyError or TypeError where it is none."""
+    if said["format"] != FORMAT:
+        raise Refused(f"{where} was written by another version of restow")
+    return Manifest(**{**said, "tensors": [Entry(**entry) for entry in said["tensors"]]})
+
+
+def names_in(folder: Path) -> set[str]:
+    """The states in this folder that are finished; whether they are whole is not looked at."""
+    return {path.stem for path in folder.glob("*.json") if path.with_suffix(".state").is_file()}
+
+
+def sync(path: Path) -> None:
+    """This file, or the names in this folder, are on disk for good."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """A copy on disk for good, that is there as a whole or not at all; nothing where the target has every state already. Raises
+    OSError."""
+    if names_in(source) <= names_in(target):
+        return
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(mode=0o700, parents=True)
+    try:
+        for path in sorted(source.iterdir()):
+            if path.suffix in (".state", ".json"):
+                with path.open("rb") as reader, (unfinished / path.name).open("wb") as writer:
+                    shutil.copyfileobj(reader, writer, STEADY_COPY_BYTES)
+                    writer.flush()
+                    os.fsync(writer.fileno())
+    except OSError:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    sync(unfinished)
+    shutil.rmtree(target, ignore_errors=True)
+    unfinished.rename(target)
+    sync(target.parent)
+
+
 def read_manifest(folder: Path, name: str) -> Manifest:
     """What is said of this state. Raises Refused when there is none, or it is not one of ours."""
     path = folder / f"{name}.json"
     try:
-        said: dict[str, Any] = json.loads(path.read_text())
-        if said.pop("format") != FORMAT:
-            raise Refused(f"{path} was written by another version of restow")
-        return Manifest(**{**said, "tensors": [Entry(**entry) for entry in said["tensors"]]})
+        return manifest_of(json.loads(path.read_text()), str(path))
     except FileNotFoundError:
         raise Refused(f"there is no state {name} in {folder}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

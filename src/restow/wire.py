@@ -47,7 +47,7 @@ class Deadline:
         if error is None:
             return
         self._on_error()
-        if isinstance(error, TimeoutError):
+        if isinstance(error, TimeoutError) and not error.errno:  # ETIMEDOUT: the kernel has given up sooner than we
             raise Unreachable(f"{self._where} did not answer within {self._timeout_s:g} s") from None
         if isinstance(error, OSError):
             raise Unreachable(f"the connection to {self._where} broke: {error.strerror or error}") from None

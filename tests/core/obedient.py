@@ -36,6 +36,7 @@ from restow.messages import (
     MigrateAsked,
     NodeJoined,
     NodeLost,
+    OfferVault,
     OpenStore,
     OpenVault,
     PauseAsked,
@@ -61,7 +62,11 @@ from restow.messages import (
     Stop,
     StoreOpened,
     SwitchFailed,
+    TakeVault,
     TwinParked,
+    VaultMoved,
+    VaultMoveFailed,
+    VaultOffered,
 )  # fmt: skip
 from restow.placement import Schedule, moved_ranks, nodes_of, parse_placement
 from restow.policies.base import Policy
@@ -106,6 +111,7 @@ class Agents:
     slow: dict[tuple[str, int], float] = field(default_factory=dict)  # (job, rank) → what it computes of each step
     deaf: set[type] = field(default_factory=set)  # commands that get lost
     dead_nodes: set[str] = field(default_factory=set)
+    full_nodes: set[str] = field(default_factory=set)  # without room for another state
     sharing: dict[tuple[str, str], Sharing] = field(default_factory=dict)  # (node, job) → what the agent was told last
     vaults: set[tuple[str, str, int]] = field(default_factory=set)  # (node, job, generation) of kept states
     buddies: dict[tuple[str, int], str] = field(default_factory=dict)  # job, rank → node with a replica of what it alone holds
@@ -227,6 +233,18 @@ class Agents:
     def openvault(self, node: str, command: OpenVault) -> None:
         if not command.kept.checkpoint and (node, command.job, command.kept.generation) not in self.vaults:
             self.say(SwitchFailed, command, node, rank=-1, reason="there is nothing in the vault")
+
+    def offervault(self, node: str, command: OfferVault) -> None:
+        self.say(VaultOffered, command, node, attempt=command.attempt, host=node, port=5000 + command.attempt)
+
+    def takevault(self, node: str, command: TakeVault) -> None:
+        is_there = (command.source, command.job, command.generation) in self.vaults and command.source not in self.dead_nodes
+        if node in self.full_nodes or not is_there:
+            why = "No space left on device" if node in self.full_nodes else "the connection broke"
+            self.say(VaultMoveFailed, command, node, attempt=command.attempt, reason=why)
+        else:
+            self.vaults.add((node, command.job, command.generation))
+            self.say(VaultMoved, command, node, attempt=command.attempt, source=command.source, bytes=1000, copy_s=0.1)
 
     def discard(self, node: str, command: Discard) -> None:
         self.vaults = {entry for entry in self.vaults if entry[:2] != (node, command.job) or entry[2] > command.generation}

@@ -6,9 +6,9 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import restow
 from restow.agent.birth import Birth
@@ -16,6 +16,8 @@ from restow.agent.folders import Folders
 from restow.errors import RestowError, SetupError, Unreachable
 
 log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 START_S = 120.0  # importing torch from a cold network disk takes its time
 ANSWER_S = 60.0
@@ -98,6 +100,13 @@ class NurseryClient:
     async def open_vault(self, orders: Mapping[str, Any], label: Mapping[str, Any]) -> dict[str, Any]:
         """{"pid"} of a process that serves a suspended job's state, checked. Raises NurseryRefused when it is damaged."""
         return await self._ask("vault", orders=dict(orders), label=dict(label))
+
+    async def move_vault(
+        self, do: str, orders: Mapping[str, Any], label: Mapping[str, Any], on_born: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """Start a process that gives out the files of a vault ("give"), or fetches them ("take"); `on_born({"pid"})`, of the former
+        with its "port", is called before its exit can be heard of. Raises NurseryRefused."""
+        await self._ask(do, orders=dict(orders), label=dict(label), hear=on_born)
 
     async def write_checkpoint(self, orders: Mapping[str, Any], label: Mapping[str, Any]) -> dict[str, Any]:
         """{"pid"} of a process that writes a checkpoint; how it ended comes as its exit. Raises NurseryRefused."""
@@ -221,3 +230,12 @@ class NurseryClient:
         if said not in (READY, ANOTHER):
             raise SetupError(f"the nursery did not start: {said or 'it ended at once'}; see {self._folders.nursery_log}")
         return said
+
+
+async def twice(nursery: NurseryClient, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Once more, of its successor, when the nursery was killed while it was asked."""
+    try:
+        return await ask()
+    except Unreachable:
+        await nursery.listed.wait()
+        return await ask()

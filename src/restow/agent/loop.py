@@ -55,6 +55,7 @@ from restow.messages import (
     Launch,
     LetGo,
     LinkMeasured,
+    OfferVault,
     OpenStore,
     OpenVault,
     Prepare,
@@ -62,6 +63,7 @@ from restow.messages import (
     Share,
     Snapshot,
     Stop,
+    TakeVault,
     TurnGivenOn,
 )
 
@@ -236,9 +238,14 @@ class Agent:
                 self._checkpoints.ask(command)
             case OpenVault():
                 await self._ranks.vaults.open(command, self._ranks.nursery)
+            case OfferVault():
+                await self._ranks.vault_moves.offer(command)
+            case TakeVault():
+                self._ranks.vault_moves.take(command)
             case Discard():
                 self._rescues.forget(command.job)
                 self._ranks.end_sleepers(command.job, command.generation)
+                await self._ranks.vault_moves.end(command.job, command.generation)
                 await self._ranks.vaults.discard(command, self._ranks.nursery)
             case Share():
                 self._gates.share(command.job, command.sharing, self._ranks.workers)

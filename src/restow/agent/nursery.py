@@ -26,7 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from restow.agent import bootstrap, checkpoint_writer, pulse, store, vault_keeper
+from restow.agent import bootstrap, checkpoint_writer, pulse, store, vault_keeper, vault_mover
 from restow.agent.birth import Birth
 from restow.agent.children import Child, RunFiles, is_alive, kill_remains, read_stat, signal_group
 from restow.agent.devices import find_devices
@@ -171,6 +171,11 @@ class Nursery:
             case "vault":
                 orders = vault_keeper.Orders.from_wire(request["orders"])
                 return self._fork(client, request["id"], request["label"], lambda report: vault_keeper.keep(orders, report))
+            case "give" | "take" as what:
+                moving, move = vault_mover.Orders.from_wire(request["orders"]), getattr(vault_mover, what)
+                return self._fork(
+                    client, request["id"], request["label"], lambda report: move(moving, self.run_files.words(os.getpid()), report)
+                )
             case "checkpoint":
                 wanted = checkpoint_writer.Orders.from_wire(request["orders"])
 

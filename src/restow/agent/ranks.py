@@ -19,6 +19,7 @@ from restow.agent.folders import SLOTS, Folders
 from restow.agent.proposals import progress_of
 from restow.agent.stores import Stores
 from restow.agent.tasks import Tasks
+from restow.agent.vault_moves import VaultMoves
 from restow.agent.vaults import Vaults
 from restow.agent.workers import Worker, Workers, now_s
 from restow.errors import NotFound, RestowError, SpecError, Unreachable
@@ -58,6 +59,7 @@ class Ranks:
             folders, address=config.address, python=config.python, environment=self._base, warm=config.warm,
             on_list=self._adopt, on_exit=self._exited,
         )  # fmt: skip
+        self.vault_moves = VaultMoves(config.node, config.address, folders, events, tasks, self.vaults, self.nursery)
 
     # ------------------------------------------------------------ births
 
@@ -210,6 +212,8 @@ class Ranks:
                     self._tasks.spawn(self.nursery.end(pid, 0.0))
             elif label["kind"] == "vault":
                 self.vaults.adopt(pid, label)
+            elif label["kind"] in ("giver", "taker"):
+                self.vault_moves.adopt(pid, label)
             elif label["kind"] == "checkpoint":
                 continue  # its exit will be told
             elif pid not in self.workers.by_pid:
@@ -226,6 +230,9 @@ class Ranks:
         if label["kind"] == "vault":
             self.vaults.gone(pid)
             self._tasks.spawn(self.nursery.taken(pid))
+            return
+        if label["kind"] in ("giver", "taker"):
+            self._tasks.spawn(self._move_ended(child))
             return
         if label["kind"] == "checkpoint":
             self.on_checkpoint(label, child["reason"])
@@ -267,6 +274,13 @@ class Ranks:
             ))  # fmt: skip
         if not [other for other in self.workers.of(worker.job) if other.role not in ("twin", "sleeper")]:
             self.vaults.copy_later(worker.job, said["generation"])
+
+    async def _move_ended(self, child: Mapping[str, Any]) -> None:
+        event = await self.vault_moves.ended(child["pid"], child["label"], child["code"], child["reason"])
+        if event:
+            self._untaken[self._events.put(event)] = child["pid"]
+        else:
+            await self.nursery.taken(child["pid"])
 
     def acknowledged(self, number: int) -> None:
         """The controller has journalled this event."""
@@ -328,6 +342,7 @@ class Ranks:
         for worker in self.workers.of(job):
             await self.end(worker)
         await self.stores.end(job, self.nursery)
+        await self.vault_moves.end(job)
         await self.vaults.forget(job, self.nursery)
         for path in self._folders.slots_of(job):
             path.unlink(missing_ok=True)

@@ -5,20 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from restow.agent.client import NurseryClient
-from restow.errors import Unreachable
+from restow.agent.client import NurseryClient, twice
 from restow.messages import StoreOpened
 
 log = logging.getLogger(__name__)
 
 ANSWER_S = 5.0
-
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +46,11 @@ class Stores:
         if known:
             return known
         label = {"kind": "store", "job": job, "generation": generation}
-        opened = await _twice(nursery, lambda: nursery.open_store(address, label))
+        opened = await twice(nursery, lambda: nursery.open_store(address, label))
         keeper = Keeper(job=job, generation=generation, **opened)
         self._keepers[job, generation] = keeper
         label |= {"host": keeper.host, "port": keeper.port}  # for an agent that comes after us
-        await _twice(nursery, lambda: nursery.label(keeper.pid, label))
+        await twice(nursery, lambda: nursery.label(keeper.pid, label))
         return keeper
 
     def add(self, pid: int, label: dict[str, Any], run: Path) -> bool:
@@ -93,15 +89,6 @@ class Stores:
             {"job": k.job, "generation": k.generation, "host": k.host, "port": k.port, "pid": k.pid}
             for k in self._keepers.values()
         ]
-
-
-async def _twice(nursery: NurseryClient, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-    """Once more, of its successor, when the nursery was killed while it was asked."""
-    try:
-        return await ask()
-    except Unreachable:
-        await nursery.listed.wait()
-        return await ask()
 
 
 async def _write(path: str, name: str, word: str) -> str:

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,6 @@ from restow.messages import Discard, OpenVault, SwitchFailed
 
 log = logging.getLogger(__name__)
 
-FREE_PART_MIN = 0.2  # of shared memory; below it states that are on disk, too, leave it
-STEADY_COPY_BYTES = 16 << 20  # copied to disk at once
-
 
 class Vaults:
     """Of one node."""
@@ -39,6 +35,7 @@ class Vaults:
         self._opened: dict[tuple[str, int], int] = {}  # job, generation that is served → pid of the keeper
         self._gives: dict[int, int] = {}  # pid of a keeper → generation in whose vault is what it gives out
         self._copying: dict[Path, asyncio.Task[None]] = {}
+        self._arriving: set[Path] = set()  # folders that a taker (vault_mover.py) may be filling
 
     # ------------------------------------------------------------ going
 
@@ -69,14 +66,16 @@ class Vaults:
     def copy_later(self, job: str, generation: int) -> None:
         """Its ranks here are gone: what they left goes to disk, beside whatever else happens."""
         source = self._folders.vault(job, generation)
-        if source not in self._copying and source.is_dir():
+        if source not in self._copying and source not in self._arriving and source.is_dir():
             self._copying[source] = self._tasks.spawn(self._copy(job, generation))
 
     async def _copy(self, job: str, generation: int) -> None:
         source, target = self._folders.vault(job, generation), self._folders.vault_on_disk(job, generation)
         try:
-            await asyncio.to_thread(copy_whole, source, target)
-            if _free_part(source) < FREE_PART_MIN:
+            await asyncio.to_thread(vault.copy_whole, source, target)
+            if not source.is_dir():  # discarded meanwhile
+                await asyncio.to_thread(shutil.rmtree, target, True)
+            elif _free_part(source) < vault.FREE_PART_MIN:
                 await asyncio.to_thread(shutil.rmtree, source, True)
         except OSError as error:
             log.warning("the state of %s stays in memory only: %s: %s", job, target, error.strerror)
@@ -92,6 +91,24 @@ class Vaults:
                     await self._copying[path]
             elif not self._folders.vault_on_disk(job, generation).is_dir():
                 await self._copy(job, generation)
+
+    # ------------------------------------------------------------ moving to another node
+
+    async def expect(self, job: str, generation: int) -> None:
+        """More of it is going to arrive: nothing of it is copied to disk from now on. Returns when nothing is."""
+        source = self._folders.vault(job, generation)
+        self._arriving.add(source)
+        if source in self._copying:
+            await asyncio.wait([self._copying[source]])
+
+    def expect_no_more(self, job: str, generation: int) -> None:
+        self._arriving.discard(self._folders.vault(job, generation))
+
+    async def put_on_disk(self, job: str, generation: int) -> None:
+        """Returns when what lies here of it is on disk, or cannot be."""
+        self.copy_later(job, generation)
+        if copying := self._copying.get(self._folders.vault(job, generation)):
+            await asyncio.wait([copying])
 
     # ------------------------------------------------------------ coming back
 
@@ -156,31 +173,6 @@ class Vaults:
         for (name, _), pid in list(self._opened.items()):
             if name == job and pid and (most is None or self._gives.get(pid, 0) <= most):
                 await nursery.end(pid, 0.0)
-
-
-def copy_whole(source: Path, target: Path) -> None:
-    """A copy that is there as a whole, on disk for good, or not at all. Raises OSError."""
-    unfinished = target.with_name(f"{target.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(mode=0o700, parents=True)
-    for path in sorted(source.iterdir()):
-        if path.suffix in (".state", ".json"):
-            with path.open("rb") as reader, (unfinished / path.name).open("wb") as writer:
-                shutil.copyfileobj(reader, writer, STEADY_COPY_BYTES)
-                writer.flush()
-                os.fsync(writer.fileno())
-    _sync_folder(unfinished)
-    shutil.rmtree(target, ignore_errors=True)
-    unfinished.rename(target)
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _free_part(path: Path) -> float:

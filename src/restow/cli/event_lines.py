@@ -173,5 +173,11 @@ _SENTENCES: dict[str, Callable[[Wire], str]] = {
     ),
     "RankRolledBack": lambda e: f"{_rank(e)} goes on as before at step {e['step']}: {e['reason']}",
     "SwitchFailed": lambda e: f"{_rank(e)}: {e['reason']}",
+    "VaultMoveProposed": lambda e: f"what {e['node']} keeps of its state is to move to {e['target']}",
+    "VaultOffered": lambda e: f"{e['node']} gives its state out at {e['host']}:{e['port']}",
+    "VaultMoved": lambda e: (
+        f"what {e['source']} kept of its state is on {e['node']}: {out.size(e['bytes'])} in {out.seconds(e['copy_s'])}"
+    ),
+    "VaultMoveFailed": lambda e: f"its state stays where it is{' (' + e['node'] + ')' if e['node'] else ''}: {e['reason']}",
     "LaunchFailed": lambda e: f"{_rank(e)} could not be started: {e['reason']}",
 }

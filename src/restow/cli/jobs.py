@@ -162,6 +162,8 @@ def show(job: str, json_: bool) -> None:
                 f"to {out.places(switch['placement'])}, {switch['phase']}, fill {switch['fill']}; {switch['reason']}",
             )
         )
+    if found["kept"]:
+        lines.append(("kept", f"its state of step {found['kept']['step']}, on {' and '.join(found['kept']['nodes'])}"))
     for move in found["moves"]:
         lines.append(("moved", out.move_line(move) + (f"; {move['reason']}" if move["reason"] else "")))
     click.echo(click.style(found["id"], bold=True))

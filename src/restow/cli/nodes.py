@@ -19,7 +19,8 @@ from restow.errors import SpecError
 @click.option("--plan", is_flag=True, help="Only say what it would do.")
 @json_option
 def drain(node: str, deadline: float, plan: bool, json_: bool) -> None:
-    """Empty a machine: its jobs move to others while they train; those that find no room there are suspended.
+    """Empty a machine: its jobs move to others while they train; those that find no room there are suspended. The state of
+    suspended jobs moves, too. When --plan says that it is empty, it can be switched off.
 
     Says first what happens to each job. Nothing new is started there until restow undrain.
 
@@ -81,10 +82,20 @@ def _say(answer: dict[str, Any], is_plan: bool) -> None:
         click.echo(f"{will} move {sentence(move)}")
     for job, reason in sorted(answer["others"].items()):
         click.echo(f"{job}: {reason}")
-    for job in answer["kept_here"]:
-        click.echo(f"{job}: its suspended state lies on {answer['node']}; it comes back only while that machine is there")
-    if not (answer["moves"] or answer["others"]):
+    for kept in answer["kept"]:
+        click.echo(_kept(kept, answer["node"], will))
+    if not (answer["moves"] or answer["others"] or answer["kept"]):
         click.echo(f"{answer['node']} is empty")
+
+
+def _kept(kept: dict[str, Any], node: str, will: str) -> str:
+    """What becomes of the state of a suspended job."""
+    if kept["to"]:
+        why = f" (the last try failed: {kept['why']})" if kept["why"] else ""
+        return f"{will} move the state of {kept['job']}, suspended at step {kept['step']}, to {kept['to']}{why}"
+    if kept["checkpoint"]:
+        return f"{kept['job']}: its checkpoint lies on {node}; it comes back only while that machine is there"
+    return f"{kept['job']}: its suspended state lies on {node}, and no other machine can take it; it comes back only from there"
 
 
 def _done(answer: dict[str, Any], line: str, json_: bool) -> None:

@@ -17,6 +17,7 @@ from restow.codec import from_json, to_json
 from restow.controller import destinations, views
 from restow.controller.log_reader import LogReader
 from restow.controller.loop import Controller
+from restow.core import evacuating
 from restow.core.reconcile import folder_of
 from restow.errors import NotFound, Refused, SpecError
 from restow.job import Job, JobState, sizes_of
@@ -236,7 +237,7 @@ class Requests:
             "node": node, "applied": apply,
             "moves": [_move_view(schedule.moves[job.id]) for job in here if job.id in schedule.moves],
             "others": {job.id: schedule.reasons.get(job.id, "") for job in here if job.id not in schedule.moves},
-            "kept_here": [job.id for job in before.jobs if job.kept and node in nodes_of(job.kept.placement)],
+            "kept": [self._evacuation_view(job, to) for job, to in (evacuating.planned(before.jobs, nodes, node) if on else ())],
         }  # fmt: skip
         if apply:
             await self._controller.take([NodeDrained(time_s=now_s, node=node, is_draining=on, by_s=by_s)])
@@ -327,6 +328,12 @@ class Requests:
             moves=self._controller.measurer.measured.get(job.id, []),
             reason=self._controller.last_schedule.reasons.get(job.id, ""),
         )
+
+    def _evacuation_view(self, job: Job, to: str) -> dict[str, Any]:
+        """Where a state that leaves a drained node goes; `why`: the last try failed."""
+        assert job.kept
+        why = self._controller.state.records[job.id].evacuation_why
+        return {"job": job.id, "step": job.kept.step, "to": to, "why": why, "checkpoint": job.kept.checkpoint}
 
     def _new_id(self, name: str) -> str:
         """`digits-1`, `digits-2` …: safe as a file name, never used twice."""

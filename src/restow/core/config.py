@@ -23,6 +23,7 @@ class CoreConfig:
     linger_s: float = 60.0  # a twin that was abandoned and never heard of again is taken for gone
     away_s: float = 60.0  # a job on a lost node is waited for, before it goes on elsewhere from a checkpoint that is there
     checkpoint_s: float = 3600.0  # one that is not written by then is given up (a folder that hangs); 10 GB at 3 MB/s
+    move_vault_s: float = 3600.0  # likewise, for the state of a suspended job that leaves a drained node
     hung_s: float = 15.0  # for all ranks of a gang that stands still to be noticed: agents look each second, ranks answer within 5
     slow_s: float = 30.0  # a rank is slower than its peers for so long before it counts
     unready_s: float = 30.0  # a script that said nothing through the SDK for that long does not use it

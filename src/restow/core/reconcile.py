@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from restow.cluster import Node
-from restow.core import gang, switching
+from restow.core import evacuating, gang, switching
 from restow.core.occupancy import Occupancy
 from restow.core.record import Record
 from restow.job import Job, JobSpec, JobState, Kept, Phase, is_resized
@@ -198,6 +198,7 @@ def wanted(record: Record, nodes: Mapping[str, Node], cluster_secret: str, now_s
     elif record.job.switch:
         commands += _switching(record, cluster_secret)
     commands += _snapshot(record, cluster_secret)
+    commands += evacuating.wanted(record, secret_of(cluster_secret, record.job.id)) if record.evacuation else []
     if record.job.state is JobState.RUNNING:
         for rank in sorted(record.doomed & record.job.alive):
             kill = Kill(job=record.job.id, generation=record.job.generation, rank=rank)

@@ -63,6 +63,18 @@ class Checkpointing:
     tries: int = 0  # steps that were refused
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evacuation:
+    """What a drained node keeps of the job is moving to another one, see evacuating.py."""
+
+    attempt: int
+    generation: int  # by which the vaults know it
+    source: str
+    target: str
+    began_s: float
+    address: tuple[str, int] | None = None  # where the source gives it out
+
+
 LOSSES_MAX = 10  # a script that ends itself at the same step every time is not brought back for ever
 
 
@@ -98,6 +110,11 @@ class Record:
     parked: frozenset[int] = frozenset()  # ranks that are ready to take their kept state, while the gang comes back
     came_back: frozenset[int] = frozenset()  # those that have it and train
     discards: dict[str, int] = field(default_factory=dict)  # node → the latest kept state there that is not needed any more
+    evacuation: Evacuation | None = None
+    evacuations: int = 0  # attempts so far
+    evacuation_failures: tuple[str, ...] = ()  # the targets of those in a row that failed ...
+    evacuation_why: str = ""  # why the last of them did ...
+    evacuate_after_s: float = 0.0  # ... and when the next one may begin
     nodes_used: set[str] = field(default_factory=set)  # where something of it may be left
     served: Placement = ()  # what its service is being counted for
 

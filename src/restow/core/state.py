@@ -19,7 +19,18 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from restow.cluster import Link, Node, Snapshot
-from restow.core import adopting, checkpoints, gang, hangs, learning, reconcile, recovery, suspending, switching
+from restow.core import (
+    adopting,
+    checkpoints,
+    evacuating,
+    gang,
+    hangs,
+    learning,
+    reconcile,
+    recovery,
+    suspending,
+    switching,
+)
 from restow.core.config import CoreConfig
 from restow.core.deadlines import Watch
 from restow.core.occupancy import Occupancy
@@ -71,6 +82,10 @@ from restow.messages import (
     SwitchFailed,
     TurnGivenOn,
     TwinParked,
+    VaultMoved,
+    VaultMoveFailed,
+    VaultMoveProposed,
+    VaultOffered,
     WaitEnded,
 )
 from restow.placement import Placement, Schedule, devices_of, rearranged
@@ -135,6 +150,8 @@ class ClusterState:
             dirty = self._occupancy.known() if found is None else found
         else:
             return  # MovePredicted, MoveMeasured and the like are for people
+        for id in dirty:
+            evacuating.catch_up(self.records[id], self.nodes)
         settled = reconcile.settle(self.records, dirty | self._again, self._occupancy, event.time_s)
         for id in settled.changed:
             self.records[id].count_service(event.time_s)
@@ -148,7 +165,8 @@ class ClusterState:
         ids, self._heard = self._occupancy.timed | self._heard, set()
         records = sorted((self.records[id] for id in ids), key=lambda record: (record.job.submitted_s, record.job.id))
         making = [event for record in records if not record.job.away for event in checkpoints.due(record, now_s, self.config)]
-        return self._watch.due(records, now_s) + making
+        active = (self.records[id] for id in self._occupancy.active)
+        return self._watch.due(records, now_s) + making + evacuating.due(active, self.nodes, now_s, self.config)
 
     # ------------------------------------------------------------ what should be
 
@@ -246,6 +264,8 @@ class ClusterState:
             self.nodes[event.node] = replace(
                 node, is_draining=event.is_draining, is_cordoned=event.is_draining, drain_by_s=event.by_s
             )
+            for record in self.records.values():
+                evacuating.asked(record)
 
     def _link_measured(self, event: LinkMeasured) -> None:
         node = self.nodes.get(event.a)
@@ -457,5 +477,9 @@ class ClusterState:
         SnapshotRefused: lambda self, record, event: checkpoints.refused(record, event),
         CheckpointWritten: lambda self, record, event: checkpoints.written(record, event),
         CheckpointFailed: lambda self, record, event: checkpoints.failed(record, event),
+        VaultMoveProposed: lambda self, record, event: evacuating.proposed(record, event),
+        VaultOffered: lambda self, record, event: evacuating.offered(record, event),
+        VaultMoved: lambda self, record, event: evacuating.moved(record, event),
+        VaultMoveFailed: lambda self, record, event: evacuating.failed(record, event, self.config),
         LaunchFailed: lambda self, record, event: gang.launch_failed(record, event, self.config),
     }

@@ -137,6 +137,7 @@ def fail(record: Record, reason: str, time_s: float, config: CoreConfig) -> None
 def launched(record: Record) -> None:
     """A gang was launched: nobody of it has come so far."""
     record.parked, record.came_back, record.connected = frozenset(), frozenset(), set()
+    record.evacuation = None  # it comes back from where its state is
 
 
 def _kept(record: Record) -> Kept:
