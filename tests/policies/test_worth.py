@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from restow.placement import Placement, is_scattered
+from restow.policies.worth.config import WorthConfig
 from restow.policies.worth.policy import Worth
+from restow.policies.worth.urgency import Urgency
 from restow.sim.agents import Delays
 from restow.sim.machines import machines
 from restow.sim.outcome import Outcome
@@ -48,9 +50,9 @@ def row(id: str, submitted_s: float, workers: int, duration_s: float, model: str
     return Row(id=id, submitted_s=submitted_s, workers=workers, duration_s=duration_s, model=model or id)
 
 
-def run(rows: list[Row], cluster: str, world: Speeds, **config: object) -> tuple[Outcome, Simulation]:
+def run(rows: list[Row], cluster: str, world: Speeds, policy: Worth | None = None, **config: object) -> tuple[Outcome, Simulation]:
     sim_config = SimConfig(delays=Delays(move_s=5.0, resume_s=5.0), **config)  # type: ignore[arg-type]
-    simulation = Checked(rows, machines(cluster), world, Worth(), sim_config)
+    simulation = Checked(rows, machines(cluster), world, policy or Worth(), sim_config)
     return simulation.run(), simulation
 
 
@@ -113,11 +115,15 @@ def test_a_job_moves_to_a_faster_device_that_becomes_free_when_enough_is_left_of
 
 
 def test_two_that_are_each_on_the_others_better_kind_change_places():
-    """a came first and took V, which it does not need; b gains four times as much from it."""
+    """a came first and took V, which it does not need; b gains four times as much from it. Where b, whose end is farther away, is
+    more urgent, too, it does not wait for the change, but takes V at once."""
+    calm = Worth(WorthConfig(urgency=Urgency(most=0.0)))
     world = Speeds(kinds={("a", "V"): 1.0, ("a", "K"): 0.9, ("b", "K"): 0.2})
-    outcome, _ = run([row("a", 0, 1, 20_000), row("b", 1, 1, 20_000)], "1x1:V,1x1:K", world)
-    assert {job.id: job.suspensions + job.moves for job in outcome.jobs} == {"a": 1, "b": 1}
-    assert max(job.ended_s for job in outcome.jobs) < 23_000
+    rows = [row("a", 0, 1, 20_000), row("b", 1, 1, 20_000)]
+    for policy, changes in ((calm, {"a": 1, "b": 1}), (Worth(), {"a": 1, "b": 0})):
+        outcome, _ = run(rows, "1x1:V,1x1:K", world, policy)
+        assert {job.id: job.suspensions + job.moves for job in outcome.jobs} == changes
+        assert max(job.ended_s for job in outcome.jobs) < 23_000
 
 
 def test_of_a_job_that_does_not_say_how_long_it_is_as_much_is_left_as_it_has_had():

@@ -60,7 +60,8 @@ class Worth:
                     schedule.put(job.id, job.intended)
             return schedule
         valuation = Valuation(
-            snapshot, snapshot.forecast, self._speeds, first_s=self.config.first_s, power=self.config.power
+            snapshot, snapshot.forecast, self._speeds, first_s=self.config.first_s, power=self.config.power,
+            urgency=self.config.urgency,
         )
         fixed = [job for job in snapshot.jobs if job.intended and is_fixed(job, snapshot.now_s)]
         floor = Floor.of(snapshot, [*fixed, *(job for job in snapshot.jobs if job.is_resizable)])

@@ -13,6 +13,7 @@ evenly over orders of magnitude, as those of training jobs are, is the best sing
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from restow.job import Job
 from restow.placement import Placement
 from restow.policies.room import Room
 from restow.policies.worth.floor import Group
+from restow.policies.worth.urgency import Urgency
 
 LEAST_LEFT_S = 30.0  # of a job that is nearly done: a shorter one could not be told from it
 
@@ -33,6 +35,7 @@ class Speeds:
     alone: dict[Hashable, float] = field(default_factory=dict)
     beside: dict[Hashable, float] = field(default_factory=dict)
     together: dict[Hashable, float] = field(default_factory=dict)
+    usual: dict[Hashable, float] = field(default_factory=dict)
     pairs: dict[Hashable, tuple[float, float]] = field(default_factory=dict)
     places: dict[Placement, Hashable] = field(default_factory=dict)  # only those of the last decision
 
@@ -41,13 +44,17 @@ class Valuation:
     """Of one snapshot. `first_s`: what is left of a job that does not say how long it is, at least; `power`: how much the shorter
     one goes first (1: as is best for the average; less: long ones wait less)."""
 
-    def __init__(self, snapshot: Snapshot, forecast: Forecast, speeds: Speeds, *, first_s: float, power: float):
+    def __init__(self, snapshot: Snapshot, forecast: Forecast, speeds: Speeds, *, first_s: float, power: float, urgency: Urgency):
         self._snapshot, self._forecast, self._speeds = snapshot, forecast, speeds
         self._kind = snapshot.kinds()
         self._alike: dict[str, Hashable] = {job.id: (forecast.alike(job), job.workers) for job in snapshot.jobs}
         self._places_before, speeds.places = speeds.places, {}
         self._left_s = {job.id: self._estimated_s(job, first_s) for job in snapshot.jobs}
-        self._weights: dict[str, float] = {id: left_s**-power for id, left_s in self._left_s.items()}
+        known = [job for job in snapshot.jobs if job.steps_wanted is not None and math.isfinite(self.left_s(job))]
+        usual_s = {job.id: self._usual_s(job) for job in known}
+        work_s = [usual_s[job.id] * job.workers for job in known]
+        factors = urgency.factors(usual_s, work_s, len(self._kind))
+        self._weights: dict[str, float] = {id: left_s**-power * factors.get(id, 1.0) for id, left_s in self._left_s.items()}
 
     def kind(self, placement: Placement) -> str:
         """Of its devices, which are all of one."""
@@ -80,8 +87,18 @@ class Valuation:
             return max(first_s, done * best_s)
         return max(LEAST_LEFT_S, (job.steps_wanted - done) * best_s)
 
+    def _usual_s(self, job: Job) -> float:
+        """How long it still takes if it has each kind for as much of the time as there is of it."""
+        key = self._alike[job.id]
+        found = self._speeds.usual.get(key)
+        if found is None:
+            counts = Counter(self._kind.values())
+            mean = sum(count * self.together(job, kind) for kind, count in counts.items()) / len(self._kind)
+            found = self._speeds.usual[key] = mean or 1.0
+        return self._left_s[job.id] / found
+
     def weight(self, job: Job) -> float:
-        """One by what is left of it; 0 if it can run nowhere."""
+        """One by what is left of it, more where it is urgent; 0 if it can run nowhere."""
         return self._weights[job.id]
 
     # ------------------------------------------------------------ how fast
