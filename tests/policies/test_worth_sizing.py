@@ -120,6 +120,18 @@ def test_a_job_of_one_size_gets_in_where_the_others_have_much_more():
     assert ends(outcome)["rigid"] < 1000
 
 
+def test_a_model_that_one_device_cannot_hold_has_as_many_as_it_takes():
+    class Large(Scaling):
+        def step_s(self, row, placement, nodes, beside=()):
+            fits = row.model != "large" or len(placement) >= 4
+            return super().step_s(row, placement, nodes, beside) if fits else float("inf")
+
+    rows = [elastic("small", 0, 3000), replace(elastic("large", 0, 600), workers=4)]
+    outcome, sizes = run(rows, "2x3", Large({}))
+    assert sizes[0][1]["large"] >= 4
+    assert max(ends(outcome).values()) < 3000
+
+
 def test_gangs_have_only_sizes_that_they_may_have():
     class Dividing(Checked):
         def _submit(self, row: Row) -> None:

@@ -44,13 +44,13 @@ class Search:
         states = _distinct(self._repaired(seeds))
         goals = self._goals(states)
         for _ in range(self._generations):
-            order = _ranked(goals, self._size)
+            order = ranked(goals, self._size)
             states, goals = states[order], goals[order]
             children = self._repaired(self._mutated(self._crossed(states)))
             both = _distinct(numpy.concatenate([states, children]))
             goals = numpy.concatenate([goals, self._goals(both[len(states) :])])
             states = both
-        order = _ranked(goals, self._size)
+        order = ranked(goals, self._size)
         states, goals = states[order], goals[order]
         return states[int(goals[:, 0].argmax())], states
 
@@ -104,7 +104,7 @@ def _distinct(states: Numbers) -> Numbers:
     return states[list(first.values())]
 
 
-def _ranked(goals: Numbers, size: int) -> Numbers:
+def ranked(goals: Numbers, size: int) -> Numbers:
     """The best `size`, front by front and the less crowded first. O(states log states), since there are two goals."""
     fronts: list[list[int]] = []
     tops: list[float] = []  # of each front, minus the best second goal so far

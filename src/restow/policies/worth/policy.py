@@ -13,6 +13,8 @@ Then running jobs move to free devices, and change places with others on another
 that is left to pay for the moves. Nothing else is touched, so that with nothing new nothing moves. O(jobs x kinds of devices and
 jobs) but for the placements that change.
 
+Jobs whose gangs may have several sizes share what is left: sizing.py.
+
 It needs to know how fast jobs are on each kind (Snapshot.forecast). What a person has pinned, paused or forbidden to move it leaves
 alone.
 """

@@ -38,7 +38,7 @@ SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizingConfig:
-    power: float = 1.3  # how much more a job counts than those that are longer; 0.7 to 2 and the horizon tremble by 2 %
+    power: float = 1.3  # how much more a job counts than those that are longer; 0.7 to 2 and any horizon give the same but for 7 %
     change_s: float = 30.0  # that a gang stands still for a change
     horizon_s: float = 200.0  # over which what a change costs is spread, at most: then others have come or gone
 
@@ -137,8 +137,9 @@ class Sizing:
         return 1.0 - config.change_s / (config.change_s + min(config.horizon_s, self._left_s(job, step_s)))
 
     def _one_s(self, job: Job) -> float:
-        """On one device; where it may not have so few, up to the fewest that it may have it is taken to gain in proportion."""
-        return self._step_s(job, job.sizes[-1]) * job.sizes[-1]
+        """On one device; up to the fewest on which it can run it is taken to gain in proportion. Infinite if it can nowhere."""
+        steps_s = ((size, self._step_s(job, size)) for size in sizes_for(job))
+        return next((size * step_s for size, step_s in steps_s if math.isfinite(step_s)), math.inf)
 
     def _step_s(self, job: Job, size: int) -> float:
         """At its fastest on so many devices, if all were free."""
