@@ -114,7 +114,7 @@ class Offers:
             aside += [(other, there) for other in group.jobs]
             devices += group.placement
             cost += self._valuation.worth(group.jobs, group.placement) * self._config.change_s
-        for there in {placement for _, placement in aside}:
+        for there in dict.fromkeys(placement for _, placement in aside):
             self._floor.room.give(there)
         self._floor.room.give(free)
         if len(devices) < job.workers:
