@@ -231,7 +231,8 @@ class Simulation:
 
 def _patience(delays: Delays) -> CoreConfig:
     """The core gives nobody up who only takes as long as is simulated."""
-    usual, slowest_s = CoreConfig(), max(delays.start_s, delays.resume_s, delays.suspend_s)
+    usual = CoreConfig()
     return CoreConfig(
-        start_s=usual.start_s + slowest_s, standby_s=usual.standby_s + slowest_s, keep_s=usual.keep_s + slowest_s
+        start_s=max(usual.start_s, 2 * delays.start_s), standby_s=max(usual.standby_s, 2 * delays.resume_s),
+        keep_s=max(usual.keep_s, 2 * delays.suspend_s),
     )  # fmt: skip
