@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from restow.errors import TraceError
+from restow.sim.past import Past
 
 NUMBER_MAX = 1e15  # seconds or steps: thirty million years
 
@@ -27,6 +28,7 @@ class Row:
     batch: int = 0  # global batch size, samples
     plan: str = ""  # how it is parallelized, as the trace has it
     resources_s: tuple[float, ...] = field(default=())  # of one step: storage, CPU, GPU, network, each alone
+    past: Past | None = None  # of a job that was there before the simulation began
 
     def __post_init__(self) -> None:
         for name, value in (("submitted", self.submitted_s), ("steps", self.steps), ("duration", self.duration_s)):

@@ -7,10 +7,11 @@ never see it: they are told what was measured of a job, as in a live cluster, an
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from restow.cluster import Node
 from restow.errors import TraceError
+from restow.job import Profile
 from restow.placement import Placement
 from restow.sim.rows import Row
 
@@ -31,6 +32,14 @@ class World(Protocol):
 
     def place(self, placement: Placement, nodes: Nodes) -> Hashable:
         """The same for all placements on devices of one kind on which whoever is there is equally fast."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A world that knows more of a job than its step time."""
+
+    def measured(self, row: Row, placement: Placement) -> Profile:
+        """What would be measured of it there, alone."""
 
 
 class Recorded:
