@@ -108,7 +108,7 @@ def test_a_file_that_is_wrong_is_told_with_its_line(jobs, tmp_path, content, mes
 
 
 def test_a_policy_that_thinks_for_ever_is_given_up(jobs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("restow.cli.simulate.DECISION_S_MAX", 0.2)
+    monkeypatch.setattr("restow.cli.simulate_runs.DECISION_S_MAX", 0.2)
     mine = tmp_path / "mine.py"
     mine.write_text("class P:\n    def decide(self, snapshot):\n        while True:\n            pass\npolicy = P\n")
     assert main.run(["simulate", jobs, "--cluster", "1x2", "--policy", str(mine)]) == 4
