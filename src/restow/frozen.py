@@ -19,6 +19,7 @@ from restow.placement import Placement
 
 TYPE = "restow-snapshot"
 VERSION = 1
+NOW_S_MAX = 1e11  # the year 5138
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +100,9 @@ def from_wire(wire: Any) -> FrozenCluster:
 
 
 def _check(cluster: FrozenCluster) -> None:
+    if not 0 <= cluster.now_s <= NOW_S_MAX:
+        raise TraceError(f"it was taken at {cluster.now_s:g} s; that is no time since 1970")
+    _check_machines(cluster)
     devices = {(node.name, device.index) for node in cluster.nodes for device in node.devices}
     for what, names in (("nodes", [node.name for node in cluster.nodes]), ("jobs", [job.id for job in cluster.jobs])):
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -112,11 +116,26 @@ def _check(cluster: FrozenCluster) -> None:
             raise TraceError(f"job {job.id} is {job.state!r}; a job there is {', '.join(sorted(states))}")
         if job.workers < 1 or (job.placement and len(job.placement) != job.workers):
             raise TraceError(f"job {job.id} has {job.workers} workers on {len(job.placement)} slots")
-        if job.steps_done < 0 or job.profile.step_s < 0 or job.service_s < 0:
-            raise TraceError(f"job {job.id} has steps, seconds of a step or service below 0")
+        if min(job.steps_done, job.steps_total or 0, job.service_s, *_figures(job.profile)) < 0:
+            raise TraceError(f"job {job.id} has steps, service or something measured below 0")
+        if not 0 <= job.submitted_s <= cluster.now_s:
+            raise TraceError(f"job {job.id} was submitted at {job.submitted_s:g} s, which is not before the snapshot")
         for slot in dict.fromkeys(job.placement):
             if slot[:2] not in devices:
                 raise TraceError(f"job {job.id} is on {slot}, which is not there")
             used[slot[:2]] = used.get(slot[:2], 0.0) + slot.share
             if not 0 < slot.share <= 1 or used[slot[:2]] > 1 + 1e-9:
                 raise TraceError(f"device {slot.node}:{slot.device} is given away more than once, last to job {job.id}")
+
+
+def _figures(profile: Profile) -> tuple[float, ...]:
+    return profile.step_s, profile.exposed_s, profile.alone_step_s, profile.wire_bytes, profile.state_bytes, profile.private_bytes
+
+
+def _check_machines(cluster: FrozenCluster) -> None:
+    for node in cluster.nodes:
+        if not node.local_bytes_per_s > 0 or not all(device.share > 0 for device in node.devices):
+            raise TraceError(f"node {node.name} exchanges nothing, or has a device of no share")
+    for pair in cluster.links:
+        if not pair.link.bytes_per_s > 0 or not pair.link.delay_s >= 0:
+            raise TraceError(f"the link from {pair.a} to {pair.b} carries {pair.link.bytes_per_s:g} bytes per second")

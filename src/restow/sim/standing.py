@@ -27,6 +27,7 @@ from restow.sim.traces import Trace
 
 LEFT_S_MIN = 1.0  # of a job that has just begun and says nothing of its end
 LAYOUT = "snapshot"
+DIGITS_MAX = 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ def is_snapshot(name: str) -> bool:
 def read_standing(path: Path, unseen_s: float | None = None) -> Standing:
     """`unseen_s`: how long jobs take that never ran; None: the median of what the others have left. Raises TraceError."""
     try:
-        written: Any = json.loads(path.read_text(), parse_constant=_refuse)
+        written: Any = json.loads(path.read_text(), parse_constant=_number, parse_float=_number, parse_int=_whole)
         return standing(path.name, from_wire(written), unseen_s)
     except OSError as error:
         raise TraceError(f"snapshot {path} cannot be read: {error.strerror}") from None
@@ -60,13 +61,22 @@ def read_standing(path: Path, unseen_s: float | None = None) -> Standing:
         raise TraceError(f"snapshot {path}: {error}") from None
 
 
-def _refuse(constant: str) -> None:
-    raise TraceError(f"it holds {constant}; its numbers are finite")
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise TraceError(f"it holds {text}; its numbers are finite")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > DIGITS_MAX:
+        raise TraceError(f"it holds {text[:DIGITS_MAX]}…; its numbers have at most {DIGITS_MAX} digits")
+    return int(text)
 
 
 def standing(name: str, cluster: FrozenCluster, unseen_s: float | None = None) -> Standing:
     """Raises TraceError where nothing is left to simulate."""
-    alive = tuple(node for node in cluster.nodes if node.is_alive)
+    alive = tuple(node for node in cluster.nodes if node.is_alive and node.devices)
     links = {(min(link.a, link.b), max(link.a, link.b)): link.link for link in cluster.links}
     machines = Machines(nodes=alive, links=links)
     jobs, left_out = _simulated(cluster, machines)
@@ -119,7 +129,7 @@ def _row(job: FrozenJob, first_s: float, now_s: float, left_s: float) -> Row:
     done = float(job.steps_done)
     says_total = job.steps_total is not None and job.profile.step_s > 0
     steps = float(max(job.steps_done, job.steps_total or 0)) if says_total else done + max(1, math.ceil(left_s / step_s))
-    started_s = None if job.started_s is None else max(0.0, job.started_s - first_s)
+    started_s = None if job.started_s is None else min(max(0.0, job.started_s - first_s), now_s - first_s)  # by its node's clock
     stands = job.placement if job.state in ("starting", "running") else ()
     past = Past(
         spec=_spec(job), placement=stands, measured_on=job.measured_on, profile=job.profile, steps=done, says_total=says_total,
@@ -146,8 +156,8 @@ def _spec(job: FrozenJob) -> JobSpec:
 def _notes(cluster: FrozenCluster, jobs: Sequence[FrozenJob], alive: int) -> list[str]:
     taken = datetime.fromtimestamp(cluster.now_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     running = sum(job.state in ("starting", "running") for job in jobs)
-    lost = f", {len(cluster.nodes) - alive} machines are lost" if len(cluster.nodes) > alive else ""
-    return [f"as it was at {taken}: {running} jobs run, {len(jobs) - running} wait{lost}"]
+    lost = f", {alive} of {len(cluster.nodes)} machines can be used" if len(cluster.nodes) > alive else ""
+    return [f"as it was at {taken}: {running} running, {len(jobs) - running} waiting{lost}"]
 
 
 def _guesses(jobs: Sequence[FrozenJob], unseen: Sequence[str], guess_s: float, is_median: bool) -> list[str]:

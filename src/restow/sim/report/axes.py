@@ -9,7 +9,7 @@ from html import escape
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 960, 52, 12, 10, 26
 _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
-_TIMES_S = (1, 10, 60, 600, 3600, 6 * 3600, 86400, 7 * 86400, 30 * 86400, 365 * 86400)
+_TIMES_S = (1, 10, 60, 600, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400, 30 * 86400, 365 * 86400)
 Tick = tuple[float, str]
 Scale = Callable[[float], float]
 
@@ -32,7 +32,8 @@ class Frame:
         for value, words in x_ticks:
             x = self.x(value)
             parts.append(f'<path class="grid" d="M{x:.1f} {TOP}V{bottom}"/>')
-            parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{escape(words)}</text>')
+            anchor = "end" if x > WIDTH - 2 * RIGHT else "middle"
+            parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="{anchor}">{escape(words)}</text>')
         return "".join([*parts, body, "</svg>"])
 
 

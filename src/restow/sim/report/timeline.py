@@ -14,7 +14,7 @@ from restow.sim.report.axes import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Frame, linea
 ROW, ROW_FEW = 9, 20  # height of a device where there are many, and few
 FEW = 20
 LETTER = 6.2  # width
-LABEL_LEAST = 9  # height of a bar with words in it
+LABEL_LEAST = 13  # height of a bar with words in it
 
 
 def timeline(history: History) -> str:
