@@ -9,7 +9,7 @@ from pathlib import Path
 import restow
 
 ROOT = Path(restow.__file__).parent
-VALUES = {"cluster", "job", "placement", "messages", "codec", "errors", "plan"}
+VALUES = {"cluster", "job", "placement", "messages", "codec", "errors", "plan", "frozen"}
 PURE = {"perf", "forecast", "bound", "metrics", "core", "policies"}
 DRIVERS = {"controller", "sim"}
 HARMLESS = {

@@ -41,6 +41,10 @@ class Client:
     def nodes(self) -> list[dict[str, Any]]:
         return self._ask("nodes")
 
+    def snapshot(self) -> dict[str, Any]:
+        """The cluster as a policy sees it now, as `restow simulate` reads it."""
+        return self._ask("snapshot")
+
     def events(self, *, after: int = 0, follow: bool = False) -> Iterator[dict[str, Any]]:
         """Journalled events numbered above `after`; with `follow` for ever."""
         return self._stream("events", after=after, follow=follow)

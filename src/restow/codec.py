@@ -41,6 +41,11 @@ def from_json(wire: Any) -> Any:
     return _build(TYPES[wire["type"]], {k: v for k, v in wire.items() if k != "type"})
 
 
+def value_from(kind: type, wire: Any) -> Any:
+    """The value of this type that `to_json` wrote. Raises SpecError on anything else."""
+    return _build(kind, wire)
+
+
 def arguments_of(method: Callable[..., Any], wire: Any) -> dict[str, Any]:
     """The arguments of a call, by name, checked against what `method` says of them. Raises SpecError, which names the wrong one."""
     name = method.__name__.lstrip("_")

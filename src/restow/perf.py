@@ -79,13 +79,18 @@ def _local_s(node: str, traffic: float, snapshot: Snapshot, local_bytes_per_s: f
 
 
 def predict_step_s(profile: Profile, now: Placement, then: Placement, snapshot: Snapshot) -> float:
-    """Seconds per step after a move from `now` to `then`; 0.0 when the job has not been measured yet.
+    """Seconds per step after a move from `now` to `then`; 0.0 when the job has not been measured yet."""
+    return sum(predict_parts(profile, now, then, snapshot))
+
+
+def predict_parts(profile: Profile, now: Placement, then: Placement, snapshot: Snapshot) -> tuple[float, float]:
+    """The same as its two parts: computing, and communication that it does not hide.
 
     Correction by today's measurement: if less time is exposed than the model needs, computing hides the rest and the same part
     is taken as exposed elsewhere; if more is exposed, the link is slower than declared, and only links are scaled.
     """
     if profile.step_s <= 0:
-        return 0.0
+        return 0.0, 0.0
     computing_s = profile.step_s - profile.exposed_s - profile.waited_s  # what it waits at a gate is not its own
     computing_s *= _slow_down(now, then, snapshot) * ranks_per_device(then)  # ranks of one device compute one after another
     computing_s = _resized_s(profile, computing_s, len(now), len(then))
@@ -97,7 +102,7 @@ def predict_step_s(profile: Profile, now: Placement, then: Placement, snapshot: 
     ratio = profile.exposed_s / modelled_now_s if modelled_now_s > 0 and profile.exposed_s > 0 else 1.0
     if ratio > 1 and is_scattered(now) != is_scattered(then):
         ratio = 1.0  # what slows a link says nothing about memory, and the other way round
-    return computing_s + ratio * modelled_then_s
+    return computing_s, ratio * modelled_then_s
 
 
 def _resized_s(profile: Profile, computing_s: float, now: int, then: int) -> float:

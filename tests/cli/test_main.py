@@ -196,6 +196,23 @@ def test_ctrl_c_while_following_is_130_and_leaves_the_job(cluster, capsys):
     assert json.loads(out)["state"] == "running"
 
 
+def test_a_snapshot_of_the_cluster_is_simulated_on(cluster, tmp_path, capsys):
+    restow(capsys, "submit", "-n", "2", "--", "python", "train.py")
+    wait_until_running(cluster, capsys)
+    code, out, _ = restow(capsys, "snapshot")
+    assert code == 0
+    (tmp_path / "now.json").write_text(out)
+    code, out, err = restow(capsys, "simulate", str(tmp_path / "now.json"), "--policy", "fifo")
+    assert (code, out.splitlines()[1].split()[0]) == (0, "fifo")
+    assert "1 running, 0 waiting" in err
+
+
+def test_without_a_controller_there_is_no_snapshot(nobody, capsys):
+    code, out, err = restow(capsys, "snapshot")
+    assert (code, out) == (5, "")
+    assert "no controller runs" in err
+
+
 def test_the_small_commands_load_neither_torch_nor_ray_nor_yaml():
     script = (
         "import sys; from restow.cli import main; main.run(['ps']); "

@@ -7,12 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from restow.cli import main
+from restow.cli.progress import Tell
 from tests.gate.crowd import until
+from tests.sim.frozen import SCATTERED, running, waiting, written
 
 JOBS = "id,submitted_s,workers,duration_s\nlong,0,2,100\nshort,10,2,20\nsmall,15,1,5\n"
 MINE = '''
@@ -78,6 +82,10 @@ def test_the_example_lets_small_gangs_pass(jobs, tmp_path):
         (["--cluster", "1x2", "--first", "0"], 2, "--first is 0"),
         (["--cluster", "1x2", "--table", "gone.json"], 8, "table gone.json cannot be read"),
         (["--cluster", "1x2", "--json", "/nowhere/out.json"], 2, "--json /nowhere/out.json cannot be written"),
+        (["--cluster", "1x2", "--report", "/nowhere/out.html"], 2, "--report /nowhere/out.html cannot be written"),
+        (["--cluster", "1x2", "--unseen-s", "5"], 2, "--unseen-s says nothing of a trace"),
+        (["--cluster", "1x2", "--ideal"], 2, "--ideal says nothing without --table"),
+        ([], 2, "--cluster is missing; write for example --cluster 8x4"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_a_code(jobs, words, code, message, capsys):
@@ -108,7 +116,7 @@ def test_a_file_that_is_wrong_is_told_with_its_line(jobs, tmp_path, content, mes
 
 
 def test_a_policy_that_thinks_for_ever_is_given_up(jobs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("restow.cli.simulate.DECISION_S_MAX", 0.2)
+    monkeypatch.setattr("restow.cli.simulate_runs.DECISION_S_MAX", 0.2)
     mine = tmp_path / "mine.py"
     mine.write_text("class P:\n    def decide(self, snapshot):\n        while True:\n            pass\npolicy = P\n")
     assert main.run(["simulate", jobs, "--cluster", "1x2", "--policy", str(mine)]) == 4
@@ -137,6 +145,78 @@ def test_steps_of_a_model_need_a_table(tmp_path, capsys):
     (tmp_path / "jobs.csv").write_text("id,submitted_s,workers,steps,model\nj,0,1,1000,resnet\n")
     assert main.run(["simulate", str(tmp_path / "jobs.csv"), "--cluster", "1x2"]) == 8
     assert "names its model (resnet) but no duration; a --table knows its speed" in capsys.readouterr().err
+
+
+def test_a_report_is_a_page_of_all_policies_and_seeds(jobs, tmp_path):
+    report = tmp_path / "out.html"
+    words = ["--policy", "fifo,srtf", "--error", "0.1", "--seeds", "2", "--report", str(report)]
+    assert main.run(["simulate", jobs, "--cluster", "1x2", *words]) == 0
+    html = report.read_text()
+    assert all(f"<td>{name}</td>" in html for name in ("fifo seed 0", "fifo seed 1", "srtf seed 0", "srtf seed 1"))
+    assert html.count("<details") == 4
+    assert "waits for 2 devices, 0 are left by those before it" in html
+
+
+def test_a_bar_counts_the_jobs_of_all_runs(jobs, monkeypatch):
+    told: list[int] = []
+
+    @contextmanager
+    def watched(words: str, total: int) -> Iterator[Tell]:
+        assert (words, total) == ("2 runs, jobs: ", 6)
+        yield lambda done, now_s: told.append(done)
+
+    monkeypatch.setattr("restow.cli.simulate_runs.progress", watched)
+    monkeypatch.setattr("restow.cli.simulate_runs.TELL_S", 0.0)
+    assert main.run(["simulate", jobs, "--cluster", "1x2", "--policy", "fifo,srtf"]) == 0
+    assert told == sorted(told)
+    assert told[-1] == 6
+    assert len({*told} - {0, 3, 6}) > 0  # also what has ended of a run that is not over
+
+
+@pytest.fixture
+def now(tmp_path: Path) -> str:
+    """A live cluster with a gang that is scattered, and a job that waits."""
+    path = tmp_path / "now.json"
+    gang = running("gang", "m1:0 m2:0", profile=SCATTERED, steps_done=1000, steps_total=11_000)
+    path.write_text(json.dumps(written(gang, waiting("new", 3))))
+    return str(path)
+
+
+def test_a_snapshot_is_simulated_on_from_where_it_was_taken(now, tmp_path, capsys):
+    figures, report = tmp_path / "out.json", tmp_path / "out.html"
+    assert main.run(["simulate", now, "--policy", "fifo,restow", "--json", str(figures), "--report", str(report)]) == 0
+    told = capsys.readouterr().err
+    assert "now.json: 2 jobs (snapshot)" in told
+    assert "2 machines, 4 devices" in told
+    assert "never ran: new; taken to run for 3000 s, the median of what the others have left" in told
+    fifo, restow = json.loads(figures.read_text())["rows"]
+    assert fifo["makespan_s"] == pytest.approx(3000 + 3000)
+    assert (restow["moves"], restow["avg_jct_s"] < fifo["avg_jct_s"]) == (1, True)
+    assert "never ran: new" in report.read_text()
+    assert "so that it trains on m" in report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--cluster", "1x2"], 2, "--cluster says nothing of a snapshot: it has its own machines, jobs and speeds"),
+        (["--table", "t.json"], 2, "--table says nothing of a snapshot"),
+        (["--compress", "2"], 2, "--compress says nothing of a snapshot"),
+        (["--unseen-s", "-1"], 2, "--unseen-s is -1"),
+    ],
+)
+def test_what_is_for_traces_only_is_refused_for_a_snapshot(now, words, code, message, capsys):
+    assert main.run(["simulate", now, *words]) == code
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("content", "message"), [('{"rows": []}', "no snapshot of a cluster"), ("{", "is not JSON")])
+def test_json_that_is_no_snapshot_is_told_in_one_line(tmp_path, content, message, capsys):
+    (tmp_path / "x.json").write_text(content)
+    assert main.run(["simulate", str(tmp_path / "x.json")]) == 8
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert message in told[0]
 
 
 @pytest.mark.live

@@ -42,6 +42,7 @@ COMMANDS = {  # name → (module, attribute, first line of help)
     "uncordon": ("restow.cli.nodes", "uncordon", "Start jobs there again."),
     "nodes": ("restow.cli.cluster", "nodes", "List machines and devices."),
     "events": ("restow.cli.cluster", "events", "Print what happened."),
+    "snapshot": ("restow.cli.snapshot", "snapshot", "Print the cluster as it is now, to be simulated on from there."),
     "simulate": ("restow.cli.simulate", "simulate", "Run a trace of jobs on a cluster that need not exist."),
     "doctor": ("restow.cli.doctor", "doctor", "Check what this machine lacks."),
     "lab": ("restow.cli.lab", "lab", "A small cluster on this one machine."),

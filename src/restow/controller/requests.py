@@ -20,6 +20,7 @@ from restow.controller.loop import Controller
 from restow.core import evacuating
 from restow.core.reconcile import folder_of
 from restow.errors import NotFound, Refused, SpecError
+from restow.frozen import freeze, to_wire
 from restow.job import Job, JobState, sizes_of
 from restow.messages import (
     CancelAsked,
@@ -65,6 +66,10 @@ class Requests:
     async def nodes(self) -> list[dict[str, Any]]:
         holders = views.holders_of(self._jobs())
         return [views.node_view(node, holders) for node in self._snapshot().nodes]
+
+    async def snapshot(self) -> dict[str, Any]:
+        """The cluster as a policy sees it now, without the environments of jobs, to be simulated on from there."""
+        return to_wire(freeze(self._snapshot()))
 
     async def events(self, after: int = 0, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
         """Journalled events as they are on the wire, each with its `number`."""

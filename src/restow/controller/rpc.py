@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 LINE_BYTES_MAX = 1 << 20
 VERBS = (
-    "ping", "ps", "show", "nodes", "events", "logs", "wait", "submit", "cancel", "migrate", "defrag", "share",
-    "scale", "checkpoint", "checkpoints", "restore", "pause", "resume", "cordon", "drain", "explain", "stop",
+    "ping", "ps", "show", "nodes", "snapshot", "events", "logs", "wait", "submit", "cancel", "migrate", "defrag",
+    "share", "scale", "checkpoint", "checkpoints", "restore", "pause", "resume", "cordon", "drain", "explain", "stop",
 )  # fmt: skip
 
 

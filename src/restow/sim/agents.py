@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from restow.cluster import Node
+from restow.job import Profile
 from restow.messages import (
     Abandon,
     Command,
@@ -41,9 +42,10 @@ from restow.placement import Placement, moved_ranks
 from restow.sim.clock import Clock
 from restow.sim.phases import Phase, phases_of
 from restow.sim.rows import Row
-from restow.sim.world import World
+from restow.sim.world import Measured, World
 
 STORE_PORT = 4000
+NOTHING = Profile()  # is measured of jobs in a world of step times
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,7 @@ class Agents:
         self.gangs: dict[str, Gang] = {}
         self._nodes, self._world, self._clock, self._delays = nodes, world, clock, delays
         self._knows_total, self._downtime_s = knows_total, downtime_s
+        self._measured: Callable[[Row, Placement], Profile] = world.measured if isinstance(world, Measured) else lambda *_: NOTHING
         self._training: dict[tuple[str, int], dict[str, None]] = {}  # device → jobs that train on it
         self._obey: dict[type[Command], Callable[[str, Any], None]] = {
             OpenStore: self._open_store, Launch: self._launch, Prepare: self._prepare, Connect: self._connect,
@@ -115,14 +118,17 @@ class Agents:
     def add(self, row: Row) -> None:
         """A job that will be submitted. Raises TraceError if the world does not know it."""
         self.gangs[row.id] = Gang.of(phases_of(self._world, row))
+        if row.past:
+            self.gangs[row.id].steps = row.past.steps
 
     def tell(self, node: str, command: Command) -> None:
         """What is not here (Guard, Discard, Share and the like) has no answer and changes nothing that could be seen."""
         if obey := self._obey.get(type(command)):
             obey(node, command)
 
-    def _say(self, kind: type, job: str, generation: int, node: str, **rest: Any) -> None:
-        self.reports.append(kind(time_s=self._clock.now_s, job=job, generation=generation, node=node, **rest))
+    def _say(self, kind: type, job: str, generation: int, node: str, *, time_s: float | None = None, **rest: Any) -> None:
+        time_s = self._clock.now_s if time_s is None else time_s
+        self.reports.append(kind(time_s=time_s, job=job, generation=generation, node=node, **rest))
 
     # ------------------------------------------------------------ starting
 
@@ -136,9 +142,18 @@ class Agents:
         for rank, slot in enumerate(command.placement):
             if slot.node == node:
                 ranks[rank] = node
-                self._say(RankStarted, command.job, command.generation, node, rank=rank, pid=1)
+                since_s = gang.row.past.started_s if gang.row.past and command.generation == 1 else None
+                self._say(RankStarted, command.job, command.generation, node, time_s=since_s, rank=rank, pid=1)
         if len(ranks) == len(command.placement):
-            self._soon(self._delays.start_s + gang.row.start_s, lambda: self._begin(command.job, command.generation))
+            delay_s = self._start_s(gang, command.generation)
+            self._soon(delay_s, lambda: self._begin(command.job, command.generation))
+
+    def _start_s(self, gang: Gang, generation: int) -> float:
+        """None for a gang that stands when the simulation begins; one that has made steps comes back."""
+        past = gang.row.past
+        if past and past.placement and generation == 1:
+            return 0.0
+        return gang.row.start_s + (self._delays.resume_s if gang.steps else self._delays.start_s)
 
     def _soon(self, delay_s: float, what: Callable[[], None]) -> None:
         """At once where there is no delay: nobody is told anything in between."""
@@ -157,7 +172,12 @@ class Agents:
 
     def _say_ready(self, job: str, generation: int, node: str, rank: int) -> None:
         """No trace says how large a model's state is; not known is 0 here, as in a live cluster."""
-        self._say(RankReady, job, generation, node, rank=rank, signature="", state_bytes=0, private_bytes=0, movable=True)
+        gang = self.gangs[job]
+        past, known = gang.row.past, self._measured(gang.row, gang.placements[generation])
+        self._say(
+            RankReady, job, generation, node, rank=rank, signature="", state_bytes=known.state_bytes,
+            private_bytes=known.private_bytes, movable=not past or past.is_movable, why_not=past.why_not if past else "",
+        )  # fmt: skip
 
     def _train(self, job: str, generation: int) -> None:
         """From now on the gang makes steps as this generation."""
@@ -203,11 +223,14 @@ class Agents:
 
     def _tell_progress(self, job: str, gang: Gang) -> None:
         gang.said_step_s = gang.step_s
-        total = math.ceil(gang.phase.steps_total) if self._knows_total else None
+        is_said = self._knows_total and (not gang.row.past or gang.row.past.says_total)
+        total = math.ceil(gang.phase.steps_total) if is_said else None
         step_s = gang.step_s if math.isfinite(gang.step_s) else 0.0
+        known = self._measured(gang.row, gang.placement)
         self._say(
             Progressed, job, gang.generation, gang.placement[0].node, rank=0, step=int(gang.steps), steps_total=total,
-            step_s=step_s, exposed_s=0.0, wire_bytes=0, memory_bytes=0,
+            step_s=step_s, exposed_s=known.exposed_s, wire_bytes=known.wire_bytes, memory_bytes=known.memory_bytes,
+            valley_bytes=known.valley_bytes, data_s=known.data_s, waited_s=max(0.0, step_s - known.step_s) if known.step_s else 0.0,
         )  # fmt: skip
 
     def _end(self, job: str, version: int) -> None:

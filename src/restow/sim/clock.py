@@ -10,8 +10,8 @@ Happening = Callable[[], None]
 
 
 class Clock:
-    def __init__(self) -> None:
-        self.now_s = 0.0
+    def __init__(self, now_s: float = 0.0) -> None:
+        self.now_s = now_s
         self._numbers = itertools.count()
         self._heap: list[tuple[float, int, Happening]] = []
 

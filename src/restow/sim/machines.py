@@ -14,6 +14,7 @@ memory: 32GB             # of each device
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Machines:
 
     nodes: tuple[Node, ...]
     link: Link = field(default_factory=Link)
+    links: Mapping[tuple[str, str], Link] = field(default_factory=dict)  # those that are known each by itself, by sorted names
 
     @property
     def devices(self) -> int:

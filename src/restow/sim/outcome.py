@@ -51,6 +51,7 @@ class Outcome:
     events: int
     decisions: Decisions
     wall_s: float  # that the simulation took
+    begins_s: float = 0.0  # when it began: later than the first submission where it goes on from a live cluster's snapshot
 
     @property
     def avg_jct_s(self) -> float:
@@ -58,8 +59,8 @@ class Outcome:
 
     @property
     def makespan_s(self) -> float:
-        """From the first submission to the last end."""
-        return max(job.ended_s for job in self.jobs) - min(job.submitted_s for job in self.jobs)
+        """From the first submission, or the beginning, to the last end."""
+        return max(job.ended_s for job in self.jobs) - max(self.begins_s, min(job.submitted_s for job in self.jobs))
 
     @property
     def utilization(self) -> float:
@@ -124,15 +125,17 @@ def _contention(jobs: Sequence[Ended], devices: int) -> Callable[[float, float],
 
 def outcome_of(
     state: ClusterState, rows: Mapping[str, Row], machines: Machines, alone_s: Callable[[str], float], decisions: Decisions,
-    events: int, wall_s: float,
+    events: int, wall_s: float, begins_s: float = 0.0,
 ) -> Outcome:  # fmt: skip
     """`alone_s(job)`: what it would take on the devices that suit it best."""
     jobs = []
     for id, row in rows.items():
         job = state.records[id].job
         ended_s = job.ended_s if job.ended_s is not None else math.inf
+        before_s = row.past.service_s if row.past and row.past.placement else 0.0
+        started_s = row.past.started_s if row.past and row.past.started_s is not None else job.started_s
         jobs.append(Ended(
-            id=id, workers=row.workers, submitted_s=row.submitted_s, started_s=job.started_s or row.submitted_s, ended_s=ended_s,
-            service_s=job.service_s(ended_s), moves=job.moves, suspensions=job.suspensions, alone_s=alone_s(id),
+            id=id, workers=row.workers, submitted_s=row.submitted_s, started_s=started_s or row.submitted_s, ended_s=ended_s,
+            service_s=job.service_s(ended_s) - before_s, moves=job.moves, suspensions=job.suspensions, alone_s=alone_s(id),
         ))  # fmt: skip
-    return Outcome(jobs=tuple(jobs), devices=machines.devices, events=events, decisions=decisions, wall_s=wall_s)
+    return Outcome(jobs=tuple(jobs), devices=machines.devices, events=events, decisions=decisions, wall_s=wall_s, begins_s=begins_s)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from restow.errors import TraceError
+from restow.sim.past import Past
 
 NUMBER_MAX = 1e15  # seconds or steps: thirty million years
 
@@ -32,6 +33,7 @@ class Row:
     plan: str = ""  # how it is parallelized, as the trace has it
     stages_s: tuple[float, float, float] | None = None  # of a step, each alone: data (storage and CPU), computing, communicating
     start_s: float = 0.0  # from a launch, a move or a return to its first step, beside what every job takes for it
+    past: Past | None = None  # of a job that was there before the simulation began
 
     def __post_init__(self) -> None:
         for name, value in (("submitted", self.submitted_s), ("steps", self.steps), ("duration", self.duration_s)):

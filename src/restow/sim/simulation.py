@@ -21,16 +21,18 @@ from restow.core.state import ClusterState
 from restow.errors import IllegalTransition, Refused, TraceError
 from restow.faults import place_of, words_of
 from restow.job import Demand, JobSpec
-from restow.messages import Event, JobSubmitted, LinkMeasured, NodeJoined, Progressed
+from restow.messages import Event, JobSubmitted, Progressed
 from restow.perf import move_cost
 from restow.placement import Placement, Schedule
 from restow.policies.base import Policy
 from restow.sim.agents import Agents, Delays
+from restow.sim.beginning import joining, schedules, submissions
 from restow.sim.clock import Clock
 from restow.sim.forecast import Believed
 from restow.sim.machines import Machines
 from restow.sim.outcome import Decisions, Outcome, outcome_of
 from restow.sim.phases import whole_s
+from restow.sim.recorder import Recorder
 from restow.sim.rows import Row
 from restow.sim.world import World
 
@@ -46,19 +48,25 @@ class SimConfig:
     delays: Delays = field(default_factory=Delays)
     error: float = 0.0  # policies believe speeds that are wrong by up to this part
     seed: int = 0  # of the errors
+    begins_s: float = 0.0  # when a simulation of a live cluster's snapshot begins, see standing.py
 
 
 class Simulation:
-    """One run. Raises TraceError for a job that the world does not know or that is larger than the cluster."""
+    """One run. Raises TraceError for a job that the world does not know or that is larger than the cluster. `recorder`: is shown
+    everything that happens."""
 
-    def __init__(self, rows: Sequence[Row], machines: Machines, world: World, policy: Policy, config: SimConfig | None = None):
+    def __init__(
+        self, rows: Sequence[Row], machines: Machines, world: World, policy: Policy, config: SimConfig | None = None,
+        recorder: Recorder | None = None,
+    ):  # fmt: skip
         self.config = config or SimConfig()
         self.policy = policy
-        self.clock = Clock()
+        self.clock = Clock(self.config.begins_s)
         self.state = ClusterState("simulated", _patience(self.config.delays))
         self.nodes: dict[str, Node] = {node.name: node for node in machines.nodes}
         self.events = 0
         self.decisions = Decisions()
+        self._recorder = recorder
         self._rows = {row.id: row for row in rows}
         self._machines, self._world = machines, world
         self.agents = Agents(
@@ -67,13 +75,14 @@ class Simulation:
         largest = max(rows, key=lambda row: row.workers, default=None)
         if largest is None:
             raise TraceError("the trace holds no jobs")
-        if largest.workers > machines.devices:
+        if largest.workers > machines.devices and not (largest.past and largest.past.placement):
             raise TraceError(
                 f"job {largest.id} wants {largest.workers} devices, the cluster has {machines.devices}; give a larger one"
             )
         for row in rows:
             self.agents.add(row)
-            self.clock.at(row.submitted_s, lambda row=row: self._submit(row))  # type: ignore[misc]
+            if not row.past:
+                self.clock.at(row.submitted_s, lambda row=row: self._submit(row))  # type: ignore[misc]
         self.forecast = Believed(world, self._row_now, self.nodes, error=self.config.error, seed=self.config.seed)
         self._check_kinds(rows)
         self._is_undecided = False
@@ -87,12 +96,16 @@ class Simulation:
             if (row.model or row.id, row.workers) in seen:
                 continue
             seen.add((row.model or row.id, row.workers))
-            places = self.forecast.places(row.workers)
+            places = self._places(row)
             if all(math.isinf(self._world.step_s(row, place, self.nodes)) for place in places):
                 kinds = ", ".join(sorted({device.kind for node in self._machines.nodes for device in node.devices}))
                 known = f"; the table has {', '.join(found)}" if (found := getattr(self._world, "kinds", None)) else ""
                 what = f"job {row.id} ({row.model or 'no model'}, {row.workers} workers)"
                 raise TraceError(f"{what} is not known to run on any kind of this cluster ({kinds}){known}")
+
+    def _places(self, row: Row) -> list[Placement]:
+        """One of each kind, and where it stands."""
+        return self.forecast.places(row.workers) + ([row.past.placement] if row.past and row.past.placement else [])
 
     def _submit(self, row: Row) -> None:
         steps = math.ceil(self.agents.gangs[row.id].phase.steps_total) if self.config.knows_total else 0
@@ -122,11 +135,13 @@ class Simulation:
                 f"{job.reason or 'it gave no reason'}"
             )
         wall_s = time.perf_counter() - began_s
-        return outcome_of(self.state, self._rows, self._machines, self._alone_s, self.decisions, self.events, wall_s)
+        return outcome_of(
+            self.state, self._rows, self._machines, self._alone_s, self.decisions, self.events, wall_s, self.config.begins_s
+        )
 
     def _alone_s(self, job: str) -> float:
         row = self._rows[job]
-        return min(whole_s(self._world, row, place, self.nodes) for place in self.forecast.places(row.workers))
+        return min(whole_s(self._world, row, place, self.nodes) for place in self._places(row))
 
     def _row_now(self, job: str) -> Row:
         return self.agents.gangs[job].row
@@ -134,7 +149,7 @@ class Simulation:
     def run_until(self, time_s: float, on_progress: Callable[[int, float], None] | None = None) -> None:
         """Everything that happens up to this moment."""
         if not self.state.nodes:
-            self._join()
+            self._begin()
         while not self._is_over() and self.clock.next_s <= time_s:
             self.clock.advance()
             self._turn()
@@ -150,14 +165,18 @@ class Simulation:
                 self.clock.at(min(later), self._look)
         return self.clock.is_empty
 
-    def _join(self) -> None:
-        for node in self._machines.nodes:
-            self._observe(NodeJoined(
-                time_s=0.0, node=node.name, address=node.address, devices=node.devices, cores=node.cores, host_bytes=node.host_bytes
-            ))  # fmt: skip
-        names = [node.name for node in self._machines.nodes]
-        if len(names) == 2:  # of more, the default of core/ is taken: one event for each pair would be too many
-            self._observe(LinkMeasured(time_s=0.0, a=names[0], b=names[1], link=self._machines.link))
+    def _begin(self) -> None:
+        for event in (*joining(self._machines), *submissions(self._rows.values())):
+            self._observe(event)
+        for time_s, schedule in schedules(self._rows.values(), self.config.begins_s):
+            try:
+                adopted = self.state.adoption(schedule, time_s)
+            except IllegalTransition as error:
+                raise TraceError(f"jobs cannot stand as the snapshot has it: {error}") from None
+            assert adopted
+            self._observe(adopted)
+        if self.state.records:
+            self.clock.at(self.config.begins_s, self._look)
 
     def _turn(self) -> None:
         """All that happens at this moment, until nothing does any more."""
@@ -184,6 +203,8 @@ class Simulation:
         if not isinstance(event, Progressed):
             self._is_undecided = True
         self.state.observe(event)
+        if self._recorder:
+            self._recorder.observe(event, self.state)
 
     # ------------------------------------------------------------ deciding
 

@@ -7,10 +7,11 @@ never see it: they are told what was measured of a job, as in a live cluster, an
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from restow.cluster import Node
+from restow.cluster import Device, Node
 from restow.errors import TraceError
+from restow.job import Profile
 from restow.placement import Placement
 from restow.sim.rows import Row
 
@@ -31,6 +32,14 @@ class World(Protocol):
 
     def place(self, placement: Placement, nodes: Nodes) -> Hashable:
         """The same for all placements on devices of one kind on which whoever is there is equally fast."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A world that knows more of a job than its step time."""
+
+    def measured(self, row: Row, placement: Placement) -> Profile:
+        """What would be measured of it there, alone."""
 
 
 class Recorded:
@@ -56,4 +65,11 @@ class Recorded:
 
 def kind_of(placement: Placement, nodes: Nodes) -> str:
     """The kind of its devices; with several of them they are joined by a plus, the alphabet's first first."""
-    return "+".join(sorted({nodes[slot.node].devices[slot.device].kind for slot in placement}))
+    return "+".join(sorted({_device(nodes[slot.node], slot.device).kind for slot in placement}))
+
+
+def _device(node: Node, index: int) -> Device:
+    """Devices are numbered from 0 on in all but a few clusters."""
+    if index < len(node.devices) and node.devices[index].index == index:
+        return node.devices[index]
+    return next(device for device in node.devices if device.index == index)
