@@ -10,7 +10,7 @@ from restow.policies.worth.urgency import Urgency
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorthConfig:
     first_s: float = 7200.0  # what a job that does not say how long it is counts as having left when it has just come
-    power: float = 1.0  # of what is left: 1 is best for the average completion time, less for the longest ones
+    power: float = 0.8  # of what is left: 1 is best for the average completion time, less for the longest ones
     urgency: Urgency = field(default_factory=Urgency)  # of jobs that the others would end before
     spread_min: float = 0.8  # of its speed together, that a gang must have on several machines to be started there
     join_min: float = 0.05  # of its worth, that must be left to a job beside another when that one's loss is taken off

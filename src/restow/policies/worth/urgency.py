@@ -15,8 +15,8 @@ from dataclasses import dataclass
 class Urgency:
     """A job whose end is that of all is worth `most` times more than for itself, one that is at half of it `most` by 2^`power`."""
 
-    most: float = 3.5
-    power: float = 6.0
+    most: float = 4.0
+    power: float = 4.0
 
     def factors(self, usual_s: Mapping[str, float], work_s: Iterable[float], devices: int) -> dict[str, float]:
         """Job → how many times more it is worth. `usual_s`: job → until its end at its usual speed; `work_s`: the same by its
