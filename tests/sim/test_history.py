@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from restow.cluster import Snapshot
-from restow.placement import Schedule, parse_placement
+from restow.placement import Schedule, devices_held, parse_placement
 from restow.policies.base import Policy
+from restow.policies.las import Las
+from restow.policies.restow import Restow
 from restow.policies.srtf import Srtf
 from restow.sim import history as bounds
 from restow.sim.agents import Delays
@@ -79,6 +83,25 @@ def test_a_run_that_is_recorded_is_the_same_run():
     plain = Simulation(rows, machines("2x2"), Recorded(), Srtf(), config).run()
     watched = Simulation(rows, machines("2x2"), Recorded(), Srtf(), config, Recorder()).run()
     assert (plain.jobs, plain.events) == (watched.jobs, watched.events)
+
+
+@pytest.mark.parametrize("policy", [Las(levels_s=(50.0, 400.0)), Restow()], ids=str)
+def test_what_is_recorded_is_what_the_core_has_counted(policy):
+    """For random jobs: device seconds, and how often each was moved and suspended."""
+    rng = random.Random(5)
+    rows = [
+        Row(id=f"job-{n}", submitted_s=rng.uniform(0, 400), workers=rng.choice([1, 1, 2, 3, 4]), duration_s=rng.uniform(20, 300))
+        for n in range(25)
+    ]  # fmt: skip
+    recorder = Recorder()
+    config = SimConfig(look_s=20.0, delays=Delays(resume_s=2.0))
+    outcome = Simulation(rows, machines("3x4"), Recorded(), policy, config, recorder).run()
+    changes = Counter((change.job, change.what) for change in seen(recorder.stays, machines("3x4")).changes)
+    for job in outcome.jobs:
+        stays = [stay for stay in recorder.stays if stay.job == job.id]
+        held_s = sum(devices_held(stay.placement) * (stay.to_s - stay.from_s) for stay in stays)
+        assert held_s == pytest.approx(job.service_s)
+        assert (changes[job.id, "moved"], changes[job.id, "suspended"]) == (job.moves, job.suspensions)
 
 
 def test_fullness_is_the_mean_of_each_part_of_the_time():

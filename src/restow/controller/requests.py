@@ -68,8 +68,9 @@ class Requests:
         return [views.node_view(node, holders) for node in self._snapshot().nodes]
 
     async def snapshot(self) -> dict[str, Any]:
-        """The cluster as a policy sees it now, without the environments of jobs, to be simulated on from there."""
-        return to_wire(freeze(self._snapshot()))
+        """The cluster as it is now, also with jobs that are away with their node, but without the environments of any."""
+        jobs = tuple(job for job in self._jobs() if not job.state.is_final)
+        return to_wire(freeze(dataclasses.replace(self._snapshot(), jobs=jobs)))
 
     async def events(self, after: int = 0, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
         """Journalled events as they are on the wire, each with its `number`."""

@@ -16,7 +16,7 @@ h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { cursor: pointer; font-weight: 600; } th:first-child, td:first-child, .words { text-align: left; }
-td.words { white-space: normal; min-width: 16rem; }
+td.words { white-space: normal; max-width: 14rem; } td.words:last-child { min-width: 16rem; max-width: none; }
 summary { cursor: pointer; padding: .3rem 0; font-weight: 600; }
 .key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .9rem; } .key svg { width: 2rem; height: .8rem; min-width: 0; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--faint); }
