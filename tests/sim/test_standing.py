@@ -100,6 +100,12 @@ def test_a_suspended_job_goes_on_from_its_step_and_pays_the_way_back():
     assert go_on(standing("now.json", freeze(snapshot(job))), "fifo", delays=Delays(resume_s=5.0))["back"].ended_s == 40 + 5 + 40
 
 
+def test_a_job_of_which_it_is_forgotten_where_it_was_measured_is_as_fast_as_it_was():
+    """It was started anew after an error: it waits, without a kept state."""
+    job = waiting("again", 2, started_s=1070.0, profile=SCATTERED, steps_done=0, steps_total=100)
+    assert go_on(standing("now.json", freeze(snapshot(job))), "fifo")["again"].ended_s == pytest.approx(40 + 30)
+
+
 def test_who_cannot_move_is_not_moved():
     job = running("gang", "m1:0 m2:0", profile=SCATTERED, steps_done=10, steps_total=5000, movable=False, why_not="no SDK")
     assert go_on(standing("now.json", freeze(snapshot(job))), "restow")["gang"].moves == 0

@@ -53,7 +53,9 @@ class Profiled:
             past, profile = _past(row), _past(row).profile
             if past.sharing and profile.alone_step_s:
                 profile = replace(profile, step_s=profile.alone_step_s, waited_s=0.0)
-            parts = predict_parts(profile, past.measured_on, placement, self._snapshot)
+            parts = profile.step_s - profile.exposed_s, profile.exposed_s  # where it was measured is forgotten: as it was there
+            if past.measured_on:
+                parts = predict_parts(profile, past.measured_on, placement, self._snapshot)
             self._parts[key] = parts if sum(parts) > 0 else (1.0, 0.0)
         return self._parts[key]
 
