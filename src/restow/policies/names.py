@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from restow.policies.base import Policy
+from restow.policies.deadline import Deadline, Edf
+from restow.policies.fair import Fair
 from restow.policies.fifo import Fifo
 from restow.policies.las import Las
 from restow.policies.restow import Restow
@@ -27,4 +29,7 @@ POLICIES: Mapping[str, Callable[[], Policy]] = {
     "srsf": lambda: Srtf(counts_devices=True),
     "las": Las,
     "gavel": _gavel,
+    "edf": Edf,
+    "deadline": Deadline,
+    "fair": Fair,
 }

@@ -95,9 +95,11 @@ class Simulation:
 
     def _submit(self, row: Row) -> None:
         steps = math.ceil(self.agents.gangs[row.id].work) if self.config.knows_total else 0
+        deadline_s = row.deadline_s - row.submitted_s if math.isfinite(row.deadline_s) else 0.0
         spec = JobSpec(
-            command=COMMAND, name=row.model, workers=row.workers, priority=row.priority, max_pause_s=1e9, steps=steps, recover=False
-        )
+            command=COMMAND, name=row.model, workers=row.workers, priority=row.priority, max_pause_s=1e9, steps=steps,
+            recover=False, deadline_s=deadline_s, tenant=row.tenant,
+        )  # fmt: skip
         self.agents.reports.append(JobSubmitted(time_s=self.clock.now_s, job=row.id, spec=spec))
 
     def _downtime_s(self, job: str, now: Placement, then: Placement) -> float:
