@@ -59,7 +59,7 @@ def measure(name: str, trace: Trace, policy: str) -> dict[str, Any]:
 
 def line(row: dict[str, Any]) -> str:
     return (
-        f"{row['trace']:10} {row['jobs']:5} jobs, {row['devices']:4} devices  {row['policy']:8} {100 * row['met_part']:4.1f} % met  "
+        f"{row['trace']:9} {row['jobs']:5} jobs, {row['devices']:4} devices  {row['policy']:8} {100 * row['met_part']:4.1f} % met  "
         f"({100 * row['possible_part']:.0f} % possible)  avg {row['avg_jct_s'] / HOUR_S:6.2f} h  {row['suspensions']:5} suspended  "
         f"{row['wall_s']:.1f} s"
     )

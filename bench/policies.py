@@ -34,11 +34,13 @@ from bench.worlds.setting import HOUR_S, Setting  # noqa: E402
 from restow.errors import RestowError  # noqa: E402
 from restow.own_policies import find_policy  # noqa: E402
 from restow.policies.base import Policy  # noqa: E402
+from restow.policies.gandiva.policy import Gandiva  # noqa: E402
 from restow.policies.las import Las  # noqa: E402
 from restow.sim.machines import machines  # noqa: E402
 from restow.sim.simulation import SimConfig, Simulation  # noqa: E402
 
 ROUND_S = 360.0  # of Gavel
+RESET_S = 1000.0  # the least time between two of its answers of how time is parted
 
 
 def tiresias() -> Policy:
@@ -46,10 +48,19 @@ def tiresias() -> Policy:
     return Las(levels_s=(16 * HOUR_S,))
 
 
+def gandiva() -> Policy:
+    """As Gavel's simulator has it: rounds of six minutes, and turns that are counted anew when jobs have come or gone."""
+    return Gandiva(quantum_s=ROUND_S, anew_s=RESET_S)
+
+
+LIKE_THEIRS = {"tiresias": tiresias, "gandiva": gandiva}
+
+
 def measure(name: str, setting: Setting, policy: str) -> dict[str, Any]:
-    found = tiresias() if policy == "tiresias" else find_policy(policy)
+    found = LIKE_THEIRS[policy]() if policy in LIKE_THEIRS else find_policy(policy)
     round_s = setting.rounds_s or (ROUND_S if policy == "gavel" else 0.0)
-    config = SimConfig(round_s=round_s, delays=setting.delays, knows_total=setting.knows_total)
+    look_s = ROUND_S if policy == "gandiva" else 0.0
+    config = SimConfig(round_s=round_s, look_s=look_s, delays=setting.delays, knows_total=setting.knows_total)
     outcome = Simulation(setting.trace().rows, machines(setting.cluster), setting.world(), found, config).run()
     figures = outcome.figures()
     return {

@@ -179,14 +179,11 @@ def more_is_free(record: Record, occupancy: Occupancy) -> bool:
 
 
 def _fits(slot: Slot, occupancy: Occupancy, job: str, stays: Callable[[int, int], bool]) -> bool:
-    """Is there so much left of this device? `stays`: does this process of `job` itself not count? Who was launched there counts
-    before it has processes, too: two that come to a half each do not both find the half that a leaver leaves free."""
-    starting = {id: share for id, share in occupancy.stay_on(slot).items() if id != job}
+    """Is there so much left of this device? `stays`: does this process of `job` itself not count?"""
     used = 0.0
     for id, processes in occupancy.processes_on(slot):
-        starting.pop(id, None)
         used += max((share for key, share in processes.items() if id != job or not stays(*key)), default=0.0)
-    return used + sum(starting.values()) + slot.share <= 1.0 + 1e-9
+    return used + slot.share <= 1.0 + 1e-9
 
 
 def wanted(record: Record, nodes: Mapping[str, Node], cluster_secret: str, now_s: float) -> list[tuple[str, Command]]:

@@ -8,6 +8,7 @@ from restow.policies.base import Policy
 from restow.policies.deadline import Deadline, Edf
 from restow.policies.fair import Fair
 from restow.policies.fifo import Fifo
+from restow.policies.gandiva.policy import Gandiva
 from restow.policies.las import Las
 from restow.policies.restow import Restow
 from restow.policies.srtf import Srtf
@@ -29,6 +30,7 @@ POLICIES: Mapping[str, Callable[[], Policy]] = {
     "srsf": lambda: Srtf(counts_devices=True),
     "las": Las,
     "gavel": _gavel,
+    "gandiva": Gandiva,
     "edf": Edf,
     "deadline": Deadline,
     "fair": Fair,
