@@ -43,14 +43,18 @@ from bench.worlds.setting import HOUR_S, Setting  # noqa: E402
 from restow.errors import RestowError  # noqa: E402
 from restow.own_policies import find_policy  # noqa: E402
 from restow.policies.base import Policy  # noqa: E402
+from restow.policies.gandiva.policy import Gandiva  # noqa: E402
 from restow.policies.las import Las  # noqa: E402
 from restow.policies.worth.config import WorthConfig  # noqa: E402
 from restow.policies.worth.policy import Worth  # noqa: E402
 from restow.sim.machines import machines  # noqa: E402
 from restow.sim.simulation import SimConfig, Simulation  # noqa: E402
 
+ROUND_S = 360.0  # of Gavel's simulator, in which Gandiva was looked at
+RESET_S = 1000.0  # the least time between two of its answers of how time is parted
 OWN: Mapping[str, Callable[[], Policy]] = {
     "tiresias": lambda: Las(levels_s=(16 * HOUR_S,)),  # as Pollux's simulator has it: two queues
+    "gandiva": lambda: Gandiva(quantum_s=ROUND_S, anew_s=RESET_S),  # as Gavel's simulator has it
     "worth-no-moves": lambda: Worth(WorthConfig(moves=False)),
     "worth-no-sharing": lambda: Worth(WorthConfig(shares=False)),
     "worth-neither": lambda: Worth(WorthConfig(moves=False, shares=False)),
@@ -61,9 +65,11 @@ OWN: Mapping[str, Callable[[], Policy]] = {
 def measure(name: str, setting: Setting, policy: str) -> dict[str, Any]:
     found = OWN[policy]() if policy in OWN else find_policy(policy)
     round_s = setting.rounds_s or (setting.turn_s if policy.startswith("gavel") else 0.0)
+    look_s = ROUND_S if policy == "gandiva" else 0.0
     config = SimConfig(
-        round_s=round_s, delays=setting.delays, knows_total=setting.knows_total, error=setting.error, seed=setting.seed
-    )
+        round_s=round_s, look_s=look_s, delays=setting.delays, knows_total=setting.knows_total, error=setting.error,
+        seed=setting.seed,
+    )  # fmt: skip
     outcome = Simulation(setting.trace().rows, machines(setting.cluster), setting.world(), found, config).run()
     figures = outcome.figures()
     return {

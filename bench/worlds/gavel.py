@@ -67,7 +67,9 @@ WORLDS: Mapping[str, Setting] = {
     "C-ideal": _consolidation(spreads=False, references_s=(("fifo", 15.56 * HOUR_S),)),
     "C": _consolidation(spreads=True, references_s=(("fifo", 21.37 * HOUR_S),)),
     "F": _fair(30.0, references_s=(("gavel", 4.33 * HOUR_S),)),
-    "F-ideal": _fair(0.0, spreads=False, references_s=(("gavel", 4.06 * HOUR_S), ("gavel-ftf", 4.17 * HOUR_S))),
+    "F-ideal": _fair(
+        0.0, spreads=False, references_s=(("gavel", 4.06 * HOUR_S), ("gavel-ftf", 4.17 * HOUR_S), ("gandiva", 4.83 * HOUR_S)),
+    ),
     "G": _at_once(30.0),
     "G-ideal": _at_once(
         0.0, spreads=False, references_s=(("gavel", 9.91 * HOUR_S),),

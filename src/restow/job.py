@@ -5,6 +5,7 @@ Who applies the table: core/lifecycle.py. Who decides where a job should be: pol
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from operator import attrgetter
@@ -137,6 +138,8 @@ class JobSpec:
     env: tuple[tuple[str, str], ...] = ()  # added to the agent's own environment
     memory_bytes: int = 0  # peak device memory of one worker, as declared; 0: not declared
     steps: int = 0  # that it will make, as declared; 0: not declared
+    deadline_s: float = 0.0  # from its submission until it should be done; 0: none
+    tenant: str = ""  # for whom it is: a team, say; empty: for nobody in particular
     migrate: bool = True  # may restow move it?
     fill: str = "auto"  # one of FILLS
     max_pause_s: float = 60.0  # the longest pause of training that one move may cost
@@ -168,6 +171,8 @@ class JobSpec:
             raise SpecError(f"memory_bytes is {self.memory_bytes}; it cannot be negative")
         if self.steps < 0:
             raise SpecError(f"steps is {self.steps}; it cannot be negative")
+        if not 0 <= self.deadline_s < math.inf:
+            raise SpecError(f"deadline is {self.deadline_s:g}; write a time above 0, for example 2h")
         if self.fill not in FILLS:
             raise SpecError(f"fill is {self.fill!r}; choose one of {', '.join(FILLS)}")
         if self.retries < 0:

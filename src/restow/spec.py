@@ -8,6 +8,8 @@ cwd: ../digits                   # default: where you submit; relative to the fi
 env: {OMP_NUM_THREADS: "1"}
 memory: 8GB                      # peak device memory of one worker
 steps: 5000                      # that it will make, as long as its script has not said so itself: short jobs may go first
+deadline: 2h                     # from its submission until it should be done; default: none
+tenant: vision                   # for whom it is: the policy fair gives tenants even parts
 migrate: true                    # may restow move it?
 share:                           # may other jobs use its devices too, in its idle time? true, false, a mode, or:
   allow: true                    #   false: never
@@ -281,6 +283,14 @@ def parse_every(key: str, value: Any) -> tuple[float, int]:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2][:1] or "s"], 0
 
 
+def _time(key: str, value: Any) -> float:
+    """Seconds of `90s`, `2h` or a number of them, above 0."""
+    seconds, steps = parse_every(key, value)
+    if steps or not seconds > 0:
+        raise SpecError(f"{key} is {value!r}; write a time above 0, for example 2h")
+    return seconds
+
+
 def _hang(key: str, value: Any) -> dict[str, Any]:
     """Fields of the spec, from a map or a word."""
     if value is False or value == "off":
@@ -338,6 +348,8 @@ _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "env": ("env", _pairs),
     "memory": ("memory_bytes", parse_bytes),
     "steps": ("steps", _count),
+    "deadline": ("deadline_s", _time),
+    "tenant": ("tenant", _text),
     "migrate": ("migrate", _choice),
     "fill": ("fill", _text),
     "max_pause_s": ("max_pause_s", _seconds),

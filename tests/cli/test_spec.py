@@ -17,6 +17,8 @@ checkpoint: {folder: ck, every: 10min, keep: 3}
 env: {SEED: 7}
 memory: 8GB
 steps: 5000
+deadline: 2h
+tenant: vision
 migrate: false
 fill: shadow
 max_pause_s: 5
@@ -33,7 +35,8 @@ def load(tmp_path, text):
 def test_every_key_is_read(tmp_path):
     assert load(tmp_path, WHOLE) == JobSpec(
         name="digits", command=("python", "train.py", "--name", "two words"), workers=2, devices=(1, 2), cwd=str(tmp_path),
-        env=(("SEED", "7"),), memory_bytes=8_000_000_000, steps=5000, migrate=False, fill="shadow", max_pause_s=5.0,
+        env=(("SEED", "7"),), memory_bytes=8_000_000_000, steps=5000, deadline_s=7200.0, tenant="vision",
+        migrate=False, fill="shadow", max_pause_s=5.0,
         stop_grace_s=2.5, checkpoint=CheckpointSpec(folder=str(tmp_path / "ck"), every_s=600.0, keep=3),
     )  # fmt: skip
 
@@ -60,6 +63,10 @@ def test_a_command_may_be_a_list_and_cwd_is_relative_to_the_file(tmp_path):
         ("command: a\ncheckpoint: often\n", "line 2: checkpoint: every is 'often'; write a time such as 10min"),
         ("command: a\ncheckpoint: {evry: 5}\n", "line 2: checkpoint: unknown key 'evry'; did you mean 'every'?"),
         ("command: a\nsteps: -1\n", "line 2: steps is -1; it cannot be negative"),
+        ("command: a\ndeadline: -5\n", "line 2: deadline is -5; write a time above 0, for example 2h"),
+        ("command: a\ndeadline: 500 steps\n", "line 2: deadline is '500 steps'; write a time above 0, for example 2h"),
+        ("command: a\ndeadline: soon\n", "line 2: deadline is 'soon'; write a time such as 10min"),
+        ("command: a\ntenant: 3\n", "line 2: tenant is 3 (a whole number); write text"),
         ("command: a\nmemory: lots\n", "line 2: memory is 'lots'; write a size such as 8GB"),
         ("command: a\nenv: [A]\n", "line 2: env is ['A'] (a list); write NAME: value pairs"),
         ("command: a\nenv: {A: [1]}\n", "line 2: env: A is [1] (a list)"),

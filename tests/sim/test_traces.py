@@ -102,6 +102,7 @@ def test_what_slurm_writes_is_read_and_what_is_no_job_with_gpus_is_left_out(tmp_
         (["id,submitted_s,workers,duration_s", "a,0,many,5"], "line 2, column workers: 'many' is no number"),
         (["id,submitted_s,workers,duration_s", "a,0,0,5"], "line 2: it wants 0 devices; a job needs at least 1"),
         (["id,submitted_s,workers,duration_s", "a,0,1,0"], "line 2: neither steps nor a duration"),
+        (["id,submitted_s,workers,duration_s,deadline_s", "a,9,1,5,9"], "line 2: its deadline is 9, which is not after"),
         (["id,submitted_s,workers,duration_s,share", "a,0,1,5,1.5"], "line 2: its share of a device is 1.5"),
         (["id,submitted_s,workers,duration_s", "a,0,1,5", "a,1,1,5"], "two jobs are called a"),
         (["timestamp,duration,num_gpus,gpu_time,cluster", "yesterday,5,1,5,x"], "'yesterday' is no date and time"),
@@ -137,6 +138,11 @@ def test_any_bytes_are_a_trace_or_one_line(tmp_path, content):
     except TraceError as error:
         told = str(error)
     assert "\n" not in told
+
+
+def test_a_trace_that_comes_faster_leaves_as_much_time_until_its_deadlines(tmp_path):
+    trace = read(write(tmp_path, "id,submitted_s,workers,duration_s,deadline_s", "a,0,1,5,10", "b,30,1,5,50", "c,60,1,5,"))
+    assert [row.deadline_s for row in trace.compressed(3.0).rows] == [10.0, 30.0, math.inf]
 
 
 def test_a_trace_can_come_faster(tmp_path):

@@ -50,9 +50,9 @@ def submit(
       restow submit -n 4 --name gpt --env SEED=7 -f -- python -m my.training
 
     \b
-    The keys of a spec: name, command (needed), workers, devices, cwd, env, memory, steps, migrate, fill, max_pause_s,
-    stop_grace_s, priority, retries, hang, slow, recover, checkpoint (true, a time, or these under it: folder, every, keep,
-    shared), share (true, false, a mode, or these under it: allow, mode, protect, max_slowdown, memory, quantum, link).
+    The keys of a spec: name, command (needed), workers, devices, cwd, env, memory, steps, deadline, tenant, migrate, fill,
+    max_pause_s, stop_grace_s, priority, retries, hang, slow, recover, checkpoint (true, a time, or these under it: folder,
+    every, keep, shared), share (true, false, a mode, or these under it: allow, mode, protect, max_slowdown, memory, quantum, link).
     Options given beside a spec win, those of share one by one. The command is started once per worker, with
     torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR ...). With -f or -w the exit code is 0 if the job ended with
     success, else 1. Ctrl-C stops the following, never the job.

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from restow.policies.base import Policy
+from restow.policies.deadline import Deadline, Edf
+from restow.policies.fair import Fair
 from restow.policies.fifo import Fifo
+from restow.policies.gandiva.policy import Gandiva
 from restow.policies.las import Las
 from restow.policies.restow import Restow
 from restow.policies.srtf import Srtf
@@ -65,4 +68,8 @@ POLICIES: Mapping[str, Callable[[], Policy]] = {
     "pollux": _pollux,
     "fgd": _fgd,
     "bestfit": _bestfit,
+    "gandiva": Gandiva,
+    "edf": Edf,
+    "deadline": Deadline,
+    "fair": Fair,
 }

@@ -41,6 +41,8 @@ class Row:
                 raise TraceError(f"{name} is {value:g}; it must be a number of 0 or more")
             if value > NUMBER_MAX:
                 raise TraceError(f"{name} is {value:g}; more than {NUMBER_MAX:.0e} is taken for a mistake")
+        if not self.deadline_s > self.submitted_s:
+            raise TraceError(f"its deadline is {self.deadline_s:g}, which is not after it is submitted ({self.submitted_s:g})")
         if self.workers < 1:
             raise TraceError(f"it wants {self.workers} devices; a job needs at least 1")
         low, high = self.elastic

@@ -109,11 +109,13 @@ class Simulation:
 
     def _submit(self, row: Row) -> None:
         steps = math.ceil(self.agents.gangs[row.id].phase.steps_total) if self.config.knows_total else 0
+        deadline_s = row.deadline_s - row.submitted_s if math.isfinite(row.deadline_s) else 0.0
         least, most = row.elastic
         spec = JobSpec(
             command=COMMAND, name=row.model, workers=min(most, self._machines.devices) or row.workers, workers_min=least,
             adapts_batch=most > 0, priority=row.priority, max_pause_s=1e9, steps=steps, recover=False,
             demand=Demand(share=row.share, cores=row.cores, host_bytes=row.host_bytes),
+            deadline_s=deadline_s, tenant=row.tenant,
         )  # fmt: skip
         self.agents.reports.append(JobSubmitted(time_s=self.clock.now_s, job=row.id, spec=spec))
 

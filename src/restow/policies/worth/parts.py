@@ -19,6 +19,7 @@ from restow.policies.packing.fragments import Fragments
 from restow.policies.packing.ground import Bools, Left
 from restow.policies.packing.packing import Packing
 from restow.policies.packing.wants import Want, want_of
+from restow.policies.ranked import is_stuck
 from restow.policies.worth.config import WorthConfig
 from restow.policies.worth.prices import may_move
 from restow.policies.worth.valuation import Valuation
@@ -84,7 +85,7 @@ class Movers:
         for job in snapshot.jobs:
             if job.switch or (job.placement and not same_devices(job.placement, job.intended)):
                 between += [slot.node for slot in (*job.placement, *job.intended)]
-            elif job.intended and job.spec.demand.is_declared and may_move(job):
+            elif job.intended and job.spec.demand.is_declared and may_move(job) and not is_stuck(job, snapshot.now_s):
                 self._by_want[want_of(job)].append(job)
         self._unsettled[[index[node] for node in between if node in index]] = True
 

@@ -32,10 +32,15 @@ class Trace:
         return f"{self.path}: {len(self.rows)} jobs ({self.layout}) over {span_h:.1f} h, {gangs}{skipped}"
 
     def compressed(self, times: float) -> Trace:
-        """The same jobs, arriving so many times as fast."""
+        """The same jobs, arriving so many times as fast, and with as much time until their deadlines."""
         if not (times > 0 and math.isfinite(times)):
             raise TraceError(f"a trace cannot be compressed {times:g} times; give a number above 0")
-        return replace(self, rows=tuple(replace(row, submitted_s=row.submitted_s / times) for row in self.rows))
+        earlier_s = [row.submitted_s - row.submitted_s / times for row in self.rows]
+        rows = (
+            replace(row, submitted_s=row.submitted_s / times, deadline_s=row.deadline_s - earlier)
+            for row, earlier in zip(self.rows, earlier_s, strict=True)
+        )
+        return replace(self, rows=tuple(rows))
 
     def elastic(self, least: int, most: int) -> Trace:
         """The same jobs, whose gangs may have any number of devices in this range."""
