@@ -14,7 +14,7 @@ PURE = {"perf", "bound", "metrics", "core", "policies"}
 DRIVERS = {"controller", "sim"}
 HARMLESS = {
     "__future__", "bisect", "collections", "dataclasses", "enum", "functools", "hashlib", "heapq", "hmac", "inspect", "itertools",
-    "math", "operator", "re", "statistics", "types", "typing",
+    "math", "operator", "re", "statistics", "types", "typing", "zlib",
 }  # fmt: skip
 NUMBERS = {"numpy", "scipy"}  # for policies that solve programs: no clock, no files, no network, and no chance that is not seeded
 
