@@ -21,7 +21,7 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from restow.cluster import Forecast, Snapshot
@@ -111,12 +111,15 @@ class Worth:
         if not waiting:
             return
         offers = Offers(self.config, valuation, floor, singles)
+        in_vain: dict[Hashable, int] = {}  # what found no place → version of the floor then: one worth less finds none either
         for job in sorted(waiting, key=lambda job: (-valuation.weight(job) / job.workers, job.submitted_s, job.id)):
+            key = valuation.alike(job), job.share.allow
             if why_not := why_not_back(job, snapshot):
                 schedule.explain(job.id, why_not)
-            elif offer := offers.best(job):
+            elif in_vain.get(key) != floor.version and (offer := offers.best(job)):
                 _accept(job, offer, floor, schedule)
             else:
+                in_vain[key] = floor.version
                 schedule.explain(job.id, f"waits: no place for its {job.workers} is worth it now")
 
     # ------------------------------------------------------------ who runs
