@@ -139,8 +139,10 @@ class Attempt:
 
     def _warm_up(self, groups: Sequence[SwitchGroup]) -> None:
         """New members: one sum as large as the largest of a step, so that the communicator's own threads have touched their
-        memory when it counts. Where the ring crosses a link that trains, a small one: it must not take the link's time."""
-        bytes_max = WARM_UP_BYTES_MAX if not is_scattered(self.terms.then) else WARM_UP_LINK_BYTES_MAX
+        memory when it counts. A small one where the ring crosses a link that trains, whose time it must not take, and where a job
+        comes back that has been nowhere: its first step can do that as well."""
+        is_small = is_scattered(self.terms.then) or bool(self.terms.kept)
+        bytes_max = WARM_UP_LINK_BYTES_MAX if is_small else WARM_UP_BYTES_MAX
         options = dist.AllreduceOptions()
         options.timeout = CONNECT_TIMEOUT
         for group in groups:
