@@ -73,7 +73,14 @@ def main() -> int:
     random.seed(chosen.seed + rank)
     if world_size > 1:
         dist.init_process_group("gloo")
+    code = work(chosen, rank, world_size, asked)  # its model is gone by then: torch may abort where one outlives the group
+    if world_size > 1:
+        dist.destroy_process_group()
+    return code
 
+
+def work(chosen: argparse.Namespace, rank: int, world_size: int, asked: list[int]) -> int:
+    """From the data to the end, or until somebody asks to leave; the exit code."""
     images, labels = load_digits(return_X_y=True)
     dataset = TensorDataset(torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels))
     sampler = DistributedSampler(dataset, world_size, rank, shuffle=True, seed=chosen.seed, drop_last=True)
@@ -102,8 +109,6 @@ def main() -> int:
     code = train(chosen, model, optimizer, loader, history, checkpoint, rank, world_size, asked)
     if code == 0 and chosen.digest:
         write_digest(chosen.digest, rank, history, model, optimizer)
-    if world_size > 1:
-        dist.destroy_process_group()
     return code
 
 

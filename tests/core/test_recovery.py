@@ -234,3 +234,11 @@ def test_a_job_of_which_nothing_is_left_is_tried_again_as_its_spec_says():
         cluster.kill("a", rank)
     cluster.run()
     assert cluster.job("a").state is JobState.FAILED
+
+
+def test_a_move_that_has_just_failed_does_not_delay_the_return():
+    cluster = running()
+    cluster.state.records["a"].change(failed_moves=3, not_before_s=1000.0)
+    cluster.kill("a", 1)
+    cluster.run()
+    assert cluster.job("a").state is JobState.RUNNING

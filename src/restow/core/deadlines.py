@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from restow.core import checkpoints, hangs
+from restow.core import checkpoints, hangs, switching
 from restow.core.config import CoreConfig
 from restow.core.record import Record
 from restow.job import JobState, Phase
@@ -135,6 +135,9 @@ class Watch:
             waits: list[Wait] = [((*key, "past"), 0.0, RankRolledBack(
                 **(common | {"node": r.node}), rank=r.rank, step=switch.step,
                 reason="the ranks had waited too long for the decision")) for r in past[:1]]  # fmt: skip
+            if switching.has_lost_staying(record):
+                waits += [((*key, "lost"), config.rescue_s, RankRolledBack(
+                    **common, rank=-1, step=switch.step, reason=f"no verdict within {config.rescue_s:g} s"))]  # fmt: skip
             if not any(
                 generation == job.generation for generation, _ in record.processes
             ):  # nobody old is left to tell

@@ -162,7 +162,7 @@ def rank_exited(record: Record, event: RankExited, config: CoreConfig) -> None:
         return
     if switch and record.is_committed:
         stays = switch.placement[event.rank][:2] == job.placement[event.rank][:2]
-        if stays and event.code != 0:
+        if stays and (event.code > 0 or (event.code < 0 and not recovery.may_save(job))):
             earlier = [e for (generation, _), e in record.exits.items() if generation == job.generation and e.code != 0]
             for lost in (*earlier, event):  # whatever the verdict, this rank is needed and lost; the first is the cause
                 gang_exited(record, lost)
@@ -308,6 +308,7 @@ def lose_node(record: Record, node: str, reason: str, time_s: float, config: Cor
     job = record.job
     if record.is_uncommitted and job.switch and node in nodes_of(job.switch.placement):
         switching.fail(record, f"node {node} was lost ({reason})", time_s, config)
+    switching.complete_unseen(record, node, time_s)
     job = record.job
     is_away = job.state is JobState.RUNNING and nodes_of(job.placement) == (node,) and not record.is_committed
     if is_away:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from restow.core import checkpoints, gang
 from restow.core.lifecycle import Cause, step
 from restow.core.record import Record, Rescue
-from restow.job import JobState, Kept
+from restow.job import Job, JobState, Kept
 from restow.messages import RankExited, RankHalted, RankKept
 from restow.placement import nodes_of
 
@@ -36,10 +36,14 @@ def halted_on(record: Record, node: str, time_s: float) -> None:
         _start(record, frozenset(), f"{node} heard nothing of the controller for too long", frozenset(), time_s)
 
 
-def _may_go_on(record: Record) -> bool:
-    job = record.job
+def may_save(job: Job) -> bool:
+    """Would a gang that has lost a rank now go on without it, were no switch under way?"""
     is_whole = job.state is JobState.RUNNING and job.workers > 1 and not job.exited and not job.cancel_asked
-    return is_whole and job.movable and job.spec.recover and not record.is_committed
+    return is_whole and job.movable and job.spec.recover
+
+
+def _may_go_on(record: Record) -> bool:
+    return may_save(record.job) and not record.is_committed
 
 
 def _start(record: Record, lost: frozenset[int], reason: str, gone: frozenset[str], time_s: float) -> None:
@@ -50,7 +54,9 @@ def _start(record: Record, lost: frozenset[int], reason: str, gone: frozenset[st
     signatures = tuple(record.signatures.get(rank, "") for rank in range(job.workers))
     record.rescue, record.ending, record.rescue_signatures = rescue, JobState.PENDING, signatures
     record.job = step(record.job, Cause.STOP)
-    record.change(switch=None, generations=rescue.vault, reason=f"{rescue.reason}; its state is being saved")
+    record.change(  # a move that failed before must not keep it waiting
+        switch=None, generations=rescue.vault, reason=f"{rescue.reason}; its state is being saved", not_before_s=0.0,
+    )  # fmt: skip
 
 
 def lose(record: Record, event: RankExited) -> None:

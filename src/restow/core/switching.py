@@ -218,9 +218,37 @@ def decide(record: Record, time_s: float, config: CoreConfig) -> None:
             why = f"rank {min(both)} and its twin were lost"
             _drop(record, Turn.ROLLED_BACK, why, time_s, config)
         return
+    if _is_new_gang_gone(record):
+        _drop(record, Turn.ROLLED_BACK, "nobody of the new gang is left", time_s, config)
+        return
     ended = all(event.code == 0 for (generation, _), event in record.exits.items() if generation == job.generation)
     if job.generation not in left and (ended or switch.generation not in left):
         _drop(record, Turn.ROLLED_BACK, "the old gang ended before the switch step", time_s, config)
+
+
+def has_lost_staying(record: Record) -> bool:
+    """Is a rank lost that would have stayed where it is? Whatever the verdict, the gang goes on without it."""
+    job, switch = record.job, record.job.switch
+    assert switch is not None
+    moved = moved_ranks(job.placement, switch.placement)
+    return any(event.code < 0 and event.role != "leaver" and event.rank not in moved for event in record.exits.values())
+
+
+def _is_new_gang_gone(record: Record) -> bool:
+    """... and nobody else of those who would be the gang? What is left of the old one goes on then, without waiting for a verdict,
+    of which there may be no store any more."""
+    job, switch = record.job, record.job.switch
+    assert switch is not None
+    moved = moved_ranks(job.placement, switch.placement)
+    left = any(generation == switch.generation or rank not in moved for generation, rank in record.processes)
+    return has_lost_staying(record) and not left
+
+
+def complete_unseen(record: Record, node: str, time_s: float) -> None:
+    """`node` is lost, and with it the whole gang as it is to be: if one rank has said that it is there, all of it was."""
+    switch = record.job.switch
+    if switch and record.is_committed and switch.finished and nodes_of(switch.placement) == (node,):
+        _complete(record, time_s)
 
 
 def fail(record: Record, reason: str, time_s: float, config: CoreConfig) -> None:
