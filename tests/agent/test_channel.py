@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from restow.messages import Progressed, RankReady, RankStarted, Stop
+from restow.messages import Progressed, RankExited, RankReady, RankStarted, Stop
 from tests.agent.node import SECRET, Line, Node
 
 pytestmark = pytest.mark.live
@@ -103,8 +103,9 @@ def test_progress_is_read_from_the_page_and_told_when_it_changes(node: Node):
     page.write_text(json.dumps({"loss": 0.5, "note": "text is not a number"}))
     told = node.await_event(Progressed, job=job, step=7)
     assert (told.steps_total, told.step_s, told.values) == (90, 0.25, (("loss", 0.5),))
+    page.set("generation", 2)  # it has switched while the agent was away, which knows it as of generation 1
     page.set("step", 8)
-    node.await_event(Progressed, job=job, step=8)
+    assert node.await_event(Progressed, job=job, step=8).generation == 2
     node.read()
     node.seen = [event for event in node.seen if not isinstance(event, Progressed)]
     assert node.ask("page", job=job, rank=0)["words"]["step"] == 8
@@ -112,3 +113,8 @@ def test_progress_is_read_from_the_page_and_told_when_it_changes(node: Node):
     page.close()
     node.tell(Stop(job=job, generation=1, grace_s=0))
     assert SECRET not in json.dumps(node.ask("status"))
+
+
+    job = node.launch("python", "-c", code)
+    node.await_event(RankExited, job=job)
+    assert [event.step for event in node.seen if isinstance(event, Progressed) and event.job == job][-1:] == [41]

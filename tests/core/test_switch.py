@@ -179,6 +179,21 @@ def test_ranks_seen_beyond_the_switch_step_in_the_old_generation_did_not_switch(
     assert (cluster.job("a").generation, cluster.job("a").failed_moves) == (1, 1)
 
 
+def test_ranks_seen_beyond_the_switch_step_have_switched_if_a_leaver_has_left():
+    """Their agent was away, and knows them by their old generation."""
+    cluster = stopped_in(Phase.COMMIT)
+    cluster.agents.deaf = {Decide}
+    cluster.observe(exited(2, "m2", 1, "leaver", 0))
+    del cluster.agents.workers["a", 1, 2]
+    cluster.agents.workers["a", 2, 2].role = "rank"
+    cluster.train("a", 50)
+    cluster.run(decide=False)
+    assert cluster.state.records["a"].phase is Phase.COMMIT
+    for rank in (0, 1, 2):
+        cluster.observe(switched(rank, "m1"))
+    assert (cluster.job("a").generation, cluster.job("a").failed_moves) == (2, 0)
+
+
 def test_after_the_commit_only_the_ranks_say_what_came_out():
     cluster = stopped_in(Phase.COMMIT)
     cluster.observe(SwitchFailed(time_s=2, job="a", generation=2, node="m1", rank=2, reason="late"))

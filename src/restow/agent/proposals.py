@@ -44,13 +44,14 @@ def progress_of(worker: Worker, node: str, time_s: float) -> Progressed | None:
     if page is None or worker.role != "rank" or not page.get("generation"):
         return None
     steps_total = int(page.get("steps_total"))
+    step = int(page.get("step"))  # read first: a step of the new generation is never taken for one of the old
     progress = Progressed(
         time_s=time_s,
         job=worker.job,
-        generation=worker.generation,
+        generation=int(page.get("generation")),  # an agent that was away may know it by its old one
         node=node,
         rank=worker.rank,
-        step=int(page.get("step")),
+        step=step,
         steps_total=None if steps_total < 0 else steps_total,
         step_s=float(page.get("step_s")),
         exposed_s=float(page.get("exposed_s")),

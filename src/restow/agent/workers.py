@@ -78,10 +78,8 @@ class Workers:
         self.seen |= {worker.key, (worker.job, worker.generation, worker.rank)}
 
     def remove(self, pid: int) -> Worker | None:
-        worker = self.by_pid.pop(pid, None)
-        if worker:
-            worker.close()
-        return worker
+        """Its page is still open."""
+        return self.by_pid.pop(pid, None)
 
     def of(self, job: str) -> list[Worker]:
         """By rank, older generations first."""

@@ -15,7 +15,7 @@ from restow.placement import parse_placement
 
 @click.command()
 @click.argument("job")
-@click.option("--to", metavar="SLOTS", help='One slot per rank, in order: "m1:0 m1:1".')
+@click.option("--to", metavar="SLOTS", help='As many slots as it has ranks: "m1:0 m1:1". Who is on one stays there.')
 @click.option("--pack", is_flag=True, help="To the fewest machines that free devices allow.")
 @json_option
 def migrate(job: str, to: str | None, pack: bool, json_: bool) -> None:
@@ -36,7 +36,10 @@ def migrate(job: str, to: str | None, pack: bool, json_: bool) -> None:
         out.as_json(moving)
     else:
         wanted = moving["switch"]["placement"] if moving["switch"] else moving["intended"]
-        click.echo(f"{moving['id']}: {out.places(moving['placement'])} → {out.places(wanted)}")
+        if wanted == moving["placement"]:
+            click.echo(f"{moving['id']} is on {out.places(wanted)} already")
+        else:
+            click.echo(f"{moving['id']}: {out.places(moving['placement'])} → {out.places(wanted)}")
 
 
 @click.command()

@@ -132,6 +132,8 @@ class Watch:
         if switch.phase is Phase.COMMIT and switch.step is not None and not switch.finished:
             # The page is not read in one piece: one step too many may belong to the new generation, two cannot.
             past = [r for r in record.progress.values() if r.generation == job.generation and r.step >= switch.step + 2]
+            if switching.is_done(record):
+                past = []  # an agent that was away may know them by their old generation
             waits: list[Wait] = [((*key, "past"), 0.0, RankRolledBack(
                 **(common | {"node": r.node}), rank=r.rank, step=switch.step,
                 reason="the ranks had waited too long for the decision")) for r in past[:1]]  # fmt: skip

@@ -202,8 +202,7 @@ def decide(record: Record, time_s: float, config: CoreConfig) -> None:
     """
     switch, job = record.job.switch, record.job
     assert switch is not None
-    is_done = bool(switch.finished) or any(event.role == "leaver" for event in record.exits.values())
-    if is_done:
+    if is_done(record):
         gone = {rank for key in record.exits for generation, rank in [_renamed(record, key)] if generation == switch.generation}
         if len(switch.finished | gone) == job.workers:
             _complete(record, time_s)
@@ -224,6 +223,13 @@ def decide(record: Record, time_s: float, config: CoreConfig) -> None:
     ended = all(event.code == 0 for (generation, _), event in record.exits.items() if generation == job.generation)
     if job.generation not in left and (ended or switch.generation not in left):
         _drop(record, Turn.ROLLED_BACK, "the old gang ended before the switch step", time_s, config)
+
+
+def is_done(record: Record) -> bool:
+    """Is the verdict known to be `done`: has a rank said that it is there, or a leaver left since it was not needed any more?"""
+    switch = record.job.switch
+    assert switch is not None
+    return bool(switch.finished) or any(event.role == "leaver" for event in record.exits.values())
 
 
 def has_lost_staying(record: Record) -> bool:
@@ -247,7 +253,7 @@ def _is_new_gang_gone(record: Record) -> bool:
 def complete_unseen(record: Record, node: str, time_s: float) -> None:
     """`node` is lost, and with it the whole gang as it is to be: if one rank has said that it is there, all of it was."""
     switch = record.job.switch
-    if switch and record.is_committed and switch.finished and nodes_of(switch.placement) == (node,):
+    if switch and record.is_committed and is_done(record) and nodes_of(switch.placement) == (node,):
         _complete(record, time_s)
 
 
