@@ -298,7 +298,8 @@ class ScheduleAdopted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitEnded(Event):
-    """By the clock: a job was away with its node for so long that it goes on elsewhere, from its last checkpoint."""
+    """By the clock: a job was away with its node for so long that it goes on elsewhere, from its last checkpoint. Or
+    ranks that were to agree on what comes out of a switch were out of sight for so long that they count as gone."""
 
     job: str
 

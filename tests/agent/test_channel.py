@@ -115,6 +115,11 @@ def test_progress_is_read_from_the_page_and_told_when_it_changes(node: Node):
     assert SECRET not in json.dumps(node.ask("status"))
 
 
+def test_how_far_a_rank_came_is_told_when_it_ends(node: Node):
+    code = (
+        "import os; from pathlib import Path; from restow.page import open_page\n"
+        "page = open_page(Path(os.environ['RESTOW_PAGE'])); page.set('generation', 1); page.set('step', 41)"
+    )
     job = node.launch("python", "-c", code)
     node.await_event(RankExited, job=job)
     assert [event.step for event in node.seen if isinstance(event, Progressed) and event.job == job][-1:] == [41]

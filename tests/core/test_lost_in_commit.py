@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from restow.job import JobState, Phase
-from restow.messages import Decide, RankRolledBack, RankSwitched
+from restow.messages import Decide, NodeLost, RankRolledBack, RankSwitched, Stop
 from tests.core.obedient import Cluster
 
 VERDICT_S = 181.0  # and the ranks have agreed, or never will
@@ -74,10 +74,47 @@ def test_without_any_verdict_the_old_gang_goes_on_in_the_end():
     assert len(cluster.agents.training("a")) == 3
 
 
-def test_where_the_whole_new_gang_is_lost_with_its_node_the_leavers_go_on_at_once():
+def test_a_node_that_is_out_of_sight_meanwhile_loses_nothing():
+    cluster = in_commit()
+    cluster.agents.dead_nodes.add("m1")
+    cluster.observe(NodeLost(time_s=cluster.now_s, node="m1", reason="no answer for 1 s"))
+    cluster.run()
+    assert (cluster.job("a").state, cluster.state.records["a"].phase) == (JobState.RUNNING, Phase.COMMIT)
+    assert not cluster.commands_of(Stop)
+    cluster.join("m1", 3)
+    for rank in (0, 1, 2):
+        cluster.observe(switched(cluster, rank))
+    job = cluster.job("a")
+    assert (job.state, job.generation, job.away) == (JobState.RUNNING, 2, "")
+
+
+def test_one_that_moves_there_as_a_whole_is_waited_for_as_soon_as_a_leaver_says_that_it_has():
+    cluster = Cluster("m1:3 m2:3", 25e6)
+    cluster.submit("a", workers=3)
+    cluster.place(a="m1:0 m1:1 m1:2")
+    cluster.train("a", 10)
+    cluster.run(decide=False)
+    cluster.migrate("a", "m2:0 m2:1 m2:2")
+    cluster.agents.deaf = {Decide}
+    cluster.run()
+    cluster.agents.dead_nodes.add("m2")
+    cluster.observe(NodeLost(time_s=cluster.now_s, node="m2", reason="no answer for 1 s"))
+    for rank in (0, 1, 2):
+        cluster.agents.workers["a", 1, rank].role, cluster.agents.workers["a", 2, rank].role = "leaver", "rank"
+        cluster.agents.exit(("a", 1, rank), 0)
+    cluster.run()
+    job = cluster.job("a")
+    assert (job.state, job.generation, job.away, cluster.where("a")) == (JobState.RUNNING, 2, "m2", "m2:0 m2:1 m2:2")
+    assert not cluster.commands_of(Stop)
+
+
+def test_what_is_never_seen_again_counts_as_lost_and_the_leavers_go_on():
     cluster = in_commit()
     step = cluster.agents.programs["a"].step
     cluster.lose("m1")
+    cluster.run()
+    assert cluster.state.records["a"].phase is Phase.COMMIT
+    cluster.clock(VERDICT_S)
     cluster.run()
     job = cluster.job("a")
     assert (job.state, cluster.where("a"), cluster.agents.programs["a"].step) == (JobState.RUNNING, "m2:0 m2:1 m2:2", step)

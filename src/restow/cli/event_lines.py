@@ -128,7 +128,7 @@ _SENTENCES: dict[str, Callable[[Wire], str]] = {
     "RankSlow": lambda e: (
         f"{e['job']}: rank {e['rank']} computes {1e3 * e['own_s']:.0f} ms of each step, the others {1e3 * e['others_s']:.0f} ms"
     ),
-    "WaitEnded": lambda e: f"{e['job']}: is not waited for any longer; it goes on from its checkpoint elsewhere",
+    "WaitEnded": lambda e: f"{e['job']}: what is out of sight is not waited for any longer; it goes on from what is left",
     "CheckpointAsked": lambda e: f"{e['job']}: is to make a checkpoint",
     "CheckpointProposed": lambda e: f"{e['job']}: a checkpoint is to be made of step {e['step']}",
     "SnapshotRefused": lambda e: f"{e['job']}: rank {e['rank']} has passed step {e['step']}; the checkpoint is made of a later one",

@@ -129,6 +129,8 @@ class Watch:
         if switch.phase is Phase.RESCUE and switch.step is not None and not switch.finished:
             return [(key, config.rescue_s, RankRolledBack(
                 **common, rank=-1, step=switch.step, reason=f"no twin took over within {config.rescue_s:g} s"))]  # fmt: skip
+        if switch.phase is Phase.COMMIT and record.unseen:
+            return [((*key, "unseen"), config.rescue_s, WaitEnded(time_s=now_s, job=job.id))]
         if switch.phase is Phase.COMMIT and switch.step is not None and not switch.finished:
             # The page is not read in one piece: one step too many may belong to the new generation, two cannot.
             past = [r for r in record.progress.values() if r.generation == job.generation and r.step >= switch.step + 2]

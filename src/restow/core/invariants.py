@@ -23,7 +23,7 @@ def check(state: ClusterState) -> None:
         for process in record.processes.values():
             slot = process.slot
             _add(used, slot, record.job.id, "held")
-            if not state.nodes[slot.node].is_alive and record.job.away != slot.node:
+            if not state.nodes[slot.node].is_alive and record.job.away != slot.node and not record.unseen.get(slot.node):
                 raise IllegalTransition(f"{record.job.id} holds {slot}, a node that is lost")
 
 

@@ -96,6 +96,7 @@ class Record:
     before: Before | None = None  # until the last leaver is gone
     back: frozenset[int] = frozenset()  # old ranks that said, after the verdict `done`, that they went back
     exits: dict[tuple[int, int], RankExited] = field(default_factory=dict)  # held back until the switch is decided
+    unseen: dict[str, str] = field(default_factory=dict)  # nodes that were lost after the commit → why; empty: back
     abandoned: dict[int, Abandoned] = field(default_factory=dict)  # generation →
     hung: dict[int, RankHung] = field(default_factory=dict)  # rank → where it stands still
     hang_told: bool = False  # and the user knows

@@ -151,6 +151,7 @@ class ClusterState:
         else:
             return  # MovePredicted, MoveMeasured and the like are for people
         for id in dirty:
+            gang.look_again(self.records[id], event.time_s, self.config)
             evacuating.catch_up(self.records[id], self.nodes)
         settled = reconcile.settle(self.records, dirty | self._again, self._occupancy, event.time_s)
         for id in settled.changed:
@@ -325,6 +326,8 @@ class ClusterState:
         record = self.records.get(event.job)
         if record and record.job.away:
             gang.stop_waiting(record, event.time_s, self.config)
+        elif record:
+            gang.give_up_unseen(record, event.time_s, self.config)
         return {event.job} & self.records.keys()
 
     def _checkpoint_asked(self, event: CheckpointAsked) -> set[str]:

@@ -204,7 +204,8 @@ def decide(record: Record, time_s: float, config: CoreConfig) -> None:
     assert switch is not None
     if is_done(record):
         gone = {rank for key in record.exits for generation, rank in [_renamed(record, key)] if generation == switch.generation}
-        if len(switch.finished | gone) == job.workers:
+        unseen = {rank for rank, slot in enumerate(switch.placement) if record.unseen.get(slot.node)}
+        if len(switch.finished | gone | unseen) == job.workers:
             _complete(record, time_s)
         return
     left = {generation for generation, _ in record.processes}
@@ -248,13 +249,6 @@ def _is_new_gang_gone(record: Record) -> bool:
     moved = moved_ranks(job.placement, switch.placement)
     left = any(generation == switch.generation or rank not in moved for generation, rank in record.processes)
     return has_lost_staying(record) and not left
-
-
-def complete_unseen(record: Record, node: str, time_s: float) -> None:
-    """`node` is lost, and with it the whole gang as it is to be: if one rank has said that it is there, all of it was."""
-    switch = record.job.switch
-    if switch and record.is_committed and is_done(record) and nodes_of(switch.placement) == (node,):
-        _complete(record, time_s)
 
 
 def fail(record: Record, reason: str, time_s: float, config: CoreConfig) -> None:
