@@ -33,5 +33,19 @@ def test_the_link_is_passed_in_turns_too():
     assert periods_s([step(0.7, 0.1, 0.6), step(0.7, 0.1, 0.6)]) == pytest.approx([1.2, 1.2])
 
 
+def test_one_whose_steps_take_a_hundred_thousand_times_as_long_does_not_make_it_endless():
+    long_s, short_s = periods_s([step(1000.0, 1000.0), step(0.01, 0.01)], in_turns=False)
+    assert (long_s, short_s) == (pytest.approx(2000.0), pytest.approx(0.02, rel=0.02))
+
+
+def test_without_turns_jobs_of_equal_steps_stay_in_step_and_lose_what_turns_would_save():
+    assert periods_s([step(1.0, 0.5)] * 2, in_turns=False) == pytest.approx([1.5, 1.5])
+    assert periods_s([step(1.0, 0.5)] * 2) == pytest.approx([1.0, 1.0])
+
+
+def test_without_turns_a_short_step_beside_one_that_always_computes_takes_twice_its_device_time():
+    assert periods_s([step(1.0, 1.0), step(1.0, 0.2)], in_turns=False)[1] == pytest.approx(1.2)
+
+
 def test_what_computing_hides_of_the_network_takes_no_time_of_the_step():
     assert periods_s([step(1.0, 0.5, 0.9), step(1.0, 0.5, 0.1)])[1] == pytest.approx(1.0, abs=0.01)

@@ -43,7 +43,7 @@ from restow.placement import Placement, moved_ranks
 from restow.sim.clock import Clock
 from restow.sim.phases import Phase, phases_of
 from restow.sim.rows import Row
-from restow.sim.world import Measured, World
+from restow.sim.world import Gated, Measured, World
 
 STORE_PORT = 4000
 NOTHING = Profile()  # is measured of jobs in a world of step times
@@ -69,6 +69,7 @@ class Gang:
     phase: Phase  # the present one
     until: float  # steps in all when it ends
     steps: float = 0.0  # made at since_s
+    steps_before: float = 0.0  # made when this generation began
     since_s: float = 0.0
     step_s: float = math.inf  # infinite: it stands still
     said_step_s: float = 0.0  # what was told last
@@ -114,6 +115,7 @@ class Agents:
         self._nodes, self._world, self._clock, self._delays = nodes, world, clock, delays
         self._knows_total, self._downtime_s, self._report_s = knows_total, downtime_s, report_s
         self.is_shared = False  # was anybody told yet how to share its devices?
+        self._gated = world if isinstance(world, Gated) else None
         self._measured: Callable[[Row, Placement], Profile] = world.measured if isinstance(world, Measured) else lambda *_: NOTHING
         self._training: dict[tuple[str, int], dict[str, None]] = {}  # device → jobs that train on it
         self._obey: dict[type[Command], Callable[[str, Any], None]] = {
@@ -190,6 +192,7 @@ class Agents:
         gang = self.gangs[job]
         placement = gang.placements[generation]
         gang.generation, gang.placement, gang.since_s = generation, placement, self._clock.now_s
+        gang.steps_before = gang.steps
         for device in devices(placement):
             self._training.setdefault(device, {})[job] = None
         self._pace([job, *self._beside(job)])
@@ -224,7 +227,8 @@ class Agents:
             gang.version += 1
             if seen_s != gang.said_step_s:
                 gang.said_step_s = seen_s
-                self._tell_progress(job, gang)
+                if not self._report_s:
+                    self._tell_progress(job, gang)
             if math.isfinite(gang.step_s):
                 left_s = max(0.0, gang.until - gang.steps) * gang.step_s
                 self._clock.later(left_s, lambda job=job, version=gang.version: self._end(job, version))  # type: ignore[misc]
@@ -239,7 +243,10 @@ class Agents:
         if beside and gang.sharing and gang.sharing.mode == "time-slice":
             alone_s = self._world.step_s(gang.row, gang.placement, self._nodes)
             return alone_s * (1 + len(beside)), alone_s
-        step_s = self._world.step_s(gang.row, gang.placement, self._nodes, beside)
+        if beside and gang.sharing and self._gated:
+            step_s = self._gated.shared_step_s(gang.row, gang.placement, self._nodes, beside, gang.sharing.mode)
+        else:
+            step_s = self._world.step_s(gang.row, gang.placement, self._nodes, beside)
         return step_s, step_s
 
     def _stands_still(self, gang: Gang) -> bool:
@@ -255,10 +262,11 @@ class Agents:
                 self._pace([command.job, *self._beside(command.job)])
 
     def _report(self, job: str, generation: int) -> None:
-        """And again after a while, as long as it trains as this generation."""
+        """And again after a while, as long as it trains as this generation; nothing before its first step is done."""
         gang = self.gangs[job]
         if gang.placement and gang.generation == generation:
-            self._tell_progress(job, gang)
+            if gang.steps_at(self._clock.now_s) >= gang.steps_before + 1:
+                self._tell_progress(job, gang)
             self._clock.later(self._report_s, lambda: self._report(job, generation))
 
     def _tell_progress(self, job: str, gang: Gang) -> None:

@@ -30,12 +30,18 @@ class Profiled:
     def __init__(self, machines: Machines):
         self._snapshot = Snapshot(now_s=0.0, nodes=machines.nodes, jobs=(), links=machines.links)
         self._profiles: dict[tuple[str, Placement], Profile] = {}
-        self._turns: dict[tuple[tuple[str, Placement], ...], float] = {}
+        self._together: dict[Hashable, float] = {}
 
     def work(self, row: Row) -> float:
         return row.steps
 
     def step_s(self, row: Row, placement: Placement, nodes: Nodes, beside: Sequence[tuple[Row, Placement]] = ()) -> float:
+        """Beside others in turns inside its steps."""
+        return self.shared_step_s(row, placement, nodes, beside, "interleave")
+
+    def shared_step_s(
+        self, row: Row, placement: Placement, nodes: Nodes, beside: Sequence[tuple[Row, Placement]], mode: str
+    ) -> float:
         past = _past(row)
         partners = {other.id for other, _ in beside}
         if past.sharing and placement == past.placement and partners == {*past.sharing.partners}:
@@ -43,10 +49,11 @@ class Profiled:
         if not beside:
             return self.measured(row, placement).step_s
         group = (row, placement), *beside
-        key = tuple((other.id, there) for other, there in group)
-        if key not in self._turns:
-            self._turns[key] = periods_s([self._demand(other, there) for other, there in group])[0]
-        return self._turns[key]
+        key = mode, *((other.id, there) for other, there in group)
+        if key not in self._together:
+            demands = [self._demand(other, there) for other, there in group]
+            self._together[key] = periods_s(demands, in_turns=mode != "free")[0]
+        return self._together[key]
 
     def alike(self, row: Row) -> Hashable:
         return row.id
