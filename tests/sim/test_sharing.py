@@ -96,6 +96,13 @@ def test_turns_of_a_time_slice_take_from_each_the_time_of_the_other():
     assert ended["b"].ended_s == pytest.approx(90, abs=1)
 
 
+def test_who_computes_whenever_it_likes_is_as_slow_as_those_who_stay_in_step():
+    freely = ShareSpec(mode="free")
+    ended, heard = run([came("a", 0, 60, share=freely), came("b", 25, 100, share=freely)], machines("1x1"))
+    assert {sharing.mode for sharing in heard.sharings("a")} == {"free"}
+    assert ended["a"].ended_s == pytest.approx(25 + 35 * 1.55, abs=2)
+
+
 def test_who_shares_leaves_for_devices_that_have_become_free_and_is_as_fast_as_alone_there():
     own = ShareSpec(allow=False)
     rows = [came("x", 0, 60, share=own), came("a", 1, 200), came("b", 30, 100)]
