@@ -13,7 +13,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,23 +84,22 @@ def real_compute() -> Compute:
     return compute
 
 
-def batches(options: argparse.Namespace) -> Iterator[Tensor]:
-    """For ever; each takes the loader's time, in which nothing computes."""
-    generator = torch.Generator().manual_seed(options.seed)
-    while True:
-        if options.stall_ms:
-            time.sleep(options.stall_ms / 1e3)
-        yield torch.rand(64, generator=generator) + 0.5
-
-
 class Batches:
-    """Can be put at a step, as restow wants it."""
+    """Each is made from its number, and takes the loader's time, in which nothing computes; to be put at a step takes none."""
 
     def __init__(self, options: argparse.Namespace):
         self._options = options
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return batches(self._options)
+    def __len__(self) -> int:
+        return int(self._options.steps)
+
+    def __getitem__(self, number: int) -> Tensor:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        if self._options.stall_ms:
+            time.sleep(self._options.stall_ms / 1e3)
+        generator = torch.Generator().manual_seed(self._options.seed * 1_000_003 + number)
+        return torch.rand(64, generator=generator) + 0.5
 
 
 class Control:
@@ -140,7 +139,8 @@ def main() -> None:
     job = restow.init(seed=options.seed)
     node = os.environ.get("RESTOW_NODE", "here")
     if options.device == "virtual":
-        compute: Compute = VirtualDevice(Path(options.page) / f"{node}.device", options.number).compute
+        index = os.environ.get("RESTOW_GATE", ":0").rpartition(":")[2]
+        compute: Compute = VirtualDevice(Path(options.page) / f"{node}-{index}.device", options.number).compute
     else:
         compute = real_compute()
     chance = random.Random(options.seed + options.number)  # the same on every rank: a gang computes in step

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 
 from restow.cluster import Device, Link
 from restow.controller import adoption
-from restow.controller.pairs import Pairs
 from restow.core import invariants
 from restow.core.state import ClusterState
 from restow.job import Job, JobSpec, ShareSpec, Sharing
@@ -71,6 +70,7 @@ from restow.messages import (
 from restow.placement import Schedule, moved_ranks, nodes_of, parse_placement
 from restow.policies.base import Policy
 from restow.policies.consolidate import Consolidate
+from restow.policies.pairs import Pairs
 
 SECRET = "5e"
 

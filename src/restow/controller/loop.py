@@ -22,7 +22,6 @@ from restow.controller.agents import Agents
 from restow.controller.deciding import Deciding
 from restow.controller.journal import Journal
 from restow.controller.measure import Measurer
-from restow.controller.pairs import Pairs
 from restow.core.state import ClusterState
 from restow.engine.base import Engine
 from restow.errors import IllegalTransition
@@ -30,6 +29,7 @@ from restow.job import JobState
 from restow.messages import Event, MoveMeasured, MovePredicted, PolicyFailed, Progressed, SharingMeasured
 from restow.placement import Schedule
 from restow.policies.base import Policy
+from restow.policies.pairs import Pairs
 
 log = logging.getLogger(__name__)
 

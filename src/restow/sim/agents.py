@@ -2,7 +2,7 @@
 
 They say what real agents and ranks would say, in the same order, so that core/ cannot tell. How fast a gang is says the world; how
 long a start, a move, a suspension and a return take says `Delays`. A gang is told of only by its rank 0 while it trains, and only
-when its speed changes: `Job.steps_by` knows the steps in between.
+when its speed changes, if reports are not asked for: `Job.steps_by` knows the steps in between.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from restow.cluster import Node
-from restow.job import Profile
+from restow.job import Profile, Sharing
 from restow.messages import (
     Abandon,
     Command,
@@ -32,6 +32,7 @@ from restow.messages import (
     RankStarted,
     RankSwitched,
     ShadowReady,
+    Share,
     StepAccepted,
     StepRefused,
     Stop,
@@ -42,7 +43,7 @@ from restow.placement import Placement, moved_ranks
 from restow.sim.clock import Clock
 from restow.sim.phases import Phase, phases_of
 from restow.sim.rows import Row
-from restow.sim.world import Measured, World
+from restow.sim.world import Gated, Measured, World
 
 STORE_PORT = 4000
 NOTHING = Profile()  # is measured of jobs in a world of step times
@@ -53,9 +54,11 @@ class Delays:
     """Seconds."""
 
     start_s: float = 0.0  # from a launch to the first step
+    standby_s: float = 0.0  # until the twins of a move have parked, while the gang trains on
     move_s: float | None = None  # that a gang stands still for a move; None: what perf.py predicts
     resume_s: float = 0.0  # from its devices to the first step, for a job that comes back
     suspend_s: float = 0.0  # from its last step until its devices are free
+    end_s: float = 0.0  # the same of a job that is done
 
 
 @dataclass(slots=True)
@@ -66,9 +69,11 @@ class Gang:
     phase: Phase  # the present one
     until: float  # steps in all when it ends
     steps: float = 0.0  # made at since_s
+    steps_before: float = 0.0  # made when this generation began
     since_s: float = 0.0
     step_s: float = math.inf  # infinite: it stands still
     said_step_s: float = 0.0  # what was told last
+    sharing: Sharing | None = None  # what it was told of how to share its devices; counts while there are others
     generation: int = 0
     placement: Placement = ()
     placements: dict[int, Placement] = field(default_factory=dict)  # generation → where its ranks are to be; empty: nowhere
@@ -98,21 +103,24 @@ class Gang:
 
 
 class Agents:
-    """`tell` obeys; `reports` are what is said at this very moment. `downtime_s(job, now, then)`: of a move, if no delay is set."""
+    """`tell` obeys; `reports` are what is said at this very moment. `downtime_s(job, now, then)`: of a move, if no delay is set.
+    `report_s`: how often each gang says how far it is; 0: only when its speed changes."""
 
     def __init__(
         self, nodes: Mapping[str, Node], world: World, clock: Clock, delays: Delays, *,
-        knows_total: bool, downtime_s: Callable[[str, Placement, Placement], float],
+        knows_total: bool, downtime_s: Callable[[str, Placement, Placement], float], report_s: float = 0.0,
     ):  # fmt: skip
         self.reports: list[Event] = []
         self.gangs: dict[str, Gang] = {}
         self._nodes, self._world, self._clock, self._delays = nodes, world, clock, delays
-        self._knows_total, self._downtime_s = knows_total, downtime_s
+        self._knows_total, self._downtime_s, self._report_s = knows_total, downtime_s, report_s
+        self.is_shared = False  # was anybody told yet how to share its devices?
+        self._gated = world if isinstance(world, Gated) else None
         self._measured: Callable[[Row, Placement], Profile] = world.measured if isinstance(world, Measured) else lambda *_: NOTHING
         self._training: dict[tuple[str, int], dict[str, None]] = {}  # device → jobs that train on it
         self._obey: dict[type[Command], Callable[[str, Any], None]] = {
             OpenStore: self._open_store, Launch: self._launch, Prepare: self._prepare, Connect: self._connect,
-            Propose: self._propose, Decide: self._decide, Stop: self._stop, Abandon: self._abandon,
+            Propose: self._propose, Decide: self._decide, Stop: self._stop, Abandon: self._abandon, Share: self._share,
         }  # fmt: skip
 
     def add(self, row: Row) -> None:
@@ -122,7 +130,7 @@ class Agents:
             self.gangs[row.id].steps = row.past.steps
 
     def tell(self, node: str, command: Command) -> None:
-        """What is not here (Guard, Discard, Share and the like) has no answer and changes nothing that could be seen."""
+        """What is not here (Guard, Discard and the like) has no answer and changes nothing that could be seen."""
         if obey := self._obey.get(type(command)):
             obey(node, command)
 
@@ -184,9 +192,12 @@ class Agents:
         gang = self.gangs[job]
         placement = gang.placements[generation]
         gang.generation, gang.placement, gang.since_s = generation, placement, self._clock.now_s
+        gang.steps_before = gang.steps
         for device in devices(placement):
             self._training.setdefault(device, {})[job] = None
         self._pace([job, *self._beside(job)])
+        if self._report_s:
+            self._clock.later(self._report_s, lambda: self._report(job, generation))
 
     def _halt(self, job: str) -> None:
         """It makes no step any more; the others on its devices are faster now."""
@@ -211,26 +222,65 @@ class Agents:
         """How fast they are now, and when they will be done."""
         for job in jobs:
             gang, now_s = self.gangs[job], self._clock.now_s
-            beside = [(self.gangs[other].row, self.gangs[other].placement) for other in self._beside(job)]
             gang.steps, gang.since_s = gang.steps_at(now_s), now_s
-            gang.step_s = self._world.step_s(gang.row, gang.placement, self._nodes, beside)
+            gang.step_s, seen_s = self._speed(job, gang)
             gang.version += 1
-            if gang.step_s != gang.said_step_s:
-                self._tell_progress(job, gang)
+            if seen_s != gang.said_step_s:
+                gang.said_step_s = seen_s
+                if not self._report_s:
+                    self._tell_progress(job, gang)
             if math.isfinite(gang.step_s):
                 left_s = max(0.0, gang.until - gang.steps) * gang.step_s
                 self._clock.later(left_s, lambda job=job, version=gang.version: self._end(job, version))  # type: ignore[misc]
 
+    def _speed(self, job: str, gang: Gang) -> tuple[float, float]:
+        """Seconds from step to step, and those that are measured of a step: the wait for the others' turns of a time slice is in
+        none of them, and who stands still shows what it did before."""
+        others = self._beside(job)
+        if others and self._stands_still(gang):
+            return math.inf, gang.said_step_s
+        beside = [(self.gangs[id].row, self.gangs[id].placement) for id in others if not self._stands_still(self.gangs[id])]
+        if beside and gang.sharing and gang.sharing.mode == "time-slice":
+            alone_s = self._world.step_s(gang.row, gang.placement, self._nodes)
+            return alone_s * (1 + len(beside)), alone_s
+        if beside and gang.sharing and self._gated:
+            step_s = self._gated.shared_step_s(gang.row, gang.placement, self._nodes, beside, gang.sharing.mode)
+        else:
+            step_s = self._world.step_s(gang.row, gang.placement, self._nodes, beside)
+        return step_s, step_s
+
+    def _stands_still(self, gang: Gang) -> bool:
+        """For a look at another one. Without reports nobody would be told that it has been seen."""
+        return self._report_s > 0 and gang.sharing is not None and gang.sharing.part == 0
+
+    def _share(self, node: str, command: Share) -> None:
+        gang = self.gangs[command.job]
+        self.is_shared = True
+        if gang.sharing != command.sharing:
+            gang.sharing = command.sharing
+            if gang.placement:
+                self._pace([command.job, *self._beside(command.job)])
+
+    def _report(self, job: str, generation: int) -> None:
+        """And again after a while, as long as it trains as this generation; nothing before its first step is done."""
+        gang = self.gangs[job]
+        if gang.placement and gang.generation == generation:
+            if gang.steps_at(self._clock.now_s) >= gang.steps_before + 1:
+                self._tell_progress(job, gang)
+            self._clock.later(self._report_s, lambda: self._report(job, generation))
+
     def _tell_progress(self, job: str, gang: Gang) -> None:
-        gang.said_step_s = gang.step_s
         is_said = self._knows_total and (not gang.row.past or gang.row.past.says_total)
         total = math.ceil(gang.phase.steps_total) if is_said else None
-        step_s = gang.step_s if math.isfinite(gang.step_s) else 0.0
+        step_s = gang.said_step_s if math.isfinite(gang.said_step_s) else 0.0
         known = self._measured(gang.row, gang.placement)
+        has_gate = not (gang.sharing and gang.sharing.mode == "free")
         self._say(
-            Progressed, job, gang.generation, gang.placement[0].node, rank=0, step=int(gang.steps), steps_total=total,
+            Progressed, job, gang.generation, gang.placement[0].node, rank=0, step=int(gang.steps_at(self._clock.now_s)),
+            steps_total=total,
             step_s=step_s, exposed_s=known.exposed_s, wire_bytes=known.wire_bytes, memory_bytes=known.memory_bytes,
-            valley_bytes=known.valley_bytes, data_s=known.data_s, waited_s=max(0.0, step_s - known.step_s) if known.step_s else 0.0,
+            valley_bytes=known.valley_bytes, data_s=known.data_s,
+            waited_s=max(0.0, step_s - known.step_s) if known.step_s and has_gate else 0.0,
         )  # fmt: skip
 
     def _end(self, job: str, version: int) -> None:
@@ -245,7 +295,10 @@ class Agents:
         generation = gang.generation
         self._halt(job)
         gang.steps = gang.until
-        for rank, node in gang.ranks.pop(generation, {}).items():
+        self._soon(self._delays.end_s, lambda: self._exit(job, generation))
+
+    def _exit(self, job: str, generation: int) -> None:
+        for rank, node in self.gangs[job].ranks.pop(generation, {}).items():
             self._say(RankExited, job, generation, node, rank=rank, role="rank", code=0)
 
     # ------------------------------------------------------------ moving, suspending, coming back
@@ -256,6 +309,11 @@ class Agents:
         twins = gang.ranks.setdefault(command.generation, {})
         for rank in command.ranks:
             twins[rank] = node
+        self._soon(self._delays.standby_s if gang.placement else 0.0, lambda: self._park(node, command))
+
+    def _park(self, node: str, command: Prepare) -> None:
+        """Those twins that were not given up meanwhile."""
+        for rank in sorted({*command.ranks} & self.gangs[command.job].ranks.get(command.generation, {}).keys()):
             self._say(TwinParked, command.job, command.generation, node, rank=rank, signature="", rehearsal_step_s=0.0)
 
     def _connect(self, node: str, command: Connect) -> None:

@@ -32,10 +32,10 @@ def joining(machines: Machines) -> Iterator[Event]:
             yield NodeDrained(time_s=0.0, node=node.name, is_draining=True, by_s=node.drain_by_s)
 
 
-def submissions(rows: Iterable[Row]) -> Iterator[Event]:
-    """Of those that have a past, when they were submitted."""
+def submissions(rows: Iterable[Row], begins_s: float) -> Iterator[Event]:
+    """Of those that have a past and are there by then, when they were submitted."""
     for row in rows:
-        if row.past:
+        if row.past and row.submitted_s <= begins_s:
             yield JobSubmitted(time_s=row.submitted_s, job=row.id, spec=row.past.spec)
 
 

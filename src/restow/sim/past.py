@@ -1,4 +1,5 @@
-"""What a job brings with it when a simulation goes on from a live cluster. A value; who reads it from a snapshot is standing.py."""
+"""What is known of a job that has run before: in the live cluster from which a simulation goes on, or once, to be measured, before
+it comes again. A value; who reads it from a snapshot is standing.py."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from restow.placement import Placement
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
-    """Times in seconds since the first submission of the snapshot, as in rows."""
+    """Times in seconds since the first submission of the snapshot, as in rows. One that comes again has made no steps yet."""
 
     spec: JobSpec
     placement: Placement  # where it stands; empty: it waits
@@ -24,3 +25,4 @@ class Past:
     why_not: str  # if not
     sharing: Sharing | None
     reason: str  # why it is where it is
+    elsewhere: tuple[tuple[Placement, Profile], ...] = ()  # other places where it was measured, and what

@@ -25,6 +25,7 @@ from restow.messages import Event, JobSubmitted, Progressed
 from restow.perf import move_cost
 from restow.placement import Placement, Schedule
 from restow.policies.base import Policy
+from restow.policies.pairs import Pairs
 from restow.sim.agents import Agents, Delays
 from restow.sim.beginning import joining, schedules, submissions
 from restow.sim.clock import Clock
@@ -44,6 +45,7 @@ TURNS_MAX = 10_000  # at one moment; more is a state that never becomes quiet
 class SimConfig:
     round_s: float = 0.0  # between two decisions; 0: whenever something happened
     look_s: float = 0.0  # a decision at least so often while jobs are there; 0: only when something happened
+    report_s: float = 0.0  # how often each gang says how far it is; 0: only when its speed changes
     knows_total: bool = True  # do jobs say how many steps they will make?
     delays: Delays = field(default_factory=Delays)
     error: float = 0.0  # policies believe speeds that are wrong by up to this part
@@ -69,9 +71,11 @@ class Simulation:
         self._recorder = recorder
         self._rows = {row.id: row for row in rows}
         self._machines, self._world = machines, world
+        self._pairs = Pairs()
         self.agents = Agents(
-            self.nodes, world, self.clock, self.config.delays, knows_total=self.config.knows_total, downtime_s=self._downtime_s
-        )
+            self.nodes, world, self.clock, self.config.delays, knows_total=self.config.knows_total, downtime_s=self._downtime_s,
+            report_s=self.config.report_s,
+        )  # fmt: skip
         largest = max(rows, key=lambda row: row.workers, default=None)
         if largest is None:
             raise TraceError("the trace holds no jobs")
@@ -81,7 +85,7 @@ class Simulation:
             )
         for row in rows:
             self.agents.add(row)
-            if not row.past:
+            if not row.past or row.submitted_s > self.config.begins_s:
                 self.clock.at(row.submitted_s, lambda row=row: self._submit(row))  # type: ignore[misc]
         self.forecast = Believed(world, self._row_now, self.nodes, error=self.config.error, seed=self.config.seed)
         self._check_kinds(rows)
@@ -108,6 +112,9 @@ class Simulation:
         return self.forecast.places(row.workers) + ([row.past.placement] if row.past and row.past.placement else [])
 
     def _submit(self, row: Row) -> None:
+        if row.past:
+            self.agents.reports.append(JobSubmitted(time_s=self.clock.now_s, job=row.id, spec=row.past.spec))
+            return
         steps = math.ceil(self.agents.gangs[row.id].phase.steps_total) if self.config.knows_total else 0
         deadline_s = row.deadline_s - row.submitted_s if math.isfinite(row.deadline_s) else 0.0
         least, most = row.elastic
@@ -168,7 +175,7 @@ class Simulation:
         return self.clock.is_empty
 
     def _begin(self) -> None:
-        for event in (*joining(self._machines), *submissions(self._rows.values())):
+        for event in (*joining(self._machines), *submissions(self._rows.values(), self.config.begins_s)):
             self._observe(event)
         for time_s, schedule in schedules(self._rows.values(), self.config.begins_s):
             try:
@@ -187,6 +194,8 @@ class Simulation:
             for event in reports:
                 self._observe(event)
             due = self.state.tick(self.clock.now_s)
+            if self.agents.is_shared:
+                due += self._pairs.observe(self.state.active_jobs, self.clock.now_s)
             for event in due:
                 self._observe(event)
             commands = self.state.commands()
@@ -256,6 +265,7 @@ def _patience(delays: Delays) -> CoreConfig:
     """The core gives nobody up who only takes as long as is simulated."""
     usual = CoreConfig()
     return CoreConfig(
-        start_s=max(usual.start_s, 2 * delays.start_s), standby_s=max(usual.standby_s, 2 * delays.resume_s),
+        start_s=max(usual.start_s, 2 * delays.start_s),
+        standby_s=max(usual.standby_s, 2 * delays.resume_s, 2 * delays.standby_s),
         keep_s=max(usual.keep_s, 2 * delays.suspend_s),
     )  # fmt: skip

@@ -76,9 +76,8 @@ def _whole(text: str) -> int:
 
 def standing(name: str, cluster: FrozenCluster, unseen_s: float | None = None) -> Standing:
     """Raises TraceError where nothing is left to simulate."""
-    alive = tuple(node for node in cluster.nodes if node.is_alive and node.devices)
-    links = {(min(link.a, link.b), max(link.a, link.b)): link.link for link in cluster.links}
-    machines = Machines(nodes=alive, links=links)
+    machines = machines_of(cluster)
+    alive = machines.nodes
     jobs, left_out = _simulated(cluster, machines)
     if not jobs:
         raise TraceError(f"it holds no job that could go on{_list(left_out)}")
@@ -94,6 +93,12 @@ def standing(name: str, cluster: FrozenCluster, unseen_s: float | None = None) -
     trace = Trace(path=name, layout=LAYOUT, rows=tuple(rows))
     notes = (*_notes(cluster, jobs, len(alive)), *_guesses(jobs, unseen, guess_s, unseen_s is None), *_lines_of(left_out))
     return Standing(trace=trace, machines=replace(machines, nodes=nodes), begins_s=cluster.now_s - first_s, notes=notes)
+
+
+def machines_of(cluster: FrozenCluster) -> Machines:
+    """Those that are there and have devices, with what is known of the links between them."""
+    links = {(min(link.a, link.b), max(link.a, link.b)): link.link for link in cluster.links}
+    return Machines(nodes=tuple(node for node in cluster.nodes if node.is_alive and node.devices), links=links)
 
 
 def _simulated(cluster: FrozenCluster, machines: Machines) -> tuple[list[FrozenJob], dict[str, str]]:

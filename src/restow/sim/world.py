@@ -42,6 +42,16 @@ class Measured(Protocol):
         """What would be measured of it there, alone."""
 
 
+@runtime_checkable
+class Gated(Protocol):
+    """A world that knows what it means in which way jobs share their devices."""
+
+    def shared_step_s(
+        self, row: Row, placement: Placement, nodes: Nodes, beside: Sequence[tuple[Row, Placement]], mode: str
+    ) -> float:
+        """Seconds from step to step beside these, in turns inside a step (`interleave`) or without turns (`free`)."""
+
+
 class Recorded:
     """Each job takes as long as the trace says, wherever it is: a step is a second. Two on a device take turns."""
 
