@@ -112,6 +112,8 @@ def build(written: Mapping[Any, Any], *, cwd: Path, where: Callable[[str], str] 
                 raise SpecError(f"{where(key)}{error}") from None
     if "command" not in fields:
         raise SpecError(f"{where('')}command is missing; give the program to run, for example command: python train.py")
+    if not fields["command"]:
+        raise SpecError(f"{where('command')}command is empty; give the program to run, for example command: python train.py")
     for key in ("hang", "workers"):
         fields.update(fields.pop(key, {}))
     folder = Path(fields.get("cwd") or cwd)

@@ -54,6 +54,8 @@ def test_a_command_may_be_a_list_and_cwd_is_relative_to_the_file(tmp_path):
         ("command: a\nworker: 2\n", "line 2: unknown key 'worker'; did you mean 'workers'?"),
         ("command: a\nworkers: 2\nworkers: 3\n", "line 3: workers is given twice; see line 2"),
         ("command: ['']\n", "line 1: command is empty; give the program to run"),
+        ('command: ""\n', "line 1: command is empty; give the program to run"),
+        ("command: []\n", "line 1: command is empty; give the program to run"),
         ("command: a\nzebra: 2\n", "line 2: unknown key 'zebra'; the keys are name, command"),
         ("command: a\nworkers: two\n", "line 2: workers is 'two'; write a number such as 2 or a range such as 1..8"),
         ("command: a\nworkers: true\n", "line 2: workers is True; write a number"),
