@@ -6,6 +6,7 @@ Without restow (plain python, torchrun) everything here still works and does the
 from __future__ import annotations
 
 import atexit
+import gc
 import hashlib
 import itertools
 import sys
@@ -326,10 +327,16 @@ def _code_hash() -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
-def _leave_group() -> None:
+def _leave_group(job: Job) -> None:
     """End the group that `init` made while Python can still run other threads: a thread of gloo that frees its last work later
-    aborts the process (SIGABRT after the last line). After an error peers may be gone, and ending it could wait for them."""
+    aborts the process (SIGABRT after the last line). What wraps a model holds the group, too, and lets go of it first. After an
+    error peers may be gone, and ending it could wait for them."""
     if dist.is_initialized() and getattr(sys, "last_value", None) is None:
+        for thing in job._objects.values():
+            if isinstance(thing, DistributedDataParallel):
+                for name in ("reducer", "logger", "process_group"):
+                    setattr(thing, name, None)
+        gc.collect()
         dist.destroy_process_group()
 
 
@@ -345,13 +352,14 @@ def init(seed: int | None = None) -> Job:
     environment = read_environment()
     if environment is None:
         rank, world_size, local_rank = torchrun_environment()
+        job = Job(worker=None, rank=rank, world_size=world_size, local_rank=local_rank, seed=seed)
         if world_size > 1 and not dist.is_initialized():
             cuda = torch.cuda.is_available()
             if cuda:
                 torch.cuda.set_device(min(local_rank, torch.cuda.device_count() - 1))
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
-            atexit.register(_leave_group)
-        return Job(worker=None, rank=rank, world_size=world_size, local_rank=local_rank, seed=seed)
+            atexit.register(_leave_group, job)
+        return job
     if dist.is_initialized():
         raise ScriptError(
             "init_process_group was called before restow.init(); call restow.init() first, it makes the group"
