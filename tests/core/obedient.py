@@ -10,8 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
 from restow.cluster import Device, Link
-from restow.controller import adoption
-from restow.core import invariants
+from restow.core import comparison, invariants
 from restow.core.state import ClusterState
 from restow.job import Job, JobSpec, ShareSpec, Sharing
 from restow.messages import (
@@ -375,7 +374,7 @@ class Cluster:
             {"job": job, "generation": generation, "rank": rank, "role": worker.role, "pid": 1}
             for (job, generation, rank), worker in sorted(self.agents.workers.items()) if worker.node == name
         ]  # fmt: skip
-        events, commands = adoption.compare(self.state.jobs, {"node": name, "processes": processes}, self.now_s)
+        events, commands = comparison.compare(self.state.jobs, {"node": name, "processes": processes}, self.now_s)
         for event in events:
             self.observe(event)
         for command in commands:

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from restow.cluster import Snapshot
-from restow.controller import adoption
 from restow.controller.agents import Agents
 from restow.controller.deciding import Deciding
 from restow.controller.journal import Journal
 from restow.controller.measure import Measurer
+from restow.core import comparison
 from restow.core.state import ClusterState
 from restow.engine.base import Engine
 from restow.errors import IllegalTransition
@@ -190,7 +190,7 @@ class Controller:
     async def _compare(self, status: dict[str, Any], is_new: bool, was_lost: bool) -> None:
         if is_new:  # what the agent's former life was told may not have been done
             self.state.ask_again(status["node"])
-        events, commands = adoption.compare(self.state.jobs, status, self.now(), was_lost=was_lost)
+        events, commands = comparison.compare(self.state.jobs, status, self.now(), was_lost=was_lost)
         for event in events:
             log.warning("%s: %s", status["node"], event)
         await self.take(events)

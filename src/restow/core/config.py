@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LOSSES_MAX = 10  # a script that ends itself at the same step every time is not brought back for ever
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoreConfig:
@@ -30,4 +32,5 @@ class CoreConfig:
     first_steps_s: float = 600.0  # one that speaks but has not finished its first steps (a big model loads)
     back_off_s: float = 30.0  # after a failed move; doubled with each further failure in a row
     back_off_s_max: float = 3600.0
+    losses_max: int = LOSSES_MAX  # in a row without a step in between; after more of them a job is not brought back
     wishes_max: int = 3  # failed attempts after which a person's MigrateAsked is given up

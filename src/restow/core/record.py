@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from restow.core.config import LOSSES_MAX
 from restow.job import Job, JobState, Phase, changed
 from restow.messages import Progressed, RankExited, RankHalted, RankHung
 from restow.placement import Placement, Slot, devices_held
@@ -75,14 +76,12 @@ class Evacuation:
     address: tuple[str, int] | None = None  # where the source gives it out
 
 
-LOSSES_MAX = 10  # a script that ends itself at the same step every time is not brought back for ever
-
-
 @dataclass(slots=True)
 class Record:
     """One job with the core's own notes. Mutable; only core/ sees it."""
 
     job: Job
+    losses_max: int = LOSSES_MAX  # in a row without a step in between
     store: tuple[str, int] | None = None  # of the present generation
     signatures: dict[int, str] = field(default_factory=dict)
     unmovable: dict[int, str] = field(default_factory=dict)  # rank → why not
@@ -143,7 +142,7 @@ class Record:
     @property
     def hopeless(self) -> str:
         """Why it is not brought back any more after a loss; empty: it is."""
-        if self.losses <= LOSSES_MAX:
+        if self.losses <= self.losses_max:
             return ""
         return f"that was so {self.losses} times at step {self.lost_at}, and no step was made in between"
 

@@ -280,7 +280,7 @@ class ClusterState:
             if event.saved:
                 kept = checkpoints.kept_of(event.saved[-1], 1)
                 job = replace(job, kept=kept, generations=1, steps_done=kept.step)
-            self.records[event.job] = Record(job)
+            self.records[event.job] = Record(job, losses_max=self.config.losses_max)
         return {event.job} & self.records.keys()
 
     def _cancel_asked(self, event: CancelAsked) -> set[str]:

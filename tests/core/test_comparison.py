@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from restow.controller.adoption import compare
+from restow.core.comparison import compare
 from restow.job import Job, JobSpec, JobState, changed
 from restow.messages import RankExited, RankStarted, Stop
 from restow.placement import parse_placement
