@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from restow.core.record import LOSSES_MAX
+from restow.core.config import LOSSES_MAX
 from restow.job import CheckpointSpec, JobState
 from restow.messages import CheckpointAsked, Halt, Keep, LeaseRanOut, RankHalted, RankKept, RankReady, Stop
 from tests.core.obedient import Cluster
@@ -148,6 +148,46 @@ def test_a_lost_node_is_survived_where_another_has_a_replica():
     job = cluster.job("a")
     assert (job.state, len(cluster.agents.training("a"))) == (JobState.RUNNING, 3)
     assert "m2" not in cluster.where("a")
+
+
+def with_fewer(**spec: object) -> Cluster:
+    """Three ranks on the two devices of m1, since m2 was lost."""
+    cluster = running(nodes="m1:2 m2:1", **spec)
+    cluster.agents.buddies = {("a", rank): "m1" for rank, slot in enumerate(cluster.job("a").placement) if slot.node == "m2"}
+    cluster.lose("m2")
+    cluster.run()
+    return cluster
+
+
+def held(cluster: Cluster) -> tuple[JobState, int, int]:
+    """And how many devices it has, and must have."""
+    job = cluster.job("a")
+    return job.state, len(set(job.placement)), job.devices_min
+
+
+def test_one_with_fewer_devices_that_goes_on_from_a_checkpoint_may_still_have_fewer():
+    cluster = with_fewer(checkpoint=CheckpointSpec(folder="/ckpt", every_s=10.0, shared=True))
+    assert held(cluster) == (JobState.RUNNING, 2, 1)
+    cluster.observe(CheckpointAsked(time_s=cluster.now_s, job="a"))
+    cluster.run()
+    cluster.train("a", 20)
+    cluster.lose("m1")
+    cluster.join("m1", 2)
+    cluster.run()
+    assert "goes on from its checkpoint" in cluster.job("a").reason
+    assert held(cluster) == (JobState.RUNNING, 2, 1)
+
+
+def test_one_with_fewer_devices_that_was_suspended_may_still_have_fewer_until_it_has_all():
+    cluster = with_fewer()
+    for devices, least in ((2, 1), (3, 3)):
+        cluster.pause("a")
+        cluster.run()
+        if devices == 3:
+            cluster.join("m2", 1)
+        cluster.resume("a")
+        cluster.run()
+        assert held(cluster) == (JobState.RUNNING, devices, least)
 
 
 def test_a_lost_node_without_a_replica_fails_the_job():

@@ -18,7 +18,7 @@ from restow.core.lifecycle import Cause, Turn, step, turn
 from restow.core.record import Record
 from restow.job import JobState, Kept, Phase
 from restow.messages import Event, RankConnected, RankExited, RankKept, RankSwitched, TwinParked
-from restow.placement import nodes_of
+from restow.placement import devices_of, nodes_of
 
 # ---------------------------------------------------------------- going
 
@@ -112,7 +112,8 @@ def rank_switched(record: Record, event: RankSwitched) -> None:
     nodes = (*nodes_of(job.kept.placement), *job.kept.replicas, *sorted(record.nodes_used))
     record.discards = dict.fromkeys(nodes, job.kept.generation)  # and with it whatever is older there
     record.job = step(job, Cause.GANG_STARTED)
-    record.change(is_rescued=job.kept.is_rescued)
+    has_fewer = len(devices_of(job.placement)) < job.workers  # as it was allowed to, having lost some
+    record.change(is_rescued=job.kept.is_rescued or (job.is_rescued and has_fewer))
     record.change(kept=None, alive=frozenset(range(job.workers)), failed_moves=0, not_before_s=0.0, moved_s=event.time_s)
 
 
