@@ -89,6 +89,23 @@ def test_a_slow_rank_is_named_and_moved_where_the_spec_says_so(on_slow):
         assert cluster.where("a") == "m1:0 m1:2"
 
 
+def test_of_ranks_that_take_turns_on_a_slow_device_one_goes_to_the_only_free_one():
+    cluster = Cluster("m1:3")
+    program = Program(steps_total=10_000, step_s=0.3, exposed_s=0.2, wire_bytes=1000)
+    cluster.submit("a", workers=4, devices=(2, 2), program=program, on_slow="move")
+    cluster.run()
+    cluster.train("a", 40)
+    assert cluster.where("a") == "m1:0 m1:0 m1:1 m1:1"
+    cluster.agents.slow = {("a", 2): 0.29, ("a", 3): 0.29}
+    cluster.train("a", 10)
+    cluster.run()
+    cluster.clock(40.0)
+    cluster.run()
+    cluster.train("a", 10)
+    cluster.run()
+    assert sorted(cluster.where("a").split()) == ["m1:0", "m1:0", "m1:1", "m1:2"]
+
+
 def test_an_error_of_its_own_is_tried_again_as_often_as_the_spec_says():
     cluster = Cluster("m1:2")
     cluster.submit("a", workers=2, retries=1)

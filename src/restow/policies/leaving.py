@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from restow.cluster import Snapshot
 from restow.job import Job, JobState, Phase, sizes_of
-from restow.placement import Schedule, devices_of, nodes_of
+from restow.placement import Schedule, devices_of, moved_ranks, nodes_of, rearranged
 from restow.policies.board import Board
 from restow.policies.layout import on_devices
 from restow.policies.moves import move_to
@@ -59,11 +59,13 @@ def relieve(snapshot: Snapshot, schedule: Schedule, board: Board, hindrance: Cal
             if best:
                 free.remove(best[0])
                 then[rank] = best[0]
-        if tuple(then) == job.placement:
+        there = rearranged(job.placement, then)  # who stays on a slow device may be another than was thought
+        moved = moved_ranks(job.placement, there)
+        if not moved:
             schedule.explain(job.id, f"{job.reason}; no other device is free")
             continue
-        names = " and ".join(f"rank {rank} from {job.placement[rank]} to {then[rank]}" for rank in sorted(job.slow))
-        move = move_to(job, tuple(then), snapshot, f"moves {names}, since it computes much longer than the others")
+        names = " and ".join(f"rank {rank} from {job.placement[rank]} to {there[rank]}" for rank in moved)
+        move = move_to(job, there, snapshot, f"moves {names}, since it computes much longer than the others")
         schedule.put(job.id, move.then, move.reason)
         schedule.moves[job.id] = move
         board.take(job.id, move.then)
