@@ -64,6 +64,27 @@ def test_the_new_gang_goes_on_without_it_when_the_others_have_switched():
     assert len(cluster.agents.training("a")) == 3
 
 
+def test_where_the_machine_of_a_leaver_is_lost_and_all_roll_back_nothing_is_started_there():
+    cluster = Cluster("m1:1 m2:2 m3:1", 25e6)
+    cluster.submit("a", workers=3)
+    cluster.place(a="m1:0 m3:0 m2:0")
+    cluster.train("a", 10)
+    cluster.run(decide=False)
+    cluster.agents.buddies = {("a", 2): "m1"}
+    cluster.join("m1", 2)
+    cluster.migrate("a", "m1:0 m3:0 m1:1")
+    cluster.agents.deaf = {Decide}
+    cluster.run()
+    assert cluster.state.records["a"].phase is Phase.COMMIT
+    cluster.lose("m2")
+    cluster.run()
+    cluster.observe(rolled_back(cluster, 0, "m1"))
+    cluster.run(decide=False)
+    assert (cluster.job("a").state, cluster.job("a").intended) == (JobState.PENDING, ())
+    cluster.run()
+    assert (cluster.job("a").state, sorted(cluster.where("a").split())) == (JobState.RUNNING, ["m1:0", "m1:1", "m3:0"])
+
+
 def test_without_any_verdict_the_old_gang_goes_on_in_the_end():
     cluster = in_commit()
     cluster.kill("a", 0)

@@ -192,6 +192,9 @@ def catch_up(record: Record) -> None:
     for (generation, _), event in sorted(held.items(), key=lambda item: (item[1].code == 0, item[0])):
         if generation == record.job.generation and not record.job.state.is_final:
             gang_exited(record, event)
+    for event in held.values():
+        if event.reason.startswith("node "):  # the verdict may have been that it goes on there
+            _plan_without(record, event.node, event.reason, event.time_s)
 
 
 def gang_exited(record: Record, event: RankExited) -> None:
