@@ -16,7 +16,7 @@ from restow.job import Profile
 from restow.messages import Event
 from restow.own_policies import DEFAULT_POLICY, find_policy
 from restow.placement import Placement, parse_placement
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.machines import Machines
 from restow.sim.past import Past
 from restow.sim.profiled import Profiled

@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from bench.worlds.setting import HOUR_S, SHARED, Setting
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.gavel import GavelWorld
 from restow.sim.traces import Trace, read
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from bench.worlds.setting import SHARED, Setting
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.morphling import MorphlingWorld
 from restow.sim.traces import read
 

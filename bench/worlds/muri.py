@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.worlds.gavel import world as gavel
 from bench.worlds.setting import SHARED, Setting
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.muri import Interleaved, Measured
 from restow.sim.traces import Trace, read
 

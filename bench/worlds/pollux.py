@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.worlds.setting import SHARED, Setting
 from restow.sim.adaptive import AdaptivePolluxWorld
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.pollux import PolluxWorld
 from restow.sim.traces import read
 

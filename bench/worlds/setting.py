@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.traces import Trace
 from restow.sim.world import World
 

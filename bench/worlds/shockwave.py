@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from bench.worlds.setting import SHARED, Setting
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.shockwave import ShockwaveWorld
 from restow.sim.traces import read
 

@@ -85,6 +85,20 @@ def test_the_example_lets_small_gangs_pass(jobs, tmp_path):
         (["--cluster", "1x2", "--report", "/nowhere/out.html"], 2, "--report /nowhere/out.html cannot be written"),
         (["--cluster", "1x2", "--unseen-s", "5"], 2, "--unseen-s says nothing of a trace"),
         (["--cluster", "1x2", "--ideal"], 2, "--ideal says nothing without --table"),
+        (["--cluster", "1x2", "--mtbf-h", "-1"], 2, "--mtbf-h is -1; write hours, 0.01 or more"),
+        (["--cluster", "1x2", "--mtbf-h", "nan"], 2, "--mtbf-h is nan"),
+        (["--cluster", "1x2", "--mtbf-h", "0"], 2, "--mtbf-h is 0"),
+        (["--cluster", "1x2", "--mtbf-h", "5", "--repair-s", "-2"], 2, "--repair-s is -2; write seconds, 0 or more"),
+        (["--cluster", "1x2", "--mtbf-h", "5", "--checkpoint-s", "inf"], 2, "--checkpoint-s is inf"),
+        (["--cluster", "1x2", "--repair-s", "60"], 2, "--repair-s says nothing without --mtbf-h: no machine fails"),
+        (["--cluster", "1x2", "--checkpoint-s", "60"], 2, "--checkpoint-s says nothing without --mtbf-h"),
+        (["--cluster", "1x2", "--stragglers", "0.9"], 2, "--stragglers is 0.9; write how many times as long"),
+        (["--cluster", "1x2", "--stragglers", "nan"], 2, "--stragglers is nan"),
+        (["--cluster", "1x2", "--stragglers", "2", "--straggler-h", "0"], 2, "--straggler-h is 0; write hours"),
+        (["--cluster", "1x2", "--stragglers", "2", "--straggler-s", "nan"], 2, "--straggler-s is nan; write seconds"),
+        (["--cluster", "1x2", "--straggler-s", "5"], 2, "--straggler-s says nothing without --stragglers: no device is slow"),
+        (["--cluster", "1x2", "--seeds", "2"], 2, "--seeds 2 says nothing without --error, --mtbf-h or --stragglers"),
+        (["--cluster", "1x2", "--seeds", "2", "--stragglers", "1"], 2, "--seeds 2 says nothing without"),
         ([], 2, "--cluster is missing; write for example --cluster 8x4"),
     ],
 )
@@ -171,6 +185,26 @@ def test_a_bar_counts_the_jobs_of_all_runs(jobs, monkeypatch):
     assert told == sorted(told)
     assert told[-1] == 6
     assert len({*told} - {0, 3, 6}) > 0  # also what has ended of a run that is not over
+
+
+def test_machines_fail_and_devices_are_slow_on_request(tmp_path, capsys):
+    figures, report = tmp_path / "out.json", tmp_path / "out.html"
+    trace, usual = "random:jobs=20,gap=600,seed=3", ["--cluster", "4x4", "--policy", "restow", "--json", str(figures)]
+    assert main.run(["simulate", trace, *usual]) == 0
+    assert "failures" not in capsys.readouterr().out
+    plain = json.loads(figures.read_text())["rows"][0]
+    assert [plain[key] for key in ("failures", "stragglers", "lost_steps", "lost_device_s")] == [0, 0, 0, 0]
+    words = ["--mtbf-h", "10", "--repair-s", "900", "--checkpoint-s", "600", "--stragglers", "3", "--seeds", "2"]
+    assert main.run(["simulate", trace, *usual, *words, "--report", str(report)]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split("  ")[-4:] == ["failures", "lost steps", "lost device time", "stragglers"]
+    rows = json.loads(figures.read_text())["rows"]
+    assert all(min(row["failures"], row["stragglers"], row["lost_steps"], row["lost_device_s"]) > 0 for row in rows)
+    assert [line.split()[-1] for line in lines] == [str(row["stragglers"]) for row in rows]
+    assert rows[0]["failures"] != rows[1]["failures"] or rows[0]["lost_steps"] != rows[1]["lost_steps"]
+    html = report.read_text()
+    assert all(mark in html for mark in ('<rect class="away" x=', '<rect class="slow" x=', '<path class="lost" d="M'))
+    assert "was lost (no answer for 1 s)" in html
 
 
 @pytest.fixture

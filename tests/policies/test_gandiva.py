@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from restow.policies.gandiva.policy import Gandiva
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.machines import machines
 from restow.sim.outcome import Outcome
 from restow.sim.rows import Row

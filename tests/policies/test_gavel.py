@@ -7,7 +7,7 @@ import pytest
 
 from restow.policies.gavel.policy import Gavel
 from restow.policies.gavel.programs import Program, Question, finish_time_fairness, least_makespan, max_min, max_sum
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.machines import machines
 from restow.sim.rows import Row
 from restow.sim.simulation import SimConfig, Simulation

@@ -17,7 +17,7 @@ from restow.placement import parse_placement
 from restow.policies.muri.grouping import Group, Member, grouped, heaviest
 from restow.policies.muri.interleaving import ALONE, OVERHEADS, Stages, efficiency, period_s, rotation_s
 from restow.policies.muri.policy import Muri, stages_of
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.machines import machines
 from restow.sim.muri import Interleaved
 from restow.sim.outcome import Outcome

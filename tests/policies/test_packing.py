@@ -21,7 +21,7 @@ from restow.policies.packing.fragments import Fragments
 from restow.policies.packing.ground import Left
 from restow.policies.packing.wants import PARTS, Mix, Want
 from restow.policies.worth.policy import Worth
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.machines import Machines
 from restow.sim.pods import Pods
 from restow.sim.rows import Row

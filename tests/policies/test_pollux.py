@@ -9,7 +9,7 @@ import pytest
 
 from restow.policies.pollux.policy import Pollux, PolluxConfig
 from restow.policies.pollux.search import Problem, Search, ranked
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.machines import machines
 from restow.sim.simulation import SimConfig
 from tests.policies.test_worth_sizing import Scaling, elastic

@@ -12,7 +12,7 @@ from restow.placement import Placement, is_scattered
 from restow.policies.worth.config import WorthConfig
 from restow.policies.worth.policy import Worth
 from restow.policies.worth.urgency import Urgency
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.machines import machines
 from restow.sim.outcome import Outcome
 from restow.sim.rows import Row

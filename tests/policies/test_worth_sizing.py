@@ -10,7 +10,7 @@ import pytest
 from restow.cluster import Snapshot
 from restow.placement import Placement, Schedule, is_scattered
 from restow.policies.worth.policy import Worth
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.machines import machines
 from restow.sim.outcome import Outcome
 from restow.sim.rows import Row

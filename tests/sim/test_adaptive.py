@@ -11,7 +11,7 @@ from restow.errors import TraceError
 from restow.placement import Placement, Schedule, parse_placement
 from restow.policies.fifo import Fifo
 from restow.sim.adaptive import AdaptivePolluxWorld
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.machines import machines
 from restow.sim.phases import Phase, whole_s
 from restow.sim.pollux import PolluxWorld

@@ -16,7 +16,7 @@ from restow.policies.las import Las
 from restow.policies.restow import Restow
 from restow.policies.srtf import Srtf
 from restow.sim import history as bounds
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.history import History, history
 from restow.sim.machines import Machines, machines
 from restow.sim.recorder import Came, Recorder, Stay, Went

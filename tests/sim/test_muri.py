@@ -12,7 +12,7 @@ from restow.placement import parse_placement
 from restow.policies.fifo import Fifo
 from restow.policies.muri.interleaving import ALONE, OVERHEADS
 from restow.policies.srtf import Srtf
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.gavel import GavelWorld
 from restow.sim.machines import machines
 from restow.sim.muri import NEAREST, Interleaved, Measured

@@ -12,7 +12,7 @@ import pytest
 from restow.errors import TraceError
 from restow.policies.fifo import Fifo
 from restow.policies.las import Las
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.machines import machines
 from restow.sim.phases import Phase
 from restow.sim.rows import Row

@@ -10,7 +10,7 @@ from restow.job import JobSpec, Profile, ShareSpec, Sharing
 from restow.messages import Event, ScheduleAdopted, SharingMeasured
 from restow.own_policies import find_policy
 from restow.placement import parse_placement
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.machines import Machines, machines
 from restow.sim.outcome import Ended
 from restow.sim.past import Past

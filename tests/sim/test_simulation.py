@@ -18,7 +18,7 @@ from restow.policies.fifo import Fifo
 from restow.policies.las import Las
 from restow.policies.restow import Restow
 from restow.policies.srtf import Srtf
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.gavel import GavelWorld
 from restow.sim.machines import machines
 from restow.sim.outcome import Outcome
@@ -125,6 +125,26 @@ def test_a_gang_is_moved_in_the_middle_and_goes_on_faster():
     assert outcome.jobs[0].moves == 1
     # from 1 s on two seconds a step; at 50 s, when 24 are done, the 27th is proposed: moved at 55 s; 4 s later one second a step
     assert outcome.jobs[0].ended_s == pytest.approx(55 + 4 + 73)
+
+
+class Apart:
+    """Two jobs on one device; from 20 s on the first makes way, and comes back after a minute."""
+
+    def decide(self, snapshot: Snapshot) -> Schedule:
+        schedule = Schedule()
+        for job in snapshot.jobs:
+            where = "gpu-0:0@0.5" if snapshot.now_s < 20 else "gpu-0:0" if snapshot.now_s >= 60 else "gpu-0:0@0.5" * (job.id == "b")
+            if where:
+                schedule.put(job.id, parse_placement(where))
+        return schedule
+
+
+def test_who_becomes_faster_before_it_is_suspended_keeps_the_steps_that_it_made():
+    """At 20 s it is told to stop at its 13th step, two seconds each; from 22 s on it is alone, and has made 15 by 26 s."""
+    rows = [Row(id=id, submitted_s=0, workers=1, duration_s=steps) for id, steps in (("a", 100), ("b", 11))]
+    outcome = run(rows, "1x1", Apart(), look_s=10.0)
+    assert ends(outcome) == {"a": 60 + 85, "b": 22}
+    assert outcome.lost_steps == 0
 
 
 def random_rows(seed: int, jobs: int = 40) -> list[Row]:

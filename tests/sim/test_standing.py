@@ -17,7 +17,7 @@ from restow.own_policies import find_policy
 from restow.placement import parse_placement
 from restow.policies.base import Policy
 from restow.policies.las import Las
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.outcome import Ended
 from restow.sim.profiled import Profiled
 from restow.sim.recorder import Recorder

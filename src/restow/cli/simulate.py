@@ -10,11 +10,12 @@ from pathlib import Path
 import click
 
 from restow.cli import simulate_files as files
+from restow.cli.simulate_losses import losses_of, stragglers_of
 from restow.cli.simulate_runs import Run, run_all
 from restow.cli.simulate_table import print_table
 from restow.errors import SpecError
 from restow.own_policies import find_policy
-from restow.sim.agents import Delays
+from restow.sim.delays import Delays
 from restow.sim.gavel import GavelWorld
 from restow.sim.machines import Machines, read_machines
 from restow.sim.pollux import PolluxWorld
@@ -48,7 +49,13 @@ class Subject:
 @click.option("--start-s", type=float, default=0.0, metavar="S", help="From a launch to the first step.")
 @click.option("--unknown", is_flag=True, help="Jobs do not say how long they are.")
 @click.option("--error", type=float, default=0.0, metavar="PART", help="Policies believe speeds that are wrong by up to this part.")
-@click.option("--seeds", type=int, default=1, metavar="N", help="So many runs of each, with other errors.")
+@click.option("--mtbf-h", type=float, metavar="H", help="Each machine fails, after H hours on average.")
+@click.option("--repair-s", type=float, metavar="S", help="With --mtbf-h: until a machine is back; default: 1800.")
+@click.option("--checkpoint-s", type=float, metavar="S", help="With --mtbf-h: from one checkpoint to the next; default: none.")
+@click.option("--stragglers", type=float, metavar="X", help="Now and then a device is slow: a step takes X times as long.")
+@click.option("--straggler-h", type=float, metavar="H", help="With --stragglers: so often, on average; default: every 24 h.")
+@click.option("--straggler-s", type=float, metavar="S", help="With --stragglers: for so long; default: 3600.")
+@click.option("--seeds", type=int, default=1, metavar="N", help="So many runs of each, with other errors, failures and stragglers.")
 @click.option("--compress", type=float, default=1.0, metavar="X", help="Jobs arrive X times as fast.")
 @click.option("--first", type=int, metavar="N", help="Only the first N jobs.")
 @click.option("--unseen-s", type=float, metavar="S", help="Of a snapshot: how long jobs take that never ran.")
@@ -56,8 +63,9 @@ class Subject:
 @click.option("--json", "json_", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write all figures here.")
 def simulate(
     trace: str, cluster: str | None, policy: str, table: Path | None, ideal: bool, round_s: float, look_s: float,
-    move_s: float | None, start_s: float, unknown: bool, error: float, seeds: int, compress: float, first: int | None,
-    unseen_s: float | None, report: Path | None, json_: Path | None,
+    move_s: float | None, start_s: float, unknown: bool, error: float, mtbf_h: float | None, repair_s: float | None,
+    checkpoint_s: float | None, stragglers: float | None, straggler_h: float | None, straggler_s: float | None, seeds: int,
+    compress: float, first: int | None, unseen_s: float | None, report: Path | None, json_: Path | None,
 ) -> int:  # fmt: skip
     """Run a TRACE of jobs on a cluster that need not exist, in virtual time, with the code that decides in a live one.
 
@@ -76,11 +84,13 @@ def simulate(
     """
     times_s = {"--round": round_s, "--look": look_s, "--move-s": move_s or 0.0, "--start-s": start_s, "--unseen-s": unseen_s or 0.0}
     _check(times_s, error, seeds, first)
+    losses = losses_of(mtbf_h, repair_s, checkpoint_s)
+    slow = stragglers_of(stragglers, straggler_h, straggler_s)
     names = [name.strip() for name in policy.split(",") if name.strip()]
     if not names:
         raise SpecError("--policy names nothing; write for example --policy fifo,las")
-    if seeds > 1 and not error:
-        raise SpecError(f"--seeds {seeds} says nothing without --error: all runs would be the same")
+    if seeds > 1 and not (error or losses.mtbf_s or slow.times > 1.0):
+        raise SpecError(f"--seeds {seeds} says nothing without --error, --mtbf-h or --stragglers: all runs would be the same")
     files.check("--json", json_)
     files.check("--report", report)
     if is_snapshot(trace):
@@ -94,8 +104,9 @@ def simulate(
         find_policy(name)  # what is wrong with one is said before anything runs
     delays = Delays(start_s=start_s, move_s=move_s, resume_s=move_s or 0.0)
     config = SimConfig(
-        round_s=round_s, look_s=look_s, knows_total=not unknown, delays=delays, error=error, begins_s=subject.begins_s
-    )
+        round_s=round_s, look_s=look_s, knows_total=not unknown, delays=delays, error=error, begins_s=subject.begins_s,
+        losses=losses, stragglers=slow,
+    )  # fmt: skip
     runs = [
         Run(
             trace=subject.trace, machines=subject.machines, world=world, policy=name, config=replace(config, seed=seed),

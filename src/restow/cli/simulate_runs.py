@@ -53,11 +53,12 @@ def _run(run: Run, tell: Tell | None) -> Result:
     recorder = Recorder(run.config.begins_s) if run.is_recorded else None
     policy = Bounded(find_policy(run.policy), DECISION_S_MAX)
     try:
-        outcome = Simulation(run.trace.rows, run.machines, run.world(), policy, run.config, recorder).run(tell)
+        simulation = Simulation(run.trace.rows, run.machines, run.world(), policy, run.config, recorder)
+        outcome = simulation.run(tell)
     except Refused as error:
         raise Refused(f"{run.policy}: {error}") from None
     from_s = max(run.config.begins_s, run.trace.rows[0].submitted_s)
-    return outcome, history(recorder.stays, run.machines, from_s) if recorder else None
+    return outcome, history(recorder.stays, run.machines, from_s, simulation.troubles) if recorder else None
 
 
 def _run_beside(runs: Sequence[Run], tell: Tell | None) -> list[Result]:

@@ -1,29 +1,24 @@
-"""All nodes of a simulated cluster: agents that obey commands, and gangs that train, in virtual time.
+"""All nodes of a simulated cluster: agents that obey commands, in virtual time.
 
-They say what real agents and ranks would say, in the same order, so that core/ cannot tell. How fast a gang is says the world; how
-long a start, a move, a suspension and a return take says `Delays`. A gang is told of only by its rank 0 while it trains, and only
-when its speed changes, if reports are not asked for: `Job.steps_by` knows the steps in between.
+They say what real agents and ranks would say, in the same order, so that core/ cannot tell. How fast a gang is says training.py;
+how long a start, a move, a suspension and a return take says `Delays`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from restow.cluster import Node
-from restow.job import Profile, Sharing
 from restow.messages import (
     Abandon,
     Command,
     Connect,
     Decide,
-    Event,
     Launch,
     OpenStore,
     Prepare,
-    Progressed,
     Propose,
     RankConnected,
     RankExited,
@@ -41,83 +36,28 @@ from restow.messages import (
 )
 from restow.placement import Placement, moved_ranks
 from restow.sim.clock import Clock
-from restow.sim.phases import Phase, phases_of
+from restow.sim.delays import Delays
+from restow.sim.gang import Gang
+from restow.sim.phases import phases_of
 from restow.sim.rows import Row
-from restow.sim.world import Gated, Measured, World
+from restow.sim.stragglers import Stragglers
+from restow.sim.training import Training
+from restow.sim.world import World
 
 STORE_PORT = 4000
-NOTHING = Profile()  # is measured of jobs in a world of step times
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delays:
-    """Seconds."""
-
-    start_s: float = 0.0  # from a launch to the first step
-    standby_s: float = 0.0  # until the twins of a move have parked, while the gang trains on
-    move_s: float | None = None  # that a gang stands still for a move; None: what perf.py predicts
-    resume_s: float = 0.0  # from its devices to the first step, for a job that comes back
-    suspend_s: float = 0.0  # from its last step until its devices are free
-    end_s: float = 0.0  # the same of a job that is done
-
-
-@dataclass(slots=True)
-class Gang:
-    """One job on the machines."""
-
-    phases: Sequence[Phase]
-    phase: Phase  # the present one
-    until: float  # steps in all when it ends
-    steps: float = 0.0  # made at since_s
-    steps_before: float = 0.0  # made when this generation began
-    since_s: float = 0.0
-    step_s: float = math.inf  # infinite: it stands still
-    said_step_s: float = 0.0  # what was told last
-    sharing: Sharing | None = None  # what it was told of how to share its devices; counts while there are others
-    generation: int = 0
-    placement: Placement = ()
-    placements: dict[int, Placement] = field(default_factory=dict)  # generation → where its ranks are to be; empty: nowhere
-    ranks: dict[int, dict[int, str]] = field(default_factory=dict)  # generation → rank or twin that lives → its node
-    version: int = 0  # of its speed: what was foreseen with another one does not happen
-
-    @classmethod
-    def of(cls, phases: Sequence[Phase]) -> Gang:
-        first, *later = phases
-        return cls(phases=later, phase=first, until=first.steps)
-
-    @property
-    def row(self) -> Row:
-        """As which it trains now."""
-        return self.phase.row
-
-    def steps_at(self, now_s: float) -> float:
-        made = (now_s - self.since_s) / self.step_s if math.isfinite(self.step_s) else 0.0
-        return min(self.until, self.steps + made)
-
-    def change(self) -> None:
-        """The next phase begins."""
-        self.steps = max(self.steps, self.until)
-        self.phase, *self.phases = self.phases
-        self.until += self.phase.steps
-        self.said_step_s = 0.0
-
-
-class Agents:
-    """`tell` obeys; `reports` are what is said at this very moment. `downtime_s(job, now, then)`: of a move, if no delay is set.
-    `report_s`: how often each gang says how far it is; 0: only when its speed changes."""
+class Agents(Training):
+    """`tell` obeys."""
 
     def __init__(
         self, nodes: Mapping[str, Node], world: World, clock: Clock, delays: Delays, *,
-        knows_total: bool, downtime_s: Callable[[str, Placement, Placement], float], report_s: float = 0.0,
+        knows_total: bool, downtime_s: Callable[[str, Placement, Placement], float], stragglers: Stragglers, report_s: float = 0.0,
     ):  # fmt: skip
-        self.reports: list[Event] = []
-        self.gangs: dict[str, Gang] = {}
-        self._nodes, self._world, self._clock, self._delays = nodes, world, clock, delays
-        self._knows_total, self._downtime_s, self._report_s = knows_total, downtime_s, report_s
+        """`downtime_s(job, now, then)`: of a move, if no delay is set."""
+        super().__init__(nodes, world, clock, knows_total=knows_total, stragglers=stragglers, report_s=report_s)
         self.is_shared = False  # was anybody told yet how to share its devices?
-        self._gated = world if isinstance(world, Gated) else None
-        self._measured: Callable[[Row, Placement], Profile] = world.measured if isinstance(world, Measured) else lambda *_: NOTHING
-        self._training: dict[tuple[str, int], dict[str, None]] = {}  # device → jobs that train on it
+        self._delays, self._downtime_s = delays, downtime_s
         self._obey: dict[type[Command], Callable[[str, Any], None]] = {
             OpenStore: self._open_store, Launch: self._launch, Prepare: self._prepare, Connect: self._connect,
             Propose: self._propose, Decide: self._decide, Stop: self._stop, Abandon: self._abandon, Share: self._share,
@@ -133,10 +73,6 @@ class Agents:
         """What is not here (Guard, Discard and the like) has no answer and changes nothing that could be seen."""
         if obey := self._obey.get(type(command)):
             obey(node, command)
-
-    def _say(self, kind: type, job: str, generation: int, node: str, *, time_s: float | None = None, **rest: Any) -> None:
-        time_s = self._clock.now_s if time_s is None else time_s
-        self.reports.append(kind(time_s=time_s, job=job, generation=generation, node=node, **rest))
 
     # ------------------------------------------------------------ starting
 
@@ -186,120 +122,6 @@ class Agents:
             RankReady, job, generation, node, rank=rank, signature="", state_bytes=known.state_bytes,
             private_bytes=known.private_bytes, movable=not past or past.is_movable, why_not=past.why_not if past else "",
         )  # fmt: skip
-
-    def _train(self, job: str, generation: int) -> None:
-        """From now on the gang makes steps as this generation."""
-        gang = self.gangs[job]
-        placement = gang.placements[generation]
-        gang.generation, gang.placement, gang.since_s = generation, placement, self._clock.now_s
-        gang.steps_before = gang.steps
-        for device in devices(placement):
-            self._training.setdefault(device, {})[job] = None
-        self._pace([job, *self._beside(job)])
-        if self._report_s:
-            self._clock.later(self._report_s, lambda: self._report(job, generation))
-
-    def _halt(self, job: str) -> None:
-        """It makes no step any more; the others on its devices are faster now."""
-        gang = self.gangs[job]
-        if not gang.placement:
-            return
-        others = self._beside(job)
-        gang.steps, gang.since_s = gang.steps_at(self._clock.now_s), self._clock.now_s
-        for device in devices(gang.placement):
-            self._training[device].pop(job, None)
-        gang.placement, gang.step_s, gang.said_step_s = (), math.inf, 0.0
-        gang.version += 1
-        self._pace(others)
-
-    def _beside(self, job: str) -> list[str]:
-        """Who trains on its devices, too."""
-        found = dict.fromkeys(other for device in devices(self.gangs[job].placement) for other in self._training.get(device, ()))
-        found.pop(job, None)
-        return list(found)
-
-    def _pace(self, jobs: Iterable[str]) -> None:
-        """How fast they are now, and when they will be done."""
-        for job in jobs:
-            gang, now_s = self.gangs[job], self._clock.now_s
-            gang.steps, gang.since_s = gang.steps_at(now_s), now_s
-            gang.step_s, seen_s = self._speed(job, gang)
-            gang.version += 1
-            if seen_s != gang.said_step_s:
-                gang.said_step_s = seen_s
-                if not self._report_s:
-                    self._tell_progress(job, gang)
-            if math.isfinite(gang.step_s):
-                left_s = max(0.0, gang.until - gang.steps) * gang.step_s
-                self._clock.later(left_s, lambda job=job, version=gang.version: self._end(job, version))  # type: ignore[misc]
-
-    def _speed(self, job: str, gang: Gang) -> tuple[float, float]:
-        """Seconds from step to step, and those that are measured of a step: the wait for the others' turns of a time slice is in
-        none of them, and who stands still shows what it did before."""
-        others = self._beside(job)
-        if others and self._stands_still(gang):
-            return math.inf, gang.said_step_s
-        beside = [(self.gangs[id].row, self.gangs[id].placement) for id in others if not self._stands_still(self.gangs[id])]
-        if beside and gang.sharing and gang.sharing.mode == "time-slice":
-            alone_s = self._world.step_s(gang.row, gang.placement, self._nodes)
-            return alone_s * (1 + len(beside)), alone_s
-        if beside and gang.sharing and self._gated:
-            step_s = self._gated.shared_step_s(gang.row, gang.placement, self._nodes, beside, gang.sharing.mode)
-        else:
-            step_s = self._world.step_s(gang.row, gang.placement, self._nodes, beside)
-        return step_s, step_s
-
-    def _stands_still(self, gang: Gang) -> bool:
-        """For a look at another one. Without reports nobody would be told that it has been seen."""
-        return self._report_s > 0 and gang.sharing is not None and gang.sharing.part == 0
-
-    def _share(self, node: str, command: Share) -> None:
-        gang = self.gangs[command.job]
-        self.is_shared = True
-        if gang.sharing != command.sharing:
-            gang.sharing = command.sharing
-            if gang.placement:
-                self._pace([command.job, *self._beside(command.job)])
-
-    def _report(self, job: str, generation: int) -> None:
-        """And again after a while, as long as it trains as this generation; nothing before its first step is done."""
-        gang = self.gangs[job]
-        if gang.placement and gang.generation == generation:
-            if gang.steps_at(self._clock.now_s) >= gang.steps_before + 1:
-                self._tell_progress(job, gang)
-            self._clock.later(self._report_s, lambda: self._report(job, generation))
-
-    def _tell_progress(self, job: str, gang: Gang) -> None:
-        is_said = self._knows_total and (not gang.row.past or gang.row.past.says_total)
-        total = math.ceil(gang.phase.steps_total) if is_said else None
-        step_s = gang.said_step_s if math.isfinite(gang.said_step_s) else 0.0
-        known = self._measured(gang.row, gang.placement)
-        has_gate = not (gang.sharing and gang.sharing.mode == "free")
-        self._say(
-            Progressed, job, gang.generation, gang.placement[0].node, rank=0, step=int(gang.steps_at(self._clock.now_s)),
-            steps_total=total,
-            step_s=step_s, exposed_s=known.exposed_s, wire_bytes=known.wire_bytes, memory_bytes=known.memory_bytes,
-            valley_bytes=known.valley_bytes, data_s=known.data_s,
-            waited_s=max(0.0, step_s - known.step_s) if known.step_s and has_gate else 0.0,
-        )  # fmt: skip
-
-    def _end(self, job: str, version: int) -> None:
-        gang = self.gangs[job]
-        if version != gang.version:
-            return  # it became faster or slower, or stands still
-        if gang.phases:
-            gang.since_s = self._clock.now_s
-            gang.change()
-            self._pace([job, *self._beside(job)])
-            return
-        generation = gang.generation
-        self._halt(job)
-        gang.steps = gang.until
-        self._soon(self._delays.end_s, lambda: self._exit(job, generation))
-
-    def _exit(self, job: str, generation: int) -> None:
-        for rank, node in self.gangs[job].ranks.pop(generation, {}).items():
-            self._say(RankExited, job, generation, node, rank=rank, role="rank", code=0)
 
     # ------------------------------------------------------------ moving, suspending, coming back
 
@@ -352,12 +174,15 @@ class Agents:
         gang = self.gangs[command.job]
         if not command.go or gang.generation == command.generation:
             return
+        if gang.placement and gang.generation < command.generation:
+            gang.is_stopping = True
         left = command.step - gang.steps_at(self._clock.now_s)
         self._soon(left * gang.step_s if math.isfinite(gang.step_s) else 0.0, lambda: self._stop_at(command))
 
     def _stop_at(self, command: Decide) -> None:
         """The switch step is done; or the job was over before it, and its twins are told so."""
         gang = self.gangs[command.job]
+        gang.is_stopping = False
         if not gang.placement:
             return
         now, then = gang.placement, gang.placements[command.generation]
@@ -395,7 +220,22 @@ class Agents:
             self._say(RankKept, command.job, command.generation, node, rank=rank, step=step, bytes=0)
             self._say(RankExited, command.job, gang.generation, node, rank=rank, role="leaver", code=0)
 
+    def _share(self, node: str, command: Share) -> None:
+        gang = self.gangs[command.job]
+        self.is_shared = True
+        if gang.sharing != command.sharing:
+            gang.sharing = command.sharing
+            if gang.placement:
+                self._pace([command.job, *self._beside(command.job)])
+
     # ------------------------------------------------------------ ending
+
+    def _done(self, job: str, generation: int) -> None:
+        self._soon(self._delays.end_s, lambda: self._exit(job, generation))
+
+    def _exit(self, job: str, generation: int) -> None:
+        for rank, node in self.gangs[job].ranks.pop(generation, {}).items():
+            self._say(RankExited, job, generation, node, rank=rank, role="rank", code=0)
 
     def _stop(self, node: str, command: Stop) -> None:
         gang = self.gangs[command.job]
@@ -412,7 +252,3 @@ class Agents:
         for rank in [rank for rank, there in ranks.items() if there == node]:
             del ranks[rank]
             self._say(RankExited, job, generation, node, rank=rank, role=role, code=-15)
-
-
-def devices(placement: Placement) -> dict[tuple[str, int], None]:
-    return dict.fromkeys(slot[:2] for slot in placement)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from restow.cluster import Link, Node
+from restow.job import JobSpec
 from restow.messages import Event, JobSubmitted, LinkMeasured, NodeCordoned, NodeDrained, NodeJoined
 from restow.placement import Schedule, devices_held
 from restow.sim.machines import Machines
@@ -32,11 +33,12 @@ def joining(machines: Machines) -> Iterator[Event]:
             yield NodeDrained(time_s=0.0, node=node.name, is_draining=True, by_s=node.drain_by_s)
 
 
-def submissions(rows: Iterable[Row], begins_s: float) -> Iterator[Event]:
-    """Of those that have a past and are there by then, when they were submitted."""
+def submissions(rows: Iterable[Row], begins_s: float, borne: Callable[[JobSpec], JobSpec]) -> Iterator[Event]:
+    """Of those that have a past and are there by then, when they were submitted. `borne`: what becomes of a spec where machines
+    fail."""
     for row in rows:
         if row.past and row.submitted_s <= begins_s:
-            yield JobSubmitted(time_s=row.submitted_s, job=row.id, spec=row.past.spec)
+            yield JobSubmitted(time_s=row.submitted_s, job=row.id, spec=borne(row.past.spec))
 
 
 def schedules(rows: Iterable[Row], begins_s: float) -> Iterator[tuple[float, Schedule]]:

@@ -5,6 +5,7 @@ Made from the stays that a recorder kept. Times are seconds of virtual time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,11 +13,13 @@ from restow.cluster import Node
 from restow.placement import Placement, devices_of
 from restow.sim.machines import Machines
 from restow.sim.recorder import Came, Stay, Went
+from restow.sim.troubles import Trouble
 
 PARTS = 240  # of the time, for what is drawn over it
 DEVICES_MAX = 64
 BARS_MAX = 1500
 CHANGES_MAX = 300
+BANDS_MAX = 1500
 _NONE = 1e-6  # of a device: less is a sum of shares that did not come out even
 
 
@@ -42,12 +45,21 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """A trouble on devices that lie one below the other."""
+
+    row: int  # the first of them
+    rows: int
+    trouble: Trouble
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """What was done to a job."""
 
     time_s: float
     job: str
-    what: str  # moved, suspended, resumed or reshared
+    what: str  # moved, suspended, lost, resumed or reshared
     now: Placement
     then: Placement
     why: str
@@ -64,18 +76,22 @@ class History:
     bars_to_s: float  # until when all of them are here
     changes: tuple[Change, ...]  # the first ones, by time
     changes_all: int
+    bands: tuple[Band, ...] = ()  # by their beginning
+    bands_to_s: float = math.inf  # until when all of them are here
 
 
-def history(stays: Sequence[Stay], machines: Machines, from_s: float) -> History:
+def history(stays: Sequence[Stay], machines: Machines, from_s: float, troubles: Sequence[Trouble] = ()) -> History:
     """`stays`: of a run that is over."""
     stays = sorted(stays, key=lambda stay: (stay.from_s, stay.job))
     to_s = max((stay.to_s for stay in stays), default=from_s)
     rows = _rows(machines)
     bars, bars_to_s = _bars(stays, rows, to_s)
+    bands, bands_to_s = _bands(sorted(troubles, key=lambda trouble: trouble.from_s), rows, to_s)
     changes = sorted(_changes(stays), key=lambda change: (change.time_s, change.job))
     return History(
         from_s=from_s, to_s=to_s, fullness=tuple(_fullness(stays, machines.nodes, from_s, to_s)), rows=rows,
         devices=machines.devices, bars=bars, bars_to_s=bars_to_s, changes=tuple(changes[:CHANGES_MAX]), changes_all=len(changes),
+        bands=bands, bands_to_s=bands_to_s,
     )  # fmt: skip
 
 
@@ -163,6 +179,21 @@ def _bars(stays: Sequence[Stay], rows: Sequence[tuple[str, int]], to_s: float) -
     return tuple(bars), to_s
 
 
+def _bands(troubles: Sequence[Trouble], rows: Sequence[tuple[str, int]], to_s: float) -> tuple[tuple[Band, ...], float]:
+    """And until when none is left out."""
+    numbers: dict[str, list[tuple[int, int]]] = {}  # machine → its rows, and the devices in them
+    for number, (node, device) in enumerate(rows):
+        numbers.setdefault(node, []).append((number, device))
+    bands: list[Band] = []
+    for trouble in troubles:
+        here = [number for number, device in numbers.get(trouble.node, []) if trouble.device in (None, device)]
+        if here and trouble.from_s < to_s:
+            if len(bands) == BANDS_MAX:
+                return tuple(bands), trouble.from_s
+            bands.append(Band(row=here[0], rows=len(here), trouble=trouble))
+    return tuple(bands), math.inf
+
+
 def _offset(beside: Sequence[tuple[float, float, float]], share: float) -> float:
     """The uppermost place on a device for one more."""
     at = 0.0
@@ -195,6 +226,6 @@ def _changes(stays: Sequence[Stay]) -> Iterator[Change]:
         now = before.placement if before and stay.came in (Came.MOVED, Came.RESHARED) else ()
         if stay.came in (Came.MOVED, Came.RESUMED, Came.RESHARED):
             yield Change(time_s=stay.from_s, job=stay.job, what=stay.came.value, now=now, then=stay.placement, why=stay.came_why)
-        if stay.went is Went.SUSPENDED:
+        if stay.went in (Went.SUSPENDED, Went.LOST):
             yield Change(time_s=stay.to_s, job=stay.job, what=stay.went.value, now=stay.placement, then=(), why=stay.went_why)
         last[stay.job] = stay

@@ -51,6 +51,10 @@ class Outcome:
     events: int
     decisions: Decisions
     wall_s: float  # that the simulation took
+    failures: int = 0  # of machines
+    stragglers: int = 0  # times that a device became one
+    lost_steps: int = 0  # that were made again
+    lost_device_s: float = 0.0  # that these took: device seconds
     begins_s: float = 0.0  # when it began: later than the first submission where it goes on from a live cluster's snapshot
 
     @property
@@ -97,7 +101,8 @@ class Outcome:
             "worst_ftf": self.worst_ftf,
             "avg_queueing_s": sum(job.started_s - job.submitted_s for job in self.jobs) / len(self.jobs),
             "utilization": self.utilization, "moves": sum(job.moves for job in self.jobs),
-            "suspensions": sum(job.suspensions for job in self.jobs), "events": self.events,
+            "suspensions": sum(job.suspensions for job in self.jobs), "failures": self.failures, "stragglers": self.stragglers,
+            "lost_steps": self.lost_steps, "lost_device_s": self.lost_device_s, "events": self.events,
             "decisions": len(self.decisions.seconds),
             "decide_p99_s": seconds[math.ceil(0.99 * len(seconds)) - 1], "decide_max_s": seconds[-1],
             "active_jobs_most": self.decisions.jobs_most, "wall_s": self.wall_s,

@@ -11,8 +11,8 @@ from enum import Enum
 
 from restow.core.state import ClusterState
 from restow.job import Job
-from restow.messages import Event, ScheduleAdopted
-from restow.placement import Placement, same_devices
+from restow.messages import Event, NodeLost, ScheduleAdopted
+from restow.placement import Placement, nodes_of, same_devices
 
 
 class Came(Enum):
@@ -27,6 +27,7 @@ class Went(Enum):
     ENDED = "ended"
     MOVED = "moved"
     SUSPENDED = "suspended"
+    LOST = "lost"  # with a machine
     RESHARED = "reshared"
 
 
@@ -50,6 +51,7 @@ class _Open:
     from_s: float
     came: Came
     why: str
+    suspensions: int  # of the job, by then
 
 
 class Recorder:
@@ -61,9 +63,12 @@ class Recorder:
         self._open: dict[str, _Open] = {}
         self._seen: set[str] = set()  # jobs that have been somewhere
         self._intended: dict[str, Placement] = {}
+        self._lost_s: dict[str, float] = {}  # machine → when it was lost last
         self._why: dict[str, str] = {}  # job → the reason of the schedule that sends it where it is to be
 
     def observe(self, event: Event, state: ClusterState) -> None:
+        if isinstance(event, NodeLost):
+            self._lost_s[event.node] = event.time_s
         reasons = dict(event.reasons) if isinstance(event, ScheduleAdopted) and state.touched else None
         for id in sorted(state.touched):
             job = state.records[id].job
@@ -81,15 +86,22 @@ class Recorder:
         is_same = before is not None and same_devices(before.placement, job.placement)
         if before:
             went = Went.RESHARED if is_same else Went.MOVED if job.placement else Went.SUSPENDED
+            went = Went.LOST if went is Went.SUSPENDED and self._is_lost(job, before) else went
             went = Went.ENDED if job.state.is_final else went
+            gone_why = job.reason if went is Went.LOST else "" if went is Went.ENDED else why
             self.stays.append(Stay(
                 job=job.id, placement=before.placement, from_s=before.from_s, to_s=now_s, came=before.came, came_why=before.why,
-                went=went, went_why="" if went is Went.ENDED else why,
+                went=went, went_why=gone_why,
             ))  # fmt: skip
             del self._open[job.id]
         if job.placement:
             came = Came.RESHARED if is_same else Came.MOVED if before else Came.RESUMED if job.id in self._seen else Came.STARTED
-            self._open[job.id] = _Open(job.placement, now_s, Came.STOOD if is_past else came, why)
+            self._open[job.id] = _Open(job.placement, now_s, Came.STOOD if is_past else came, why, job.suspensions)
             self._seen.add(job.id)
         else:
             self._intended.pop(job.id, None)
+
+    def _is_lost(self, job: Job, before: _Open) -> bool:
+        """A job that was suspended is counted as such by the core."""
+        is_hit = any(self._lost_s.get(node, -1.0) >= before.from_s for node in nodes_of(before.placement))
+        return is_hit and job.suspensions == before.suspensions

@@ -20,24 +20,37 @@ from restow.core.config import CoreConfig
 from restow.core.state import ClusterState
 from restow.errors import IllegalTransition, Refused, TraceError
 from restow.faults import place_of, words_of
-from restow.job import Demand, JobSpec
-from restow.messages import Event, JobSubmitted, Progressed
+from restow.job import Demand, JobSpec, JobState
+from restow.messages import (
+    CheckpointAsked,
+    CheckpointProposed,
+    CheckpointWritten,
+    Event,
+    JobSubmitted,
+    Progressed,
+    SnapshotRefused,
+)
 from restow.perf import move_cost
 from restow.placement import Placement, Schedule
 from restow.policies.base import Policy
 from restow.policies.pairs import Pairs
-from restow.sim.agents import Agents, Delays
 from restow.sim.beginning import joining, schedules, submissions
 from restow.sim.clock import Clock
+from restow.sim.delays import Delays
 from restow.sim.forecast import Believed
+from restow.sim.losses import TRIES_MAX, LossConfig, Losses
 from restow.sim.machines import Machines
 from restow.sim.outcome import Decisions, Outcome, outcome_of
 from restow.sim.phases import whole_s
 from restow.sim.recorder import Recorder
 from restow.sim.rows import Row
+from restow.sim.stragglers import StragglerConfig, Stragglers
+from restow.sim.survivors import Survivors
+from restow.sim.troubles import Trouble
 from restow.sim.world import World
 
 COMMAND = ("simulated",)
+QUIET = (Progressed, CheckpointAsked, CheckpointProposed, SnapshotRefused, CheckpointWritten)  # nobody is to be elsewhere for these
 TURNS_MAX = 10_000  # at one moment; more is a state that never becomes quiet
 
 
@@ -49,7 +62,9 @@ class SimConfig:
     knows_total: bool = True  # do jobs say how many steps they will make?
     delays: Delays = field(default_factory=Delays)
     error: float = 0.0  # policies believe speeds that are wrong by up to this part
-    seed: int = 0  # of the errors
+    losses: LossConfig = field(default_factory=LossConfig)
+    stragglers: StragglerConfig = field(default_factory=StragglerConfig)
+    seed: int = 0  # of the errors, the losses and the stragglers
     begins_s: float = 0.0  # when a simulation of a live cluster's snapshot begins, see standing.py
 
 
@@ -72,10 +87,15 @@ class Simulation:
         self._rows = {row.id: row for row in rows}
         self._machines, self._world = machines, world
         self._pairs = Pairs()
-        self.agents = Agents(
+        self.stragglers = Stragglers(self.config.stragglers, self.config.seed, self.nodes, self.clock)
+        self.agents = Survivors(
             self.nodes, world, self.clock, self.config.delays, knows_total=self.config.knows_total, downtime_s=self._downtime_s,
+            stragglers=self.stragglers, checkpoint_s=self.config.losses.checkpoint_s,
             report_s=self.config.report_s,
         )  # fmt: skip
+        self.losses = Losses(
+            self.config.losses, self.config.seed, self.nodes, self.clock, self.agents, self.state, look=self._look
+        )
         largest = max(rows, key=lambda row: row.workers, default=None)
         if largest is None:
             raise TraceError("the trace holds no jobs")
@@ -113,7 +133,8 @@ class Simulation:
 
     def _submit(self, row: Row) -> None:
         if row.past:
-            self.agents.reports.append(JobSubmitted(time_s=self.clock.now_s, job=row.id, spec=row.past.spec))
+            spec = self.config.losses.borne(row.past.spec)
+            self.agents.reports.append(JobSubmitted(time_s=self.clock.now_s, job=row.id, spec=spec))
             return
         steps = math.ceil(self.agents.gangs[row.id].phase.steps_total) if self.config.knows_total else 0
         deadline_s = row.deadline_s - row.submitted_s if math.isfinite(row.deadline_s) else 0.0
@@ -124,6 +145,7 @@ class Simulation:
             demand=Demand(share=row.share, cores=row.cores, host_bytes=row.host_bytes),
             deadline_s=deadline_s, tenant=row.tenant,
         )  # fmt: skip
+        spec = self.config.stragglers.borne(self.config.losses.borne(spec))
         self.agents.reports.append(JobSubmitted(time_s=self.clock.now_s, job=row.id, spec=spec))
 
     def _downtime_s(self, job: str, now: Placement, then: Placement) -> float:
@@ -133,7 +155,7 @@ class Simulation:
 
     def run(self, on_progress: Callable[[int, float], None] | None = None) -> Outcome:
         """Until every job has ended. `on_progress(jobs that ended, virtual seconds)` now and then. Raises Refused when nothing can
-        happen any more although jobs wait, or the policy breaks a rule."""
+        happen any more although jobs wait, when a job fails, or the policy breaks a rule."""
         began_s = time.perf_counter()
         self.run_until(math.inf, on_progress)
         waiting = [self.state.records[id].job for id in self.state.active_ids]
@@ -143,10 +165,22 @@ class Simulation:
                 f"the policy leaves {len(waiting)} jobs waiting for ever, first {job.id} ({job.workers} devices): "
                 f"{job.reason or 'it gave no reason'}"
             )
+        failed = [record.job for record in self.state.records.values() if record.job.state is JobState.FAILED]
+        if failed:
+            raise Refused(f"job {failed[0].id} never comes to its end: {failed[0].reason}")
         wall_s = time.perf_counter() - began_s
-        return outcome_of(
+        outcome = outcome_of(
             self.state, self._rows, self._machines, self._alone_s, self.decisions, self.events, wall_s, self.config.begins_s
         )
+        return replace(
+            outcome, failures=len(self.losses.outages), stragglers=len(self.stragglers.spells), lost_steps=self.agents.lost_steps,
+            lost_device_s=self.agents.lost_device_s,
+        )
+
+    @property
+    def troubles(self) -> list[Trouble]:
+        """Of machines and devices, so far."""
+        return [*self.losses.outages, *self.stragglers.spells]
 
     def _alone_s(self, job: str) -> float:
         row = self._rows[job]
@@ -175,7 +209,9 @@ class Simulation:
         return self.clock.is_empty
 
     def _begin(self) -> None:
-        for event in (*joining(self._machines), *submissions(self._rows.values(), self.config.begins_s)):
+        self.losses.begin()
+        self.stragglers.begin(self.agents.pace_on)
+        for event in (*joining(self._machines), *submissions(self._rows.values(), self.config.begins_s, self.config.losses.borne)):
             self._observe(event)
         for time_s, schedule in schedules(self._rows.values(), self.config.begins_s):
             try:
@@ -211,7 +247,7 @@ class Simulation:
 
     def _observe(self, event: Event) -> None:
         self.events += 1
-        if not isinstance(event, Progressed):
+        if not isinstance(event, QUIET):
             self._is_undecided = True
         self.state.observe(event)
         if self._recorder:
@@ -267,5 +303,5 @@ def _patience(delays: Delays) -> CoreConfig:
     return CoreConfig(
         start_s=max(usual.start_s, 2 * delays.start_s),
         standby_s=max(usual.standby_s, 2 * delays.resume_s, 2 * delays.standby_s),
-        keep_s=max(usual.keep_s, 2 * delays.suspend_s),
+        keep_s=max(usual.keep_s, 2 * delays.suspend_s), losses_max=TRIES_MAX,
     )  # fmt: skip

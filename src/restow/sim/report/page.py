@@ -19,6 +19,12 @@ _MARKS = (
     " the point is where it came to</span><span>bars of part of the height: a shared device</span></div>"
 )
 
+_TROUBLES = (
+    '<div class="key faint"><span><svg viewBox="0 0 40 12"><path class="lost" d="M20 0v12"/></svg> lost with a machine</span>'
+    '<span><svg viewBox="0 0 40 12"><rect class="away" width="40" height="12"/></svg> machine away</span>'
+    '<span><svg viewBox="0 0 40 12"><rect class="slow" width="40" height="12"/></svg> slow device</span></div>'
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
@@ -52,7 +58,8 @@ def page(title: str, about: Sequence[str], runs: Sequence[Ran]) -> str:
         _wide(curves.fullness(numbered, lambda part: part.together, "share of free devices on free machines over time")),
         _faint("Of the devices that nobody holds, the part on machines that are wholly free. The lower, the more scattered a gang"
                " that comes now would be. No line: all were held."),
-        "<h2>Who was where</h2>", _MARKS, *(_run(run, _name(run, several), run is drawn[0]) for run in drawn),
+        "<h2>Who was where</h2>", _MARKS, _TROUBLES if any(run.history.bands for run in drawn) else "",
+        *(_run(run, _name(run, several), run is drawn[0]) for run in drawn),
     ]  # fmt: skip
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     return (

@@ -23,6 +23,8 @@ svg text { font: 11px system-ui, sans-serif; fill: var(--faint); }
 .grid { stroke: var(--line); stroke-width: 1; } .curve { fill: none; stroke-width: 2; }
 .band { fill: var(--shade); } .bar { stroke: var(--paper); stroke-width: .7; fill-opacity: .8; } text.job { fill: var(--paper); }
 .gone { stroke: var(--gone); stroke-width: 2.5; } .back { stroke: var(--back); stroke-width: 2.5; }
+.lost { stroke: var(--gone); stroke-width: 4; stroke-dasharray: 3 2; } .away { fill: var(--gone); fill-opacity: .3; }
+.slow { fill: var(--moved); fill-opacity: .3; }
 .move { stroke: var(--moved); stroke-width: 1.3; fill: none; } .tip { fill: var(--moved); }
 """
 DASHES = ("", "6 3", "2 3", "9 3 2 3")  # so that lines can be told apart without colours, too

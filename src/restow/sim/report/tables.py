@@ -9,6 +9,8 @@ from restow.sim.history import History
 from restow.sim.outcome import Outcome
 from restow.sim.report import words
 
+LOSSES = ("failures", "stragglers", "lost steps", "lost device time")
+
 Cell = tuple[str, float | None]
 """Text, and what it is sorted by; None: by its text."""
 
@@ -18,6 +20,7 @@ def figures(runs: Sequence[tuple[str, Outcome]]) -> str:
         "policy", "average JCT", "median", "99th percentile", "makespan", "queueing", "held", "worst finish-time fairness", "moves",
         "suspensions", "decision p99",
     )  # fmt: skip
+    fails = any(outcome.failures or outcome.stragglers for _, outcome in runs)
     rows = []
     for name, outcome in runs:
         found = outcome.figures()
@@ -27,8 +30,16 @@ def figures(runs: Sequence[tuple[str, Outcome]]) -> str:
             (words.percent(found["utilization"]), found["utilization"]), (f"{found['worst_ftf']:.2f}", found["worst_ftf"]),
             (str(found["moves"]), found["moves"]), (str(found["suspensions"]), found["suspensions"]),
             (f"{1e3 * found['decide_p99_s']:.1f} ms", found["decide_p99_s"]),
+            *_losses(outcome if fails else None),
         ])  # fmt: skip
-    return _table(head, rows, wordy=())
+    return _table((*head, *LOSSES) if fails else head, rows, wordy=())
+
+
+def _losses(outcome: Outcome | None) -> list[Cell]:
+    if outcome is None:
+        return []
+    counts = (outcome.failures, outcome.stragglers, outcome.lost_steps)
+    return [*((str(count), float(count)) for count in counts), (words.duration(outcome.lost_device_s), outcome.lost_device_s)]
 
 
 def changes(history: History) -> str:

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable
 from html import escape
 
-from restow.sim.history import Bar, History
+from restow.sim.history import Band, Bar, History
 from restow.sim.recorder import Came, Went
 from restow.sim.report import style, words
 from restow.sim.report.axes import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Frame, linear, time_ticks, x_range
@@ -24,7 +24,9 @@ def timeline(history: History) -> str:
     to_s = history.bars_to_s
     frame = Frame(height, x_range(linear, history.from_s, to_s), lambda value: TOP + value * row)
     shown = [bar for bar in history.bars if bar.stay.from_s < to_s or to_s == history.from_s]
-    body = _bands(history, row) + "".join(_bar(bar, frame, row, to_s) for bar in shown) + _moves(history, frame, to_s)
+    troubles = "".join(_trouble(band, frame, row, to_s) for band in history.bands if band.trouble.from_s < to_s)
+    bars = "".join(_bar(bar, frame, row, to_s) for bar in shown)
+    body = _bands(history, row) + bars + troubles + _moves(history, frame, to_s)
     return frame.svg("who was on which device", time_ticks(history.from_s, to_s), _names(history, row), body)
 
 
@@ -35,6 +37,8 @@ def cut(history: History) -> str:
         parts.append(f"the first {len(history.rows)} of {history.devices} devices")
     if history.bars_to_s < history.to_s:
         parts.append(f"until {words.moment(history.bars_to_s)} of {words.moment(history.to_s)}")
+    if history.bands_to_s < history.bars_to_s:
+        parts.append(f"what befell machines and devices until {words.moment(history.bands_to_s)}")
     return f"Cut: drawn are {' and '.join(parts)}." if parts else ""
 
 
@@ -64,6 +68,17 @@ def _bands(history: History, row: int) -> str:
     return "".join(parts)
 
 
+def _trouble(band: Band, frame: Frame, row: int, to_s: float) -> str:
+    """Over the bars, which shine through."""
+    trouble = band.trouble
+    x, end = frame.x(trouble.from_s), frame.x(min(trouble.to_s, to_s))
+    kind, name = ("away", trouble.node) if trouble.device is None else ("slow", f"{trouble.node}:{trouble.device}")
+    told = f"{name} {kind}\n{words.moment(trouble.from_s)} to {words.moment(trouble.to_s)}"
+    y, height = frame.y(band.row), row * band.rows
+    part = f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{max(end - x, 0.6):.1f}" height="{height:.1f}">'
+    return part + f"<title>{escape(told)}</title></rect>"
+
+
 def _bar(bar: Bar, frame: Frame, row: int, to_s: float) -> str:
     stay = bar.stay
     x, end = frame.x(stay.from_s), frame.x(min(stay.to_s, to_s))
@@ -76,6 +91,8 @@ def _bar(bar: Bar, frame: Frame, row: int, to_s: float) -> str:
         part += f'<path class="back" d="M{x + 1:.1f} {y:.1f}v{height:.1f}"/>'
     if stay.went is Went.SUSPENDED and stay.to_s <= to_s:
         part += f'<path class="gone" d="M{end - 1:.1f} {y:.1f}v{height:.1f}"/>'
+    if stay.went is Went.LOST and stay.to_s <= to_s:
+        part += f'<path class="lost" d="M{end - 1:.1f} {y:.1f}v{height:.1f}"/>'
     if len(bar.job) * LETTER < end - x - 6 and height >= LABEL_LEAST:
         part += f'<text class="job" x="{x + 4:.1f}" y="{y + height / 2 + 4:.1f}">{escape(bar.job)}</text>'
     return part
