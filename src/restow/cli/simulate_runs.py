@@ -73,7 +73,7 @@ def _run_beside(runs: Sequence[Run], tell: Tell | None) -> list[Result]:
                 ours, theirs = multiprocessing.Pipe(duplex=False)
                 fork = multiprocessing.get_context("fork")
                 process = fork.Process(target=_work, args=(run, theirs, os.getpid(), tell is not None))
-                process.start()
+                _start(process)
                 theirs.close()
                 running[ours] = number, process
             ready: list[Any] = multiprocessing.connection.wait(list(running))
@@ -94,6 +94,15 @@ def _run_beside(runs: Sequence[Run], tell: Tell | None) -> list[Result]:
     return [results[number] for number in range(len(runs))]
 
 
+def _start(process: Any) -> None:
+    """An interrupt waits until it is there: one that comes while Python forks would be lost."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _hear(line: Any, run: Run) -> Any:
     """How many jobs of it have ended, or what came of it. Raises what went wrong there."""
     try:
@@ -109,6 +118,7 @@ def _hear(line: Any, run: Run) -> Any:
 def _work(run: Run, line: Any, parent: int, is_watched: bool) -> None:
     """In a process of its own. Ctrl-C is the parent's business, and without a parent there is nobody to work for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # it was forked while that waited
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
