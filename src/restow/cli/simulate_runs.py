@@ -8,7 +8,8 @@ import multiprocessing.connection
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,9 +74,10 @@ def _run_beside(runs: Sequence[Run], tell: Tell | None) -> list[Result]:
                 ours, theirs = multiprocessing.Pipe(duplex=False)
                 fork = multiprocessing.get_context("fork")
                 process = fork.Process(target=_work, args=(run, theirs, os.getpid(), tell is not None))
-                _start(process)
+                with _uninterrupted():
+                    process.start()
+                    running[ours] = number, process
                 theirs.close()
-                running[ours] = number, process
             ready: list[Any] = multiprocessing.connection.wait(list(running))
             for line in ready:
                 number, process = running[line]
@@ -94,11 +96,12 @@ def _run_beside(runs: Sequence[Run], tell: Tell | None) -> list[Result]:
     return [results[number] for number in range(len(runs))]
 
 
-def _start(process: Any) -> None:
-    """An interrupt waits until it is there: one that comes while Python forks would be lost."""
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """An interrupt waits: one that comes while Python forks would be lost, and a process that nobody knows would be waited for."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        process.start()
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
