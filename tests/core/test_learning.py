@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from restow.job import Phase
-from restow.messages import RankSwitched
+from restow.messages import Decide, RankSwitched
 from tests.core.obedient import Cluster
 from tests.core.test_switch import stopped_in
 
@@ -43,3 +45,21 @@ def test_what_says_nothing_of_the_link_changes_nothing(event):
     cluster = stopped_in(Phase.COMMIT)
     cluster.observe(event)
     assert rate(cluster) == 25e6
+
+
+@pytest.mark.parametrize(("private_bytes", "expected"), [(15_000, 22.5e6), (50_000_000, 25e6)])
+def test_of_a_gang_that_moves_as_a_whole_the_one_that_gets_the_state_tells(private_bytes, expected):
+    cluster = Cluster("m1:3 m2:3", 25e6)
+    cluster.submit("a", workers=3)
+    cluster.place(a="m2:0 m2:1 m2:2")
+    cluster.train("a", 10)
+    cluster.run(decide=False)
+    record = cluster.state.records["a"]
+    record.change(profile=replace(record.job.profile, private_bytes=private_bytes))
+    cluster.migrate("a", "m1:0 m1:1 m1:2")
+    cluster.agents.deaf = {Decide}
+    cluster.run()
+    assert record.phase is Phase.COMMIT
+    cluster.observe(switched(rank=1))
+    cluster.observe(switched(rank=0, wire_bytes=15_000))
+    assert rate(cluster) == expected

@@ -26,7 +26,8 @@ def within(nodes: Mapping[str, Node], record: Record) -> Node | None:
 
 def between(links: Mapping[tuple[str, str], Link], record: Record, event: RankSwitched) -> tuple[tuple[str, str], Link] | None:
     """The link over which the state of a rank has come while its gang stood still: its nodes, sorted, and what it carried. Only
-    where there was one node that could give, and one rank that got."""
+    where there was one node that could give, and one rank that got: of several on a node one gets what all hold alike, and the
+    others theirs of it, unless what each alone holds is much as well."""
     job, switch = record.job, record.job.switch
     fill_s = dict(event.phases).get("fill", 0.0)
     if not switch or not switch.placement or event.rank in switch.finished or event.wire_bytes < BYTES_MIN or fill_s <= 0:
@@ -34,7 +35,8 @@ def between(links: Mapping[tuple[str, str], Link], record: Record, event: RankSw
     here = event.node
     getting = [rank for rank in moved_ranks(job.placement, switch.placement) if switch.placement[rank].node == here]
     others = [node for node in nodes_of(job.placement) if node != here]
-    if getting != [event.rank] or len(others) != 1:
+    is_only = getting == [event.rank] or (event.rank in getting and job.profile.private_bytes < BYTES_MIN)
+    if not is_only or len(others) != 1:
         return None
     pair = (min(here, others[0]), max(here, others[0]))
     rate, before = event.wire_bytes / fill_s, links.get(pair)
