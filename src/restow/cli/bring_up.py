@@ -21,6 +21,7 @@ from restow.agent.devices import find_devices
 from restow.client import Client
 from restow.engine import processes, ray_node
 from restow.errors import Refused, RestowError, SetupError, Unreachable
+from restow.interrupts import uninterrupted
 from restow.own_policies import DEFAULT_POLICY
 
 CONTROLLER_S_MAX = 90.0  # it connects to Ray and starts the agent: 3 to 5 s, on a loaded machine 30
@@ -65,8 +66,9 @@ def up(home: config.Home, node: config.NodeConfig, *, port: int | None, say: Say
             say("the controller runs")
         except Unreachable:
             say("starting the controller and the agent")
-            controller = _start_controller(home, head)
-            undo.callback(processes.end, [controller.pid], grace_s=5.0)
+            with uninterrupted():
+                controller = _start_controller(home, head)
+                undo.callback(processes.end, [controller.pid], grace_s=5.0)
             about = _await_controller(home, controller, head.name, say)
         else:
             about = _await_controller(home, None, head.name, say)

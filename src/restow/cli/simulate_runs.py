@@ -8,13 +8,13 @@ import multiprocessing.connection
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from restow.cli.progress import Tell, progress
 from restow.errors import Refused
+from restow.interrupts import uninterrupted
 from restow.own_policies import Bounded, find_policy
 from restow.sim.history import History, history
 from restow.sim.machines import Machines
@@ -74,7 +74,7 @@ def _run_beside(runs: Sequence[Run], tell: Tell | None) -> list[Result]:
                 ours, theirs = multiprocessing.Pipe(duplex=False)
                 fork = multiprocessing.get_context("fork")
                 process = fork.Process(target=_work, args=(run, theirs, os.getpid(), tell is not None))
-                with _uninterrupted():
+                with uninterrupted():
                     process.start()
                     running[ours] = number, process
                 theirs.close()
@@ -96,16 +96,6 @@ def _run_beside(runs: Sequence[Run], tell: Tell | None) -> list[Result]:
     return [results[number] for number in range(len(runs))]
 
 
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """An interrupt waits: one that comes while Python forks would be lost, and a process that nobody knows would be waited for."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _hear(line: Any, run: Run) -> Any:
     """How many jobs of it have ended, or what came of it. Raises what went wrong there."""
     try:
@@ -121,7 +111,6 @@ def _hear(line: Any, run: Run) -> Any:
 def _work(run: Run, line: Any, parent: int, is_watched: bool) -> None:
     """In a process of its own. Ctrl-C is the parent's business, and without a parent there is nobody to work for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # it was forked while that waited
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return

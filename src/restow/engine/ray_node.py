@@ -22,6 +22,7 @@ from pathlib import Path
 from restow import config
 from restow.engine.processes import ProcessId, end, identify, members_of
 from restow.errors import SetupError
+from restow.interrupts import uninterrupted
 
 LABEL = "restow-node"  # the Ray label that carries our name of the node
 START_S_MAX = 90.0  # Ray needs 6 to 14 s; on a loaded machine we saw 40
@@ -107,24 +108,27 @@ def start(
         "PYTHONUNBUFFERED": "1",
         "RAY_worker_niceness": "0",  # Ray's own default of 15 would go on to the agent and so to every rank
     }
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            _command(node, run / "ray", head_port=head_port, gcs=gcs),
-            env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True, cwd="/",
-        )  # fmt: skip
-    session = identify(process.pid)
-    ray_node = RayNode(
-        name=node.name, address=node.address, is_head=head_port is not None,
-        gcs=f"{node.address}:{head_port}" if head_port is not None else gcs,
-        cluster_id=cluster_id, pid=session.pid, started=session.started,
-    )  # fmt: skip
-    _record(home, ray_node)  # now, so that `down` finds it even if we are killed
+    command = _command(node, run / "ray", head_port=head_port, gcs=gcs)
+    started: tuple[subprocess.Popen[bytes], RayNode] | None = None
     try:
+        with log.open("wb") as output, uninterrupted():
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=True, cwd="/",
+            )  # fmt: skip
+            session = identify(process.pid)
+            ray_node = RayNode(
+                name=node.name, address=node.address, is_head=head_port is not None,
+                gcs=f"{node.address}:{head_port}" if head_port is not None else gcs,
+                cluster_id=cluster_id, pid=session.pid, started=session.started,
+            )  # fmt: skip
+            started = process, ray_node
+            _record(home, ray_node)  # now, so that `down` finds it even if we are killed
         _await_started(process, log, say)
     except BaseException:  # Ctrl-C too: nothing may stay behind
-        stop(home, ray_node)
-        process.wait()
+        if started:
+            stop(home, started[1])
+            started[0].wait()
         raise
     return ray_node
 
