@@ -26,6 +26,7 @@ from restow.core import (
     gang,
     hangs,
     learning,
+    lost_nodes,
     reconcile,
     recovery,
     suspending,
@@ -151,7 +152,7 @@ class ClusterState:
         else:
             return  # MovePredicted, MoveMeasured and the like are for people
         for id in dirty:
-            gang.look_again(self.records[id], event.time_s, self.config)
+            lost_nodes.look_again(self.records[id], event.time_s, self.config)
             evacuating.catch_up(self.records[id], self.nodes)
         settled = reconcile.settle(self.records, dirty | self._again, self._occupancy, event.time_s)
         for id in settled.changed:
@@ -236,7 +237,7 @@ class ClusterState:
             self.ask_again(event.node)
             self._stale |= set(self.records)  # what final jobs left there is to be removed
             for record in self.records.values():
-                gang.node_is_back(record, event.node)
+                lost_nodes.is_back(record, event.node)
         known = before or Node(name=event.node, address=event.address, devices=event.devices)
         self.nodes[event.node] = replace(
             known, address=event.address, devices=event.devices, cores=event.cores, host_bytes=event.host_bytes, is_alive=True
@@ -247,7 +248,7 @@ class ClusterState:
         if node is None or not node.is_alive:
             return
         for record in self.records.values():
-            gang.lose_node(record, event.node, event.reason, event.time_s, self.config)
+            lost_nodes.lose(record, event.node, event.reason, event.time_s, self.config)
         self.nodes[event.node] = replace(node, is_alive=False)
 
     def _lease_ran_out(self, event: LeaseRanOut) -> None:
@@ -289,7 +290,7 @@ class ClusterState:
             record.change(cancel_asked=True)
             gang.end(record, JobState.CANCELLED, "cancelled", event.time_s)
             if record.job.away:
-                gang.stop_waiting(record, event.time_s, self.config)
+                lost_nodes.stop_waiting(record, event.time_s, self.config)
         return {event.job} & self.records.keys()
 
     def _pause_asked(self, event: PauseAsked) -> set[str]:
@@ -325,9 +326,9 @@ class ClusterState:
     def _wait_ended(self, event: WaitEnded) -> set[str]:
         record = self.records.get(event.job)
         if record and record.job.away:
-            gang.stop_waiting(record, event.time_s, self.config)
+            lost_nodes.stop_waiting(record, event.time_s, self.config)
         elif record:
-            gang.give_up_unseen(record, event.time_s, self.config)
+            lost_nodes.give_up_unseen(record, event.time_s, self.config)
         return {event.job} & self.records.keys()
 
     def _checkpoint_asked(self, event: CheckpointAsked) -> set[str]:
