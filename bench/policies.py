@@ -75,7 +75,8 @@ def measure(name: str, setting: Setting, policy: str) -> dict[str, Any]:
     return {
         "world": name, "workload": setting.workload, "policy": policy, "avg_jct_s": figures["avg_jct_s"],
         "p99_jct_s": figures["p99_jct_s"], "makespan_s": figures["makespan_s"], "worst_ftf": figures["worst_ftf"],
-        "moves": outcome.changes, "move_cost_s": setting.delays.move_s, "peer_reference_s": dict(setting.references_s).get(policy),
+        "moves": outcome.changes, "suspensions": sum(job.suspensions for job in outcome.jobs),
+        "move_cost_s": setting.delays.move_s, "peer_reference_s": dict(setting.references_s).get(policy),
         "peer_makespan_s": dict(setting.makespans_s).get(policy),
         "decide_max_s": figures["decide_max_s"], "wall_s": figures["wall_s"],
     }  # fmt: skip
@@ -84,7 +85,8 @@ def measure(name: str, setting: Setting, policy: str) -> dict[str, Any]:
 def line(row: dict[str, Any]) -> str:
     return (
         f"{row['world']:8} {row['policy']:14} {row['avg_jct_s'] / HOUR_S:7.2f} h  p99 {row['p99_jct_s'] / HOUR_S:6.1f} h  "
-        f"makespan {row['makespan_s'] / HOUR_S:6.2f} h  fairness {row['worst_ftf']:5.1f}  {row['moves']:6} moves"
+        f"makespan {row['makespan_s'] / HOUR_S:6.2f} h  fairness {row['worst_ftf']:5.1f}  {row['moves']:6} moves,"
+        f" {row['suspensions']} of them suspensions"
         + _beside("average", row["avg_jct_s"], row["peer_reference_s"])
         + _beside("makespan", row["makespan_s"], row["peer_makespan_s"])
     )

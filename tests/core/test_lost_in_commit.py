@@ -35,6 +35,12 @@ def switched(cluster: Cluster, rank: int) -> RankSwitched:
     return RankSwitched(time_s=3, job="a", generation=2, node="m1", rank=rank, step=step, pause_s=0.06, wire_bytes=0)
 
 
+def out_of_sight(cluster: Cluster, node: str) -> None:
+    """Its processes go on, unheard."""
+    cluster.agents.dead_nodes.add(node)
+    cluster.observe(NodeLost(time_s=cluster.now_s, node=node, reason="no answer for 1 s"))
+
+
 def test_the_old_gang_goes_on_without_it_when_the_verdict_is_to_roll_back():
     cluster = in_commit()
     step = cluster.agents.programs["a"].step
@@ -97,8 +103,7 @@ def test_without_any_verdict_the_old_gang_goes_on_in_the_end():
 
 def test_a_node_that_is_out_of_sight_meanwhile_loses_nothing():
     cluster = in_commit()
-    cluster.agents.dead_nodes.add("m1")
-    cluster.observe(NodeLost(time_s=cluster.now_s, node="m1", reason="no answer for 1 s"))
+    out_of_sight(cluster, "m1")
     cluster.run()
     assert (cluster.job("a").state, cluster.state.records["a"].phase) == (JobState.RUNNING, Phase.COMMIT)
     assert not cluster.commands_of(Stop)
@@ -118,8 +123,7 @@ def test_one_that_moves_there_as_a_whole_is_waited_for_as_soon_as_a_leaver_says_
     cluster.migrate("a", "m2:0 m2:1 m2:2")
     cluster.agents.deaf = {Decide}
     cluster.run()
-    cluster.agents.dead_nodes.add("m2")
-    cluster.observe(NodeLost(time_s=cluster.now_s, node="m2", reason="no answer for 1 s"))
+    out_of_sight(cluster, "m2")
     for rank in (0, 1, 2):
         cluster.agents.workers["a", 1, rank].role, cluster.agents.workers["a", 2, rank].role = "leaver", "rank"
         cluster.agents.exit(("a", 1, rank), 0)
