@@ -22,7 +22,8 @@ SHARING = Sharing(mode="interleave", partners=("b",))
 KEPT = Kept(generation=2, step=7, placement=PLACEMENT, replicas=("m1",), muted=(1,), signatures=("s", "s"))
 SAMPLES: dict[object, object] = {
     str: "x", int: 3, float: 0.25, bool: True, JobSpec: SPEC, Link: Link(bytes_per_s=1e6), tuple[Device, ...]: (Device(index=0),),
-    tuple[Slot, ...]: PLACEMENT, tuple[int, ...]: (0, 1), tuple[str, int]: ("10.0.0.1", 4000), int | None: None,
+    tuple[int, ...]: (0, 1), tuple[Slot, ...]: PLACEMENT,
+    tuple[str, int]: ("10.0.0.1", 4000), tuple[int, int]: (0, 2), int | None: None,
     tuple[tuple[str, float], ...]: (("loss", 0.5),), tuple[tuple[str, str], ...]: (("a", "why"),),
     tuple[tuple[str, tuple[Slot, ...]], ...]: (("a", PLACEMENT),),
     ShareSpec: ShareSpec(protect=True), Sharing: SHARING, tuple[tuple[str, Sharing], ...]: (("a", SHARING),),

@@ -139,12 +139,14 @@ class Halt(Command):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keep(Command):
     """Put the state of `step` into this node's vault as generation `vault`: halted ranks write their own, those in `replicas` also
-    what all hold alike, then they leave; this node writes for the lost. Answered by RankKept for each."""
+    what all hold alike, then they leave; this node writes for the lost, and before all that, if `copied`, what all hold alike from
+    the copies that its ranks made. Answered by RankKept for each."""
 
     vault: int
     step: int
     replicas: tuple[int, ...]
     lost: tuple[int, ...]
+    copied: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -514,8 +516,10 @@ class RankHalted(GangEvent):
 
     rank: int
     step: int  # finished steps
-    holds: tuple[int, ...]  # steps as of which what all hold alike is there
+    holds: tuple[int, ...]  # steps as of which it holds what all hold alike
     privates: tuple[int, ...]  # steps whose private state is there
+    stripe: tuple[int, int] = (0, 0)  # which stripe of its node's copies of what all hold alike it makes, of how many; of none: 0
+    copied: tuple[int, ...] = ()  # steps of which that stripe is there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

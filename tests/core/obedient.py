@@ -420,6 +420,11 @@ class Cluster:
         self.observe(NodeLost(time_s=self.now_s, node=node, reason="no answer for 3 s"))
         self._lose_workers(node)
 
+    def hide(self, node: str) -> None:
+        """It is out of sight for a while; ranks of gangs that lie on others, too, stand still there."""
+        self.agents.dead_nodes.add(node)
+        self.observe(NodeLost(time_s=self.now_s, node=node, reason="no answer for 3 s"))
+
     def _lose_workers(self, node: str) -> None:
         for key, worker in list(self.agents.workers.items()):
             if worker.node == node and self.state.jobs[key[0]].away != node:

@@ -96,3 +96,30 @@ def test_nothing_new_is_started_on_a_cordoned_node_and_what_is_there_stays():
     cluster.observe(NodeCordoned(time_s=cluster.now_s, node=other, is_cordoned=False))
     cluster.run()
     assert other in cluster.where("b")
+
+
+def test_a_drain_takes_back_an_earlier_wish_to_be_on_that_node():
+    cluster = Cluster("m1:2 m2:2 m3:2")
+    cluster.submit("a", 3)
+    cluster.place(a="m1:0 m1:1 m2:0")
+    cluster.train("a", 20)
+    cluster.run()
+    cluster.migrate("a", "m3:0 m3:1 m2:0")
+    cluster.run()
+    assert cluster.where("a") == "m3:0 m3:1 m2:0"
+    drain(cluster, "m3")
+    cluster.run()
+    job = cluster.job("a")
+    assert "m3" not in cluster.where("a")
+    assert (job.pinned, job.moves) == ((), 2)
+
+
+def test_what_a_drain_means_for_a_scattered_job_without_room_is_said_and_not_why_it_stays_scattered():
+    cluster = Cluster("m1:1 m2:1 m3:1")
+    cluster.submit("a", 3)
+    cluster.run()
+    cluster.train("a", 20)
+    cluster.run()
+    drain(cluster, "m2", by_s=cluster.now_s + 100)
+    reason = cluster.policy.plan(cluster.state.snapshot(cluster.now_s)).reasons["a"]
+    assert reason == "m2 is drained; no other machine has room, suspended in 100 s if so"

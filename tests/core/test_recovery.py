@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from restow.core.config import LOSSES_MAX
+from restow.core.config import LOSSES_MAX, CoreConfig
 from restow.job import CheckpointSpec, JobState
 from restow.messages import CheckpointAsked, Halt, Keep, LeaseRanOut, RankHalted, RankKept, RankReady, Stop
 from tests.core.obedient import Cluster
 from tests.core.test_suspending import running
 
 
-def halted(cluster: Cluster, rank: int, node: str, step: int, holds: tuple[int, ...], privates: tuple[int, ...]) -> None:
+def halted(
+    cluster: Cluster, rank: int, node: str, step: int, holds: tuple[int, ...], privates: tuple[int, ...],
+    stripe: tuple[int, int] = (0, 0), copied: tuple[int, ...] = (),
+) -> None:  # fmt: skip
     cluster.observe(RankHalted(
-        time_s=1, job="a", generation=1, node=node, rank=rank, step=step, holds=holds, privates=privates
+        time_s=1, job="a", generation=1, node=node, rank=rank, step=step, holds=holds, privates=privates, stripe=stripe,
+        copied=copied,
     ))  # fmt: skip
 
 
@@ -72,6 +76,47 @@ def test_the_step_is_the_latest_that_is_there_as_a_whole():
 
 
 @pytest.mark.parametrize(
+    ("lost", "other", "is_there"),
+    [
+        (((0, 2), (9, 10)), ((1, 2), (9, 10)), True),
+        (((0, 2), (9,)), ((1, 2), (9, 10)), False),
+        (((0, 1), (9, 10)), ((0, 0), ()), True),
+        (((0, 1), (9,)), ((0, 1), (10,)), True),
+    ],
+)
+def test_a_step_that_a_node_has_copied_is_there_if_the_stripes_of_its_lost_ranks_are(lost, other, is_there):
+    cluster = running()
+    cluster.agents.deaf = {Halt, Keep}
+    cluster.kill("a", 0)
+    cluster.run()
+    halted(cluster, 0, "m1", 10, (), (9, 10), *lost)
+    halted(cluster, 1, "m1", 11, (11,), (10, 11), *other)
+    halted(cluster, 2, "m2", 11, (11,), (10, 11))
+    cluster.send()
+    keeps = {(node, keep.step, keep.replicas, keep.copied) for node, keep in cluster.commands_of(Keep)}
+    assert keeps == ({("m1", 10, (), True), ("m2", 10, (), False)} if is_there else set())
+    if not is_there:
+        assert "no rank holds a whole step" in cluster.job("a").reason
+
+
+def test_what_the_dead_left_on_nodes_that_live_is_enough():
+    cluster = running()
+    cluster.agents.deaf = {Halt, Keep}
+    for rank in range(3):
+        cluster.kill("a", rank)
+    cluster.run()
+    for rank, node in ((0, "m1"), (1, "m1"), (2, "m2")):
+        halted(cluster, rank, node, 10, (), (9, 10), (0, 1) if rank != 1 else (0, 0), (9, 10) if rank != 1 else ())
+    cluster.send()
+    assert {(node, k.step, k.lost, k.copied) for node, k in cluster.commands_of(Keep)} == {
+        ("m1", 10, (0, 1), True), ("m2", 10, (2,), True)
+    }  # fmt: skip
+    for rank, node in ((0, "m1"), (1, "m1"), (2, "m2")):
+        cluster.observe(RankKept(time_s=2, job="a", generation=2, node=node, rank=rank, step=10, bytes=1))
+    assert cluster.job("a").kept.replicas == ("m1", "m2")
+
+
+@pytest.mark.parametrize(
     ("lost", "others", "reason"),
     [
         ((), (11,), "nothing is left of rank 2 for a step that others hold"),
@@ -94,15 +139,29 @@ def test_what_cannot_be_put_together_fails_the_job_with_the_reason(lost, others,
     assert not cluster.agents.workers
 
 
-def test_one_that_is_lost_while_the_others_write_fails_the_job():
+@pytest.mark.parametrize("has_copy", [True, False])
+def test_one_that_is_lost_while_the_others_write_fails_the_job_unless_there_is_a_copy(has_copy):
     cluster = running()
-    cluster.agents.deaf = {Keep}
+    cluster.agents.deaf = {Halt, Keep}
     cluster.kill("a", 2)
     cluster.run()
+    halted(cluster, 2, "m2", 10, (), (9, 10))
+    halted(cluster, 0, "m1", 10, (10,), (9, 10), *(((0, 1), (9, 10)) if has_copy else ()))
+    halted(cluster, 1, "m1", 10, (), (9, 10))
+    cluster.run()
+    assert {keep.replicas for _, keep in cluster.commands_of(Keep)} == {(0,)}
     cluster.kill("a", 0)
     cluster.run()
-    assert cluster.job("a").state is JobState.FAILED
-    assert "while the state was being saved" in cluster.job("a").reason
+    if not has_copy:
+        assert cluster.job("a").state is JobState.FAILED
+        assert "while the state was being saved" in cluster.job("a").reason
+        return
+    cluster.send()
+    assert ("m1", (0,), True) in {(node, keep.lost, keep.copied) for node, keep in cluster.commands_of(Keep)}
+    cluster.agents.deaf = set()
+    cluster.restart()
+    cluster.run()
+    assert cluster.job("a").state is JobState.RUNNING
 
 
 def test_a_word_that_never_comes_ends_it():
@@ -190,12 +249,49 @@ def test_one_with_fewer_devices_that_was_suspended_may_still_have_fewer_until_it
         assert held(cluster) == (JobState.RUNNING, devices, least)
 
 
-def test_a_lost_node_without_a_replica_fails_the_job():
+def test_a_lost_node_without_a_replica_is_waited_for_and_then_the_job_fails():
     cluster = running()
     cluster.lose("m2")
     cluster.run()
+    lost = "node m2 was lost (no answer for 3 s), and rank 2 with it"
+    assert cluster.job("a").reason == (
+        f"{lost}; waits for m2 to come back, since nothing is left of rank 2 for a step that others hold"
+    )
+    cluster.clock(CoreConfig().gone_s + 1)
+    cluster.run()
     assert cluster.job("a").state is JobState.FAILED
-    assert cluster.job("a").reason.startswith("node m2 was lost (no answer for 3 s), and rank 2 with it, and could not go on")
+    assert cluster.job("a").reason == (
+        f"{lost}, and could not go on: nothing is left of rank 2 for a step that others hold, and m2 did not come back within 600 s"
+    )
+
+
+def test_a_lost_node_without_a_replica_is_not_waited_for_so_long_where_there_is_a_checkpoint():
+    cluster = running(checkpoint=CheckpointSpec())
+    cluster.observe(CheckpointAsked(time_s=cluster.now_s, job="a"))
+    cluster.run()
+    cluster.lose("m2")
+    cluster.join("m3", 2)
+    cluster.run()
+    assert "waits for m2 to come back" in cluster.job("a").reason
+    cluster.clock(CoreConfig().away_s + 1)
+    cluster.run()
+    assert cluster.job("a").state is JobState.RUNNING
+    assert cluster.where("a") == "m1:0 m1:1 m3:0"
+
+
+@pytest.mark.parametrize("nodes", [("m2", "m3"), ("m1", "m2", "m3")])
+def test_nodes_that_were_out_of_sight_bring_back_what_their_ranks_hold(nodes):
+    cluster = running(nodes="m1:1 m2:1 m3:1")
+    step = cluster.agents.programs["a"].step
+    for node in nodes:
+        cluster.hide(node)
+    cluster.run()
+    assert f"waits for {' and '.join(nodes)} to come back" in cluster.job("a").reason
+    for node in nodes:
+        cluster.join(node, 1)
+    cluster.run()
+    assert (cluster.job("a").state, cluster.agents.programs["a"].step) == (JobState.RUNNING, step)
+    assert len(cluster.agents.training("a")) == 3
 
 
 def test_ranks_that_were_halted_for_want_of_a_word_go_on_where_they_stand():
@@ -265,14 +361,19 @@ def test_a_job_that_loses_a_rank_in_its_first_steps_starts_again_a_few_times():
 def test_a_job_of_which_nothing_is_left_is_tried_again_as_its_spec_says():
     cluster = running(retries=1)
     cluster.agents.deaf = {Halt}
-    for rank in range(3):
-        cluster.kill("a", rank)
-    cluster.agents.programs["a"].step = 0
-    cluster.run()
-    assert (cluster.job("a").state, cluster.job("a").retried) == (JobState.RUNNING, 1)
-    for rank in range(3):
-        cluster.kill("a", rank)
-    cluster.run()
+    for retried in (0, 1):
+        for rank in range(3):
+            cluster.kill("a", rank)
+        cluster.agents.programs["a"].step = 0
+        cluster.run()
+        for rank, slot in enumerate(cluster.job("a").placement):
+            cluster.observe(RankHalted(
+                time_s=1, job="a", generation=cluster.job("a").generation, node=slot.node, rank=rank, step=-1, holds=(),
+                privates=(),
+            ))  # fmt: skip
+        cluster.run()
+        if not retried:
+            assert (cluster.job("a").state, cluster.job("a").retried) == (JobState.RUNNING, 1)
     assert cluster.job("a").state is JobState.FAILED
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from restow.agent.devices import LocalDevice
@@ -48,6 +49,7 @@ def rank_environment(
         "RESTOW_AGENT": str(folders.agent_socket),
         "RESTOW_SECRET": command.secret,
         "RESTOW_STORE": f"{host}:{port}",
+        "RESTOW_NODES": json.dumps([slot.node for slot in placement]),
         "RESTOW_ADDRESS": address,
         "RESTOW_NODE": node,
         "RESTOW_GATE": f"{folders.gates}:{device.device.index}",

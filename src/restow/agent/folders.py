@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from restow import stripes
 from restow.errors import SetupError
 
 SOCKET_PATH_MAX = 107  # bytes in sockaddr_un less the closing zero
 SLOTS = (".slots", ".replica")
+LEFT = (*SLOTS, stripes.SUFFIX)  # what is left of a rank that is lost
 _SHARED = re.compile(r"(?P<job>.+)\.g(?P<generation>\d+)\.r(?P<rank>\d+)\.\w+")
 JOB_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}")  # becomes part of file names
 
@@ -124,10 +126,26 @@ class Folders:
         for path in (self.agent_socket, self.nursery_socket, self.nursery_pid, self.pulse, self.node / "node.json"):
             path.unlink(missing_ok=True)
 
-    def slots_of(self, job: str, rank: int | None = None) -> list[Path]:
-        """What is here of the private state of this rank (or of all): its own, and replicas that a rank here keeps for it."""
-        found = [(path, number) for path, owner, _, number in self.shared() if owner == job and path.suffix in SLOTS]
-        return [path for path, number in found if rank in (None, number)]
+    def slots_of(self, job: str, rank: int) -> list[Path]:
+        """What is here of the private state of this rank: its own, and replicas that a rank here keeps for it."""
+        return [path for path, owner, _, number in self.shared() if (owner, number) == (job, rank) and path.suffix in SLOTS]
+
+    def stripe_of(self, job: str, rank: int, generation: int) -> tuple[tuple[int, int], set[int]]:
+        """Which stripe of this node's copies, of how many, this rank made, and the steps of which it is here."""
+        found = [stripes.read(path, generation) for path in stripes.files(self.shm, job, rank)]
+        return next((each for each in found if each), ((0, 0), set()))
+
+    def forget(self, job: str) -> None:
+        """Remove what is left of this job's ranks."""
+        for path, owner, _, _ in self.shared():
+            if owner == job and path.suffix in LEFT:
+                path.unlink(missing_ok=True)
+
+    def forget_rank(self, job: str, rank: int, generation: int) -> None:
+        """Remove what it left itself; a replica of its state is another one's."""
+        own = self.slots(job, rank, generation)
+        own.unlink(missing_ok=True)
+        own.with_suffix(stripes.SUFFIX).unlink(missing_ok=True)
 
     def shared(self) -> Iterator[tuple[Path, str, int, int]]:
         """What is in shared memory: (path, job, generation at birth, rank)."""

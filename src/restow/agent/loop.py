@@ -110,7 +110,7 @@ class Agent:
         self._ranks = Ranks(config, self.folders, self._events, self._tasks, self._switches.is_under_way)
         self._ranks.devices, self._ranks.interface = devices, interface
         self._switches.ranks = self._ranks
-        self._rescues = Rescues(config.node, self.folders, self._events, self._ranks)
+        self._rescues = Rescues(config.node, self.folders, self._events, self._ranks, self._tasks)
         self._checkpoints = Checkpoints(
             config.node, self.folders, self._events, self._tasks, self._ranks.workers, self._ranks.nursery
         )

@@ -15,7 +15,7 @@ from restow.agent.client import NurseryClient
 from restow.agent.devices import LocalDevice
 from restow.agent.environment import base_environment, rank_environment
 from restow.agent.events import EventLog
-from restow.agent.folders import SLOTS, Folders
+from restow.agent.folders import LEFT, Folders
 from restow.agent.proposals import progress_of
 from restow.agent.stores import Stores
 from restow.agent.tasks import Tasks
@@ -256,7 +256,7 @@ class Ranks:
             )  # fmt: skip
             self._untaken[self._events.put(event)] = pid
         if child["code"] == 0 or worker.role != "rank":
-            self._folders.slots(worker.job, worker.rank, worker.born).unlink(missing_ok=True)
+            self._folders.forget_rank(worker.job, worker.rank, worker.born)
         self.sweep(worker.job)
         self._gone.set()
 
@@ -297,7 +297,7 @@ class Ranks:
         keep = self.workers.keys() | self._bearing
         for path, owner, generation, rank in self._folders.shared():
             is_wanted = (owner, generation, rank) in keep or (path.suffix == ".private" and self._is_wanted(owner))
-            is_wanted |= path.suffix in SLOTS  # until its rank ends by itself, or its job is forgotten
+            is_wanted |= path.suffix in LEFT  # until its rank ends by itself, or its job is forgotten
             if job in (None, owner) and not is_wanted:
                 path.unlink(missing_ok=True)
 
@@ -344,8 +344,7 @@ class Ranks:
         await self.stores.end(job, self.nursery)
         await self.vault_moves.end(job)
         await self.vaults.forget(job, self.nursery)
-        for path in self._folders.slots_of(job):
-            path.unlink(missing_ok=True)
+        self._folders.forget(job)
         self.sweep(job)
         self.workers.forget(job)
 

@@ -3,6 +3,7 @@ in shared memory is found and kept. Decides nothing; see core/recovery.py."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -10,6 +11,7 @@ from restow import slots
 from restow.agent.events import EventLog
 from restow.agent.folders import Folders
 from restow.agent.ranks import Ranks
+from restow.agent.tasks import Tasks
 from restow.agent.workers import Worker, now_s
 from restow.messages import Halt, Keep, LetGo, RankHalted, RankKept, SwitchFailed
 
@@ -17,11 +19,12 @@ log = logging.getLogger(__name__)
 
 
 class Rescues:
-    def __init__(self, node: str, folders: Folders, events: EventLog, ranks: Ranks):
-        self._node, self._folders, self._events, self._ranks = node, folders, events, ranks
+    def __init__(self, node: str, folders: Folders, events: EventLog, ranks: Ranks, tasks: Tasks):
+        self._node, self._folders, self._events, self._ranks, self._tasks = node, folders, events, ranks, tasks
         self._halts: dict[str, Halt] = {}  # job → for ranks that come back to us after an agent was killed
         self._keeps: dict[str, Keep] = {}
         self._let_gos: dict[str, LetGo] = {}
+        self._copying: dict[tuple[str, int], asyncio.Task[None]] = {}  # (job, vault) → who keeps the copies of this node's ranks
 
     def halt(self, command: Halt) -> None:
         self._halts[command.job] = command
@@ -30,13 +33,35 @@ class Rescues:
                 worker.channel.send({"type": "halt", "generation": command.generation})
         for rank in command.lost:
             left = self._left(command.job, rank)
+            stripe, copied = self._folders.stripe_of(command.job, rank, command.generation)
             self._events.put(RankHalted(
                 time_s=now_s(), job=command.job, generation=command.generation, node=self._node, rank=rank,
                 step=max(left, default=-1), holds=(), privates=tuple(sorted(left)),
+                stripe=stripe, copied=tuple(sorted(copied)),
             ))  # fmt: skip
 
     def keep(self, command: Keep) -> None:
+        """Written first is what the ranks of this node have copied: whoever hears of all of them can rely on it."""
         self._keeps[command.job] = command
+        key = command.job, command.vault
+        if command.copied and key not in self._copying:
+            self._copying[key] = self._tasks.spawn(self._keep_copied(command))
+        elif not command.copied or self._copying[key].done():
+            self._keep_own(command)
+
+    async def _keep_copied(self, command: Keep) -> None:
+        generations = command.generation, command.vault
+        try:
+            await asyncio.to_thread(self._ranks.vaults.write_copied, command.job, *generations, command.step)
+        except (OSError, KeyError) as error:
+            reason = f"its state could not be kept: {getattr(error, 'strerror', None) or error.args[0]}"
+            about: dict[str, Any] = {"job": command.job, "generation": command.vault, "node": self._node}
+            self._events.put(SwitchFailed(time_s=now_s(), rank=-1, reason=reason, **about))
+            del self._copying[command.job, command.vault]
+        else:
+            self._keep_own(self._keeps.get(command.job, command))
+
+    def _keep_own(self, command: Keep) -> None:
         for worker in self._ranks.workers.of(command.job):
             if worker.role == "rank" and worker.channel and worker.generation == command.generation:
                 folder = str(self._folders.vault(command.job, command.vault))
@@ -75,6 +100,7 @@ class Rescues:
         self._halts.pop(job, None)
         self._keeps.pop(job, None)
         self._let_gos.pop(job, None)
+        self._copying = {key: task for key, task in self._copying.items() if key[0] != job}
 
     def _left(self, job: str, rank: int) -> dict[int, bytes]:
         """Step → what is left here of what this rank alone held then: its own slots, or a replica of another node's."""

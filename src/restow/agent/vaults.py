@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from restow import vault
+from restow import stripes, vault
 from restow.agent.client import NurseryClient, NurseryRefused
 from restow.agent.events import EventLog
 from restow.agent.folders import Folders
@@ -62,6 +62,13 @@ class Vaults:
         vault.write_blob(
             self._folders.vault(job, generation), vault.of_rank(rank), blob, job=job, generation=generation, step=step
         )
+
+    def write_copied(self, job: str, generation: int, as_generation: int, step: int) -> None:
+        """What all ranks of this gang held alike after `step` steps goes into the vault, from the stripes that those of this node
+        have left. Raises OSError, and KeyError where one is missing."""
+        entries, views = stripes.gather(self._folders.shm, job, generation, step)
+        folder = self._folders.vault(job, as_generation)
+        vault.write(folder, vault.REPLICA, views, entries, job=job, generation=as_generation, step=step)
 
     def copy_later(self, job: str, generation: int) -> None:
         """Its ranks here are gone: what they left goes to disk, beside whatever else happens."""

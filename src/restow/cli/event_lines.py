@@ -167,6 +167,7 @@ _SENTENCES: dict[str, Callable[[Wire], str]] = {
     ),
     "RankHalted": lambda e: (
         f"{_rank(e)} stands at step {e['step']}; there is: of its own {_steps(e['privates'])}, of all {_steps(e['holds'])}"
+        f"{', copied ' + _steps(e['copied']) if e['copied'] else ''}"
     ),
     "RankKept": lambda e: (
         f"{_rank(e)} stopped after step {e['step']}, wrote {out.size(e['bytes'])} into the vault in {out.seconds(e['pause_s'])}"

@@ -15,7 +15,9 @@ from restow.policies.sharing import SharingConfig
 def packed(job: Job, snapshot: Snapshot) -> Placement:
     """The job on as few nodes as its own and the free devices allow; ranks stay where they can. Refused if on no fewer."""
     held = {device for device, holders in snapshot.holders().items() if holders - {job.id}}
-    usable = [slot for slot in snapshot.slots if (slot.node, slot.device) not in held]
+    own = nodes_of(job.placement)
+    closed = {n.name for n in snapshot.nodes if n.is_draining or (n.is_cordoned and n.name not in own)}
+    usable = [slot for slot in snapshot.slots if (slot.node, slot.device) not in held and slot.node not in closed]
     ours = Counter(slot.node for slot in job.placement)
     room = Counter(slot.node for slot in usable)
     chosen: list[Slot] = []
@@ -54,6 +56,8 @@ def check(job: Job, placement: Placement, snapshot: Snapshot) -> None:
             raise NotFound(f"device {node}:{device} does not exist or its node is lost; see restow nodes")
     for node in nodes_of(placement):
         found = snapshot.node(node)
+        if found and found.is_draining:
+            raise Refused(f"node {node} is drained; restow undrain {node} first")
         if found and found.is_cordoned and node not in nodes_of(job.placement):
             raise Refused(f"node {node} is cordoned; restow uncordon {node} first")
     devices = sharing.devices_of(placement)

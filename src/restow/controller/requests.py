@@ -238,11 +238,11 @@ class Requests:
             dataclasses.replace(n, is_draining=on, is_cordoned=on, drain_by_s=by_s) if n.name == node else n for n in before.nodes
         )
         schedule = self._controller.deciding.plan(dataclasses.replace(before, nodes=nodes))
-        here = [job for job in before.jobs if node in nodes_of(job.intended or job.placement)]
+        here = [job for job in before.jobs if node in nodes_of((*job.intended, *job.placement))]
         answer = {
             "node": node, "applied": apply,
             "moves": [_move_view(schedule.moves[job.id]) for job in here if job.id in schedule.moves],
-            "others": {job.id: schedule.reasons.get(job.id, "") for job in here if job.id not in schedule.moves},
+            "others": {job.id: schedule.reasons.get(job.id) or job.reason for job in here if job.id not in schedule.moves},
             "kept": [self._evacuation_view(job, to) for job, to in (evacuating.planned(before.jobs, nodes, node) if on else ())],
         }  # fmt: skip
         if apply:

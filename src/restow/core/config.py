@@ -24,6 +24,7 @@ class CoreConfig:
     rescue_s: float = 180.0  # the ranks themselves wait 120 s for a word of everybody; then their verdict is there
     linger_s: float = 60.0  # a twin that was abandoned and never heard of again is taken for gone
     away_s: float = 60.0  # a job on a lost node is waited for, before it goes on elsewhere from a checkpoint that is there
+    gone_s: float = 600.0  # nodes that took all that is left of a rank with them, where there is no checkpoint: a switch restarts
     checkpoint_s: float = 3600.0  # one that is not written by then is given up (a folder that hangs); 10 GB at 3 MB/s
     move_vault_s: float = 3600.0  # likewise, for the state of a suspended job that leaves a drained node
     hung_s: float = 15.0  # for all ranks of a gang that stands still to be noticed: agents look each second, ranks answer within 5

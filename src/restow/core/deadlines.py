@@ -78,7 +78,12 @@ class Watch:
                 time_s=now_s, job=job.id, generation=job.generation, node="", rank=0, signature="", state_bytes=0,
                 private_bytes=0, movable=False, why_not="its script does not use restow's SDK")))  # fmt: skip
         doomed = [(k, p) for k, p in record.residue() if self._is_twin(record, k)]
-        if record.rescue:
+        if record.rescue and record.rescue.waits:
+            nodes, wait_s = " and ".join(sorted(record.rescue.gone)), config.away_s if job.saved else config.gone_s
+            waits.append(((*key, "gone", nodes), wait_s, SwitchFailed(
+                time_s=now_s, job=job.id, generation=record.rescue.vault, node="", rank=-1,
+                reason=f"{record.rescue.waits}, and {nodes} did not come back within {wait_s:g} s")))  # fmt: skip
+        elif record.rescue:
             what, done = ("no word", set(record.rescue.halted)) if record.rescue.step is None else ("no state", record.rescue.kept)
             missing = [str(rank) for rank in range(job.workers) if rank not in done]
             waits.append(((*key, "rescue", record.rescue.step), config.keep_s, SwitchFailed(

@@ -3,7 +3,7 @@ gang.py's."""
 
 from __future__ import annotations
 
-from restow.core import gang, switching
+from restow.core import gang, recovery, switching
 from restow.core.config import CoreConfig
 from restow.core.record import Record
 from restow.job import JobState, Phase
@@ -42,6 +42,8 @@ def stop_waiting(record: Record, time_s: float, config: CoreConfig) -> None:
     node = record.job.away
     record.change(away="")
     _lose_processes(record, node, "it is not waited for any more", time_s, config)
+    if record.rescue:
+        recovery.give_up(record, "no rank is left", time_s)
     record.change(intended=())
 
 
@@ -67,6 +69,7 @@ def is_back(record: Record, node: str) -> None:
     """What became of its ranks meanwhile, the node's agent says."""
     if node in record.unseen:
         record.unseen[node] = ""
+    recovery.node_back(record, node)
     if record.job.away == node:
         record.change(away="", reason=f"node {node} is back")
 

@@ -284,6 +284,7 @@ def _stopping(record: Record) -> list[tuple[str, Command]]:
         return [
             (node, Keep(
                 job=job.id, generation=job.generation, vault=rescue.vault, step=rescue.step, replicas=rescue.replicas,
+                copied=node in rescue.copied,
                 lost=tuple(rank for rank in sorted(rescue.lost) if rescue.halted[rank].node == node)))
             for node in nodes_of(job.placement)
         ]  # fmt: skip

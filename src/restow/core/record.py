@@ -47,10 +47,14 @@ class Rescue:
     lost: frozenset[int]
     reason: str
     gone: frozenset[str] = frozenset()  # nodes that were lost
+    back: frozenset[str] = frozenset()  # those of them that are there again
+    waits: str = ""  # why those that are gone are waited for; empty: they are not
     halted: dict[int, RankHalted] = field(default_factory=dict)  # rank → where it stands, or what is left of it
+    said: dict[int, RankHalted] = field(default_factory=dict)  # lost rank → the same, said before it was lost
     searched: frozenset[tuple[int, str]] = frozenset()  # lost ranks, and nodes that have looked for what is left of them
     step: int | None = None  # chosen, once all have answered
     replicas: tuple[int, ...] = ()  # ranks that write what all hold alike
+    copied: tuple[str, ...] = ()  # nodes that write it from the copies that their ranks have made
     kept: frozenset[int] = frozenset()
 
 

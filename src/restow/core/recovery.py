@@ -2,9 +2,9 @@
 
 A lost rank makes the others' collectives fail, of which their scripts never hear: they are halted where they are, before they
 change their state again. All say which steps they hold; of the lost, their node says which private state is left in shared memory,
-or, where that node is lost, another one that has a replica. The step is the latest that somebody holds as a whole and for which
-every rank's private state is there. It is kept, the survivors leave, and the job is pending with its state kept, as if it had been
-suspended (suspending.py).
+or, where that node is lost, another one that has a replica. The step is the latest that somebody holds as a whole (or the ranks
+of a node in stripes, those of its lost ranks, too) and for which every rank's private state is there. It is kept, the survivors
+leave, and the job is pending with its state kept, as if it had been suspended (suspending.py).
 
 A rank that ended by its own error is not lost: that would happen again.
 """
@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from restow.core import checkpoints, gang
 from restow.core.lifecycle import Cause, step
-from restow.core.record import Record, Rescue
+from restow.core.record import Process, Record, Rescue
 from restow.job import Job, JobState, Kept
 from restow.messages import RankExited, RankHalted, RankKept
 from restow.placement import nodes_of
@@ -65,14 +65,28 @@ def lose(record: Record, event: RankExited) -> None:
     assert rescue is not None
     if event.rank in rescue.kept or event.rank in rescue.lost:
         return
-    halted = {rank: word for rank, word in rescue.halted.items() if rank != event.rank}
-    lost = rescue.lost | {event.rank}
     reason = rescue.reason if event.node in rescue.gone else f"{rescue.reason} and {_what(event)}"
-    record.rescue = replace(rescue, lost=lost, halted=halted, reason=reason, gone=rescue.gone | _gone(event))
-    if len(lost) == record.job.workers:
-        give_up(record, "no rank is left", event.time_s)
-    elif rescue.step is not None:  # the others may be gone already, with the state of that step
+    gone, lost = _gone(event), rescue.lost | {event.rank}
+    rescue = replace(rescue, reason=reason, gone=rescue.gone | gone, back=rescue.back - gone)
+    if rescue.step is None:
+        halted = {rank: word for rank, word in rescue.halted.items() if rank != event.rank}
+        said = {**rescue.said, **{rank: word for rank, word in rescue.halted.items() if rank == event.rank}}
+        record.rescue = rescue = replace(rescue, lost=lost, halted=halted, said=said)
+        if _have_all_answered(record, rescue):  # no node is left that could
+            _choose(record, rescue, event.time_s)
+        return
+    writers = tuple(rank for rank in rescue.replicas if rank != event.rank)
+    copied = rescue.copied or (() if writers else _copied(record, rescue).get(rescue.step, ())[:1])
+    record.rescue = replace(rescue, lost=lost, replicas=writers, copied=copied)
+    if gone or not (writers or copied):  # what it held is not to be had
         give_up(record, f"{_what(event)} while the state was being saved", event.time_s)
+
+
+def node_back(record: Record, node: str) -> None:
+    """A lost node is there again: ranks that it had may have stood still all the time, and it may know what is left of them."""
+    rescue = record.rescue
+    if rescue and node in rescue.gone:
+        record.rescue = replace(rescue, gone=rescue.gone - {node}, back=rescue.back | {node})
 
 
 def rank_halted(record: Record, event: RankHalted) -> None:
@@ -80,7 +94,13 @@ def rank_halted(record: Record, event: RankHalted) -> None:
     if rescue is None or rescue.step is not None or event.generation != record.job.generation:
         return
     if event.rank in rescue.lost and event.holds:
-        return  # it said so before it was lost
+        if event.node not in rescue.back or event == rescue.said.get(event.rank):
+            record.rescue = replace(rescue, said={**rescue.said, event.rank: event})
+            return  # it said so before it was lost
+        rescue = replace(rescue, lost=rescue.lost - {event.rank})  # it has stood still all the time
+        slot = record.job.placement[event.rank]
+        record.processes[event.generation, event.rank] = Process(slot=slot, is_started=True)
+        record.change(alive=record.job.alive | {event.rank})
     searched, known = rescue.searched, rescue.halted.get(event.rank)
     if event.rank in rescue.lost:
         home = record.job.placement[event.rank].node
@@ -89,6 +109,8 @@ def rank_halted(record: Record, event: RankHalted) -> None:
         searched |= {(event.rank, event.node)}
         if known and known.privates >= event.privates:
             event = known  # there is more of it elsewhere
+    elif known and known.holds and not event.holds:
+        return  # its node, when it still counted as lost
     record.rescue = rescue = replace(rescue, halted={**rescue.halted, event.rank: event}, searched=searched)
     if _have_all_answered(record, rescue):
         _choose(record, rescue, event.time_s)
@@ -107,12 +129,20 @@ def _have_all_answered(record: Record, rescue: Rescue) -> bool:
 
 
 def _choose(record: Record, rescue: Rescue, time_s: float) -> None:
-    held = {held for word in rescue.halted.values() for held in word.holds}
-    whole = [s for s in held if all(s in word.privates for word in rescue.halted.values())]
+    holders = _holders(rescue)
+    copied = _copied(record, rescue)
+    held = {*holders, *copied}
+    privates = {rank: set(rescue.halted[rank].privates) if rank in rescue.halted else set() for rank in range(record.job.workers)}
+    whole = [step for step in held if all(step in steps for steps in privates.values())]
     if not whole:
-        without = [rank for rank, word in sorted(rescue.halted.items()) if not set(word.privates) & held]
+        without = [rank for rank, steps in privates.items() if not steps & held]
         why = f"nothing is left of rank {without[0]} for a step that others hold" if without else "no rank holds a whole step"
-        give_up(record, why, time_s)
+        if rescue.gone:
+            nodes = " and ".join(sorted(rescue.gone))
+            record.rescue = replace(rescue, waits=why)
+            record.change(reason=f"{rescue.reason}; waits for {nodes} to come back, since {why}")
+        else:
+            give_up(record, why, time_s)
         return
     chosen = max(whole)
     record.count_loss(chosen)
@@ -120,9 +150,30 @@ def _choose(record: Record, rescue: Rescue, time_s: float) -> None:
         record.rescue, record.ending = None, JobState.FAILED
         record.change(intended=(), reason=f"{rescue.reason}; {record.hopeless}")
         return
-    holders = [rank for rank, word in sorted(rescue.halted.items()) if chosen in word.holds]
-    lowest = {rescue.halted[rank].node: rank for rank in reversed(holders)}  # of each node
-    record.rescue = replace(rescue, step=chosen, replicas=tuple(sorted(lowest.values())))
+    writers = holders.get(chosen, {})
+    others = tuple(node for node in copied.get(chosen, ()) if node not in writers)
+    record.rescue = replace(rescue, step=chosen, replicas=tuple(sorted(writers.values())), copied=others, waits="")
+
+
+def _holders(rescue: Rescue) -> dict[int, dict[str, int]]:
+    """Step → node → the lowest rank there that holds what all hold alike."""
+    found: dict[int, dict[str, int]] = {}
+    for rank, word in sorted(rescue.halted.items(), reverse=True):
+        for held in word.holds:
+            found.setdefault(held, {})[word.node] = rank
+    return found
+
+
+def _copied(record: Record, rescue: Rescue) -> dict[int, tuple[str, ...]]:
+    """Step → nodes where all stripes of a copy of it are."""
+    found: dict[int, tuple[str, ...]] = {}
+    for node in nodes_of(record.job.placement):
+        words = [word for word in rescue.halted.values() if word.node == node]
+        for held in {held for word in words for held in word.copied}:
+            there = {word.stripe for word in words if held in word.copied}
+            if any({(index, count) for index in range(count)} <= there for _, count in there):
+                found[held] = (*found.get(held, ()), node)
+    return found
 
 
 def rank_kept(record: Record, event: RankKept) -> None:
@@ -137,7 +188,7 @@ def rank_kept(record: Record, event: RankKept) -> None:
     placement = tuple(slot._replace(node=there[rank]) for rank, slot in enumerate(record.job.placement))
     kept = Kept(
         generation=rescue.vault, step=rescue.step, placement=placement, signatures=record.rescue_signatures,
-        replicas=nodes_of(placement[rank] for rank in rescue.replicas), is_rescued=True,
+        replicas=(*nodes_of(placement[rank] for rank in rescue.replicas), *rescue.copied), is_rescued=True,
         muted=tuple(rank for rank, word in sorted(rescue.halted.items()) if max(word.privates, default=-1) > rescue.step),
     )  # fmt: skip
     record.change(kept=kept, steps_done=rescue.step, reason=f"{rescue.reason}; goes on from step {rescue.step}", movable=False)

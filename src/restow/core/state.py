@@ -89,7 +89,7 @@ from restow.messages import (
     VaultOffered,
     WaitEnded,
 )
-from restow.placement import Placement, Schedule, devices_of, rearranged
+from restow.placement import Placement, Schedule, devices_of, nodes_of, rearranged
 
 FRIENDLINESS_RATE = 0.5  # from each measured pair: the last two or three count
 HOUR_S = 3600.0
@@ -268,6 +268,8 @@ class ClusterState:
             )
             for record in self.records.values():
                 evacuating.asked(record)
+                if event.is_draining and event.node in nodes_of(record.job.pinned):
+                    record.change(pinned=())  # the later of two wishes counts
 
     def _link_measured(self, event: LinkMeasured) -> None:
         node = self.nodes.get(event.a)
@@ -383,6 +385,8 @@ class ClusterState:
             if before.away:
                 continue
             then, reason, shares = placements.get(id, ()), reasons.get(id, before.reason), sharing.get(id)
+            if before.state is JobState.STOPPING:
+                reason = before.reason  # why it stops is what counts
             if then == before.intended and reason == before.reason and shares == before.sharing:
                 continue
             record.change(reason=reason, sharing=shares, intended=before.intended if adopting.is_bound(record) else then)

@@ -202,6 +202,7 @@ class Consolidate:
         """Take the best proposal, then the best of what is left, until none is worth it or the budget is used up."""
         left = self.config.moves_per_hour - snapshot.moves_last_hour
         done: set[str] = set(schedule.moves)
+        draining = {node.name for node in snapshot.nodes if node.is_draining}
         while True:
             proposals = []
             for job in snapshot.jobs:
@@ -213,6 +214,8 @@ class Consolidate:
                     continue  # its ranks take turns; policies/sizing.py sees to it
                 if job.sharing:
                     continue  # jobs that share have the same devices; policies/restow.py parts them first
+                if draining & {*nodes_of(job.intended)}:
+                    continue  # what becomes of it was explained above
                 hindrance = self.hindrance(job, snapshot)
                 if hindrance:
                     schedule.explain(

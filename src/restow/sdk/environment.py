@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ class Environment:
     agent: str  # path of the agent's socket
     secret: bytes
     store: tuple[str, int]
+    nodes: tuple[str, ...]  # of each rank of `generation`
     cuda_collectives: str  # "nccl", or "gloo" where ranks of the job share a GPU
     log: str
     gate: tuple[str, int]  # folder of the gates of this node, index of our device; ("", -1): none
@@ -50,6 +52,7 @@ def read_environment() -> Environment | None:
         agent=os.environ["RESTOW_AGENT"],
         secret=bytes.fromhex(os.environ["RESTOW_SECRET"]),
         store=(host, int(port)),
+        nodes=tuple(json.loads(read("RESTOW_NODES", "[]"))),
         cuda_collectives=read("RESTOW_CUDA_COLLECTIVES", "nccl"),
         log=read("RESTOW_LOG", ""),
         gate=_gate(read("RESTOW_GATE", "")),

@@ -258,7 +258,7 @@ class SwitchGroup(dist.ProcessGroup):
             if sentinel is None:
                 return getattr(backend, operation)(*arguments)
             try:
-                return sentinel.carry(getattr(backend, operation)(*arguments), operation)
+                return sentinel.carry(lambda: getattr(backend, operation)(*arguments), operation)
             except RuntimeError as error:  # a peer is gone already
                 sentinel.failed(error)
                 raise

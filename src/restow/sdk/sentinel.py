@@ -1,11 +1,11 @@
 """What makes a job outlive its ranks: each keeps what it alone holds where that outlives it, and stands still when another is lost.
 
-At every save point a rank's private state goes into shared memory (slots.py), and two ranks copy what all hold alike before each
-update, while they wait for others: a rank that is lost in its update leaves private state of the step before it. When a collective
-fails, the script does not hear of it at once: the failure waits for the word of the controller. If a rank was lost, that word is
-`halt`: this process finishes an update that has begun, changes its state no more, and says which steps it holds. Then comes `keep`:
-it writes the state of the step that was chosen into the vault and leaves; the job comes back from there. Without a word in time
-the script gets its error, as without us.
+At every save point a rank's private state goes into shared memory (slots.py), and what all hold alike is copied there before each
+update, while ranks wait for others (copies.py): a rank that is lost in its update leaves private state of the step before it. When
+a collective fails, the script does not hear of it at once: the failure waits for the word of the controller. If a rank was lost,
+that word is `halt`: this process finishes an update that has begun, changes its state no more, and says which steps it holds. Then
+comes `keep`: it writes the state of the step that was chosen into the vault and leaves; the job comes back from there. Without a
+word in time the script gets its error, as without us.
 
 Only where collectives fail by themselves when a peer dies: gloo on the CPU.
 """
@@ -16,7 +16,7 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from restow import vault
+from restow import stripes, vault
 from restow.sdk.boxes import StateTable
 from restow.sdk.channel import Channel
 from restow.sdk.copies import Copies
@@ -35,7 +35,6 @@ from restow.slots import Slots
 log = logging.getLogger(__name__)
 
 WORD_S_MAX = 60.0  # a controller that was killed is back by then
-COPIERS = (0, 1)  # one of two ranks is still there when one is lost
 UPDATE_S_MAX = 20.0  # of an update that has begun, to the save point after it
 TAIL_S = 0.5  # and two steps: the same where a copier has a copy, and so need not hold the step after it
 
@@ -47,9 +46,10 @@ class Sentinel:
         self, *, job: str, rank: int, slots: str, table: StateTable, channel: Channel, replicas: Replicas,
         step_s: Callable[[], float], leave: Callable[[], NoReturn],
     ):  # fmt: skip
+        own = Path(slots)
         self._job, self._rank, self._table, self._channel, self._leave = job, rank, table, channel, leave
         self._replicas = replicas
-        self._slots: Slots | None = Slots(Path(slots))
+        self._slots: Slots | None = Slots(own)
         self._changed = threading.Condition()
         self._step = -1  # finished steps, as of the last save point
         self._since = -1  # ... and the earliest save point since which nothing of what all hold alike has changed
@@ -57,9 +57,13 @@ class Sentinel:
         self._skips_updates = False
         self._privates: dict[int, bytes] = {}  # of the last two save points
         self._step_s = step_s
-        self._copies = Copies(table, step_s)
+        self._copies = Copies(table, rank, own.with_suffix(stripes.SUFFIX), lambda of: stripes.files(own.parent, job, of), step_s)
         self._is_updating = False  # from the first update of a step to its save point
-        self._is_halted = self._is_over = self._is_let_go = False
+        self._is_halted = self._is_over = self._is_let_go = self._is_kept = False
+
+    def join(self, generation: int, nodes: Sequence[str]) -> None:
+        """A rank of this generation from now on, where rank r is on `nodes[r]`."""
+        self._copies.join(generation, nodes)
 
     # ------------------------------------------------------------ the training thread
 
@@ -100,8 +104,10 @@ class Sentinel:
             self._stand_still()
             if self._is_updating:
                 return
-            if self._rank in COPIERS and self._step >= 0:
-                self._copies.finish(self._step)
+        if self._step >= 0:
+            self._copies.finish(self._step, lambda: self._is_halted)
+        with self._changed:
+            self._stand_still()
             self._is_updating = True
 
     def end_loop(self) -> None:
@@ -115,11 +121,11 @@ class Sentinel:
 
     # ------------------------------------------------------------ collectives
 
-    def carry(self, work: dist.Work, operation: str) -> dist.Work:
-        """The Work that the script is to get."""
-        if self._rank in COPIERS and operation != "broadcast" and self._step >= 0 and not self._is_updating:
+    def carry(self, start: Callable[[], dist.Work], operation: str) -> dist.Work:
+        """The Work that the script is to get for what `start` launches."""
+        if operation != "broadcast" and self._step >= 0 and not self._is_updating:
             self._copies.begin(self._step)  # not yet at DDP's broadcast of buffers, before a step
-        return WatchedWork(self, work)
+        return WatchedWork(self, start())
 
     def failed(self, error: Exception) -> NoReturn:
         """A collective failed. Raises `error` unless there is a word that a rank was lost; then it does not return."""
@@ -133,22 +139,28 @@ class Sentinel:
     def halt(self) -> None:
         with self._changed:
             self._is_halted = True
-            has_copy = self._rank not in COPIERS or self._step in self._copies.steps()
+            has_copy = self._step in self._copies.whole()[1] or not self._copies.is_made
             tail_s = min(UPDATE_S_MAX, TAIL_S + 2 * self._step_s()) if has_copy else UPDATE_S_MAX
             self._changed.wait_for(lambda: not self._is_updating, tail_s)  # a script may do much between update and save point
-            holds = sorted(self._held() | self._copies.steps())
-            word = {"step": self._step, "holds": holds, "privates": sorted(self._privates)}
+            stripe, copied = self._copies.whole()
+            word = {
+                "step": self._step, "holds": sorted(self._held()), "privates": sorted(self._privates),
+                "stripe": list(stripe), "copied": sorted(copied),
+            }  # fmt: skip
         self._channel.tell(type="halted", **word)
 
     def keep(self, message: dict[str, Any]) -> None:
-        """Write what is asked for and leave. What cannot be written is told, and the job ends."""
+        """Write what is asked for and leave. What cannot be written is told, and the job ends. May be asked again meanwhile."""
+        with self._changed:
+            if self._is_kept:
+                return
+            self._is_kept = True
         folder, step = Path(message["vault"]), int(message["step"])
         about: dict[str, Any] = {"job": self._job, "generation": int(message["generation"]), "step": step}
         try:
             written = vault.write_blob(folder, vault.of_rank(self._rank), self._privates[step], **about)
             if message["replica"]:
-                tensors = self._table.tensors() if step in self._held() else self._copies.of(step)
-                written += write_tensors(folder, vault.REPLICA, tensors, **about)
+                written += write_tensors(folder, vault.REPLICA, self._table.tensors(), **about)
             said = {"generation": about["generation"], "step": step, "bytes": written, "pause_s": 0.0}
             (folder / f"{vault.of_rank(self._rank)}.left").write_text(json.dumps(said))
         except (OSError, KeyError) as error:

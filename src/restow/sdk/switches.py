@@ -373,7 +373,7 @@ class Switches:
 
     def _become(self, attempt: Attempt, step: int, pause_s: float, report: Report) -> None:
         generation = attempt.terms.generation
-        self._worker.enter(generation, step, attempt.terms.store)
+        self._worker.enter(generation, step, attempt.terms.store, tuple(slot.node for slot in attempt.terms.then))
         if attempt.role is not Role.ARRIVING:  # who arrives joins as it begins its loop
             self._worker.join_replicas()
         self._worker.channel.tell(

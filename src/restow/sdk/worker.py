@@ -69,6 +69,7 @@ class Worker:
         self.times = StepTimes(self.page)
         self.device = SharedDevice(environment, self.page)
         self._store_at = self._store_before = environment.store  # of the present generation, and of the one before
+        self._nodes = self._nodes_before = environment.nodes  # as these
         self.page.set("pid", os.getpid())
         self.page.set("generation", self.generation)
         hello = {
@@ -137,6 +138,8 @@ class Worker:
                 job=env.job, rank=env.rank, slots=env.slots, table=table, channel=self.channel, replicas=self._replicas,
                 step_s=lambda: self.times.usual_step_s, leave=leave,
             )  # fmt: skip
+            if not self.is_twin:
+                self.sentinel.join(self.generation, self._nodes)
             groups_module.sentinel = self.sentinel
         self.attention = Attention(
             self.page, groups_module.groups, table.watch, is_replaceable=self.sentinel is not None, is_needed=self._must_see,
@@ -254,20 +257,23 @@ class Worker:
 
     # ------------------------------------------------------------ after a switch
 
-    def enter(self, generation: int, step: int, store: tuple[str, int]) -> None:
-        """A rank of this generation, from the save point `step` on."""
+    def enter(self, generation: int, step: int, store: tuple[str, int], nodes: tuple[str, ...]) -> None:
+        """A rank of this generation, from the save point `step` on. `nodes`: of each of its ranks."""
         self._store_before, self._store_at = self._store_at, store
+        self._nodes_before, self._nodes = self._nodes, nodes
         self._left_generation, self.generation = self.generation, generation
         self._go_on(generation, step)
 
     def go_back(self, generation: int, step: int) -> None:
         """A rank of the generation before this one, from the save point `step` on."""
-        self.generation, self._store_at = self._left_generation, self._store_before
+        self.generation, self._store_at, self._nodes = self._left_generation, self._store_before, self._nodes_before
         self._go_on(generation, step)
 
     def _go_on(self, turns: int, step: int) -> None:
         """`turns`: the generation whose turns begin; those of one that is gone back to had begun before."""
         self.begin_turns(turns, step)
+        if self.sentinel:
+            self.sentinel.join(self.generation, self._nodes)
         self.page.set("generation", self.generation)
         self.channel.change_hello(generation=self.generation)
 
