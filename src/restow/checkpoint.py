@@ -103,17 +103,26 @@ def read(folder: str) -> Manifest:
             said: dict[str, Any] = json.loads(reader.read())
         if said.get("format") != FORMAT:
             raise Refused(f"{folder} was written by another version of restow")
-        return Manifest(**{**said, "files": {name: File(**file) for name, file in said["files"].items()}})
+        manifest = Manifest(**{**said, "files": {name: File(**file) for name, file in said["files"].items()}})
     except FileNotFoundError:
         raise Refused(f"{folder} holds no checkpoint, or one that was never finished") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"{folder}/{MANIFEST} cannot be read: {error}") from None
+    step = step_of(folder.rstrip("/").rpartition("/")[2])
+    if step not in (None, manifest.step):
+        raise Refused(f"{folder} holds step {manifest.step}: it was copied or renamed")
+    return manifest
+
+
+def is_made_with(manifest: Manifest, secret: bytes) -> bool:
+    """Did a job with this secret make it?"""
+    return hmac.compare_digest(manifest.proof, proof_of(manifest, secret))
 
 
 def verify(folder: str, secret: bytes | None = None) -> Manifest:
     """Read everything and compare. With a secret also whether this job made it. Raises Refused naming what is wrong."""
     manifest = read(folder)
-    if secret is not None and not hmac.compare_digest(manifest.proof, proof_of(manifest, secret)):
+    if secret is not None and not is_made_with(manifest, secret):
         raise Refused(f"{folder} was not made by job {manifest.job} of this cluster; it is not unpickled")
     files, path = open_folder(folder)
     for name, expected in sorted(manifest.files.items()):
@@ -140,17 +149,19 @@ def steps_in(folder: str) -> list[int]:
     return sorted(step for name in names if (step := step_of(name)) is not None)
 
 
-def clear(folder: str, job: str, keep: int) -> list[int]:
-    """Remove all but the newest `keep` checkpoints of this job; those of others are left alone. Returns the steps removed."""
+def clear(folder: str, secret: bytes, keep: int) -> list[int]:
+    """Remove all but the `keep` checkpoints of this job that were made last (0: none); those of others, be they of a job of the
+    same name, are left alone. Returns the steps removed."""
     files, path = open_folder(folder)
-    mine = []
+    mine: list[tuple[float, int]] = []
     for step in steps_in(folder):
         try:
-            if read(f"{folder}/{name_of(step)}").job == job:
-                mine.append(step)
+            manifest = read(f"{folder}/{name_of(step)}")
         except Refused:
             continue  # nobody's, or damaged: a person shall look at it
-    removed = mine[:-keep] if keep else []
+        if is_made_with(manifest, secret):
+            mine.append((manifest.time_s, step))
+    removed = sorted(step for _, step in sorted(mine)[:-keep]) if keep else []
     for step in removed:
         files.rm(f"{path}/{name_of(step)}", recursive=True)
     return removed

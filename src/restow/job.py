@@ -266,6 +266,7 @@ class Kept:
     checkpoint: str = ""  # the folder or URL; empty: in vaults
     is_shared: bool = False  # every node sees the checkpoint
     checkpoint_job: str = ""  # the job whose checkpoint it is; empty: its own
+    in_memory: tuple[str, ...] = ()  # nodes where it could not be put on disk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -623,6 +623,13 @@ class CheckpointFailed(GangEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VaultNotOnDisk(GangEvent):
+    """What `node` keeps of the suspended job (as `generation`) is in its memory only, and gone if that node restarts."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VaultMoveProposed(GangEvent):
     """By the clock: what `node`, which is drained, keeps of this suspended job (as `generation`) is to move to `target`."""
 

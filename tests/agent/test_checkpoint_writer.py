@@ -175,3 +175,38 @@ def test_a_full_folder_leaves_what_was_there_and_nothing_of_the_new_one(tmp_path
         checkpoint.verify(str(folder / "a-1" / checkpoint.name_of(12)), bytes.fromhex(SECRET))
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_one_of_the_same_name_from_another_cluster_is_neither_counted_nor_cleared_nor_written_over(tmp_path):
+    net, optimizer = trained(1)
+    for step in (138, 174):
+        shutil.rmtree(tmp_path / "snapshot", ignore_errors=True)
+        snapshot(tmp_path / "snapshot", net, optimizer, step)
+        checkpoint_writer.write(replace(orders(tmp_path, step), secret="77" * 32))
+    for step in (20, 40, 60):
+        shutil.rmtree(tmp_path / "snapshot")
+        snapshot(tmp_path / "snapshot", net, optimizer, step)
+        checkpoint_writer.write(orders(tmp_path, step))
+    assert checkpoint.steps_in(str(tmp_path / "checkpoints/a-1")) == [40, 60, 138, 174]
+    shutil.rmtree(tmp_path / "snapshot")
+    snapshot(tmp_path / "snapshot", net, optimizer, 138)
+    with pytest.raises(Refused, match=r"step-00000138 is a checkpoint of another job \(a-1\); give checkpoint.folder another"):
+        checkpoint_writer.write(orders(tmp_path, 138))
+
+
+def test_of_ones_own_the_last_made_are_kept_be_they_of_earlier_steps(tmp_path):
+    net, optimizer = trained(1)
+    for step in (40, 60, 50):  # it went back in between
+        shutil.rmtree(tmp_path / "snapshot", ignore_errors=True)
+        snapshot(tmp_path / "snapshot", net, optimizer, step)
+        checkpoint_writer.write(orders(tmp_path, step))
+    assert checkpoint.steps_in(str(tmp_path / "checkpoints/a-1")) == [50, 60]
+
+
+def test_a_copy_under_the_name_of_another_step_is_none(made):
+    path, _, _ = made
+    other = path.with_name(checkpoint.name_of(99))
+    shutil.copytree(path, other)
+    with pytest.raises(Refused, match="holds step 12: it was copied or renamed"):
+        checkpoint.verify(str(other))
+    assert checkpoint.clear(str(path.parent), bytes.fromhex(SECRET), 1) == []

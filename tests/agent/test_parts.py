@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from restow import vault
 from restow.agent.bootstrap import has_early_settings
 from restow.agent.children import last_line
 from restow.agent.devices import LocalDevice, find_cores, read_devices
@@ -169,3 +170,18 @@ def test_connections_to_a_port_are_counted():
 
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
         assert connections_to(server.getsockname()[1]) == 1
+
+
+def test_states_that_are_not_on_disk_stay_in_memory_when_all_else_is_removed(tmp_path):
+    folders = Folders(node=tmp_path / "node", shm=tmp_path / "shm", disk=tmp_path / "disk")
+    folders.make()
+    (folders.shm / "a-1.g0.r0.page").write_bytes(b"x")
+    for job, places in (("a-1", ("vault", "vault_on_disk")), ("b-1", ("vault",))):
+        for place in places:
+            vault.write_blob(getattr(folders, place)(job, 2), "rank0", b"state", job=job, generation=2, step=1)
+    folders.remove()
+    assert [path.parent.parent.name for path in folders.shm.rglob("*.state")] == ["b-1"]
+    assert not (folders.shm / "a-1.g0.r0.page").exists()
+    vault.write_blob(folders.vault_on_disk("b-1", 2), "rank0", b"state", job="b-1", generation=2, step=1)
+    folders.remove()
+    assert not folders.shm.exists()

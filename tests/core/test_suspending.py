@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from restow.job import JobState
-from restow.messages import Connect, Decide, Discard, NodeJoined, OpenVault, Prepare, Stop
+from restow.job import CheckpointSpec, JobState, Phase
+from restow.messages import (
+    CheckpointAsked,
+    Connect,
+    Decide,
+    Discard,
+    Halt,
+    NodeJoined,
+    OpenVault,
+    Prepare,
+    RankKept,
+    Stop,
+    SwitchFailed,
+    VaultNotOnDisk,
+)
 from tests.core.obedient import Cluster
 
 
@@ -117,8 +130,8 @@ def test_a_way_back_that_fails_leaves_the_state_and_is_tried_again_later(trouble
     assert cluster.job("a").state is JobState.RUNNING
 
 
-def test_a_rank_that_dies_before_the_state_is_kept_fails_the_job_and_one_that_dies_after_does_not():
-    cluster = running()
+def test_a_rank_that_dies_before_the_state_is_kept_fails_a_job_that_does_not_recover():
+    cluster = running(recover=False)
     cluster.agents.deaf = {Decide}
     cluster.pause("a")
     cluster.run()
@@ -167,3 +180,83 @@ def test_a_node_that_joins_again_does_not_start_a_paused_job():
     cluster.observe(NodeJoined(time_s=cluster.now_s, node="m1", address="10.0.0.1", devices=cluster.state.nodes["m1"].devices))
     cluster.run()
     assert cluster.job("a").state is JobState.PENDING
+
+
+@pytest.mark.parametrize("is_node", [True, False])
+def test_a_rank_that_is_lost_before_the_states_are_kept_costs_nothing(is_node):
+    cluster = running(nodes="m1:1 m2:1 m3:1 m4:1")
+    step = cluster.agents.programs["a"].step
+    cluster.agents.deaf = {Decide}
+    cluster.pause("a")
+    cluster.run()
+    assert cluster.job("a").switch.phase is Phase.COMMIT
+    cluster.agents.deaf = set()
+    if is_node:
+        cluster.agents.buddies = {("a", 1): "m3"}
+        cluster.lose("m2")
+    else:
+        cluster.kill("a", 1)
+    cluster.run()
+    job = cluster.job("a")
+    assert (job.state, job.kept.step, job.kept.is_rescued) == (JobState.PENDING, step, True)
+    assert not cluster.commands_of(Stop)
+    cluster.resume("a")
+    cluster.run()
+    assert (cluster.job("a").state, cluster.agents.programs["a"].step) == (JobState.RUNNING, step)
+
+
+def test_a_rank_that_is_lost_after_the_states_were_kept_and_before_anybody_said_so_costs_nothing():
+    cluster = running()
+    cluster.agents.deaf = {Decide, Halt}
+    cluster.pause("a")
+    cluster.run()
+    switch = cluster.job("a").switch
+    cluster.kill("a", 1)
+    cluster.run()
+    assert cluster.job("a").state is JobState.STOPPING
+    cluster.agents.vaults |= {(node, "a", switch.generation) for node in ("m1", "m2")}
+    cluster.observe(RankKept(
+        time_s=1, job="a", generation=switch.generation, node="m1", rank=0, step=switch.step, bytes=1
+    ))  # fmt: skip
+    for key in list(cluster.agents.workers):
+        cluster.agents.exit(key, 0)
+    cluster.agents.deaf = set()
+    cluster.run()
+    job = cluster.job("a")
+    assert (job.state, job.kept.generation, job.kept.step) == (JobState.PENDING, switch.generation, switch.step)
+    cluster.resume("a")
+    cluster.run()
+    assert cluster.job("a").state is JobState.RUNNING
+
+
+def test_where_a_state_is_not_on_disk_is_known_while_it_is_kept():
+    cluster = suspended()
+    generation = cluster.job("a").kept.generation
+    for old in (generation - 1, generation, generation):
+        cluster.observe(VaultNotOnDisk(time_s=1, job="a", generation=old, node="m2", reason="No space left on device"))
+    assert cluster.job("a").kept.in_memory == ("m2",)
+
+
+def test_a_checkpoint_that_is_damaged_is_left_for_the_one_before_at_once_and_without_one_it_says_what_helps():
+    cluster = running(checkpoint=CheckpointSpec())
+    for _ in range(2):
+        cluster.observe(CheckpointAsked(time_s=cluster.now_s, job="a"))
+        cluster.run()
+        cluster.train("a", 10)
+        cluster.run()
+    older, newest = cluster.job("a").saved
+    cluster.agents.deaf = {Halt, Prepare}
+    for rank in range(3):
+        cluster.kill("a", rank)
+    cluster.run()
+    cluster.clock(61)
+    cluster.run()
+    assert cluster.job("a").kept.step == newest.step
+    instead = f"goes on from its checkpoint of step {older.step} instead"
+    for expected in (instead, "there is no older checkpoint: bring that one back"):
+        generation = cluster.job("a").generation
+        cluster.observe(SwitchFailed(time_s=1, job="a", generation=generation, node="m1", rank=-1, reason="it is damaged"))
+        assert expected in cluster.job("a").reason
+        cluster.run()
+        cluster.clock(100)  # twins that never came
+        cluster.run()

@@ -24,9 +24,11 @@ def saved(cluster: Cluster) -> tuple[LiveJob, int]:
     return job, int(written["step"])
 
 
-def test_a_job_that_loses_all_its_ranks_goes_on_from_its_checkpoint(cluster, undisturbed):
+def test_a_job_that_loses_all_its_ranks_and_what_they_left_goes_on_from_its_checkpoint(cluster, undisturbed):
     job, step = saved(cluster)
     assert HOLDS[0] < step < HOLDS[1]
+    for path in [*cluster.shm.glob(f"*/{job.id}.*.slots"), *cluster.shm.glob(f"*/{job.id}.*.replica")]:
+        path.unlink()
     for rank in range(3):
         cluster.kill(cluster.pid(job, rank, 1))
     cluster.await_event(job, "RankSwitched", 3)

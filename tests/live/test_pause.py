@@ -139,6 +139,19 @@ def test_it_outlives_whoever_is_killed_meanwhile(cluster, submit, undisturbed, w
     goes_on(cluster, job, undisturbed)
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_rank_that_is_killed_when_the_suspending_is_agreed_upon_costs_nothing(cluster, submit, undisturbed, rank):
+    job = submit(recover=True)
+    cluster.client.pause(job.id)
+    cluster.await_told(job, "Decide")
+    cluster.kill(cluster.pid(job, rank, 1))
+    cluster.release(job)
+    cluster.await_true(lambda: cluster.client.show(job.id)["state"] == "suspended", "never suspended", job)
+    cluster.client.resume(job.id)
+    assert cluster.await_end(job)["state"] == "done", cluster.story(job)
+    assert [lines[-1] for lines in cluster.output(job)] == [lines[-1] for lines in undisturbed]
+
+
 def test_a_state_that_nobody_heard_of_is_found(cluster, submit, undisturbed):
     """The agents are killed before the ranks leave: what they said is in the vault."""
     job = submit()

@@ -64,6 +64,15 @@ def test_two_that_are_killed_at_once(cluster, submit, undisturbed):
     assert [lines[-1] for lines in cluster.output(job)] == [lines[-1] for lines in undisturbed]  # parameters, losses
 
 
+def test_all_that_are_killed_at_once(cluster, submit, undisturbed):
+    """What they have left in shared memory is enough."""
+    job = submit()
+    for rank in range(3):
+        cluster.kill(cluster.pid(job, rank, 1))
+    assert cluster.await_end(job)["state"] == "done", cluster.story(job)
+    assert [lines[-1] for lines in cluster.output(job)] == [lines[-1] for lines in undisturbed]
+
+
 def test_again_and_again(cluster, submit, undisturbed):
     job = submit(stops="1:25:forward,2:30:backward,0:35:forward")
     cluster.release_all(job)

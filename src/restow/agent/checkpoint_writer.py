@@ -82,6 +82,7 @@ def write(orders: Orders) -> dict[str, Any]:
     state, names = _state_of(orders)
     target = f"{orders.folder}/{checkpoint.name_of(orders.step)}"
     files, path = checkpoint.open_folder(target)
+    _check_free(target, bytes.fromhex(orders.secret))
     remote = checkpoint.is_remote(orders.folder)
     parent = tempfile.mkdtemp(prefix="restow-checkpoint-") if remote else path.rpartition("/")[0]
     draft = Path(parent, f".{checkpoint.name_of(orders.step)}.unfinished")
@@ -101,8 +102,18 @@ def write(orders: Orders) -> dict[str, Any]:
     finally:
         shutil.rmtree(parent if remote else draft, ignore_errors=True)
     size = checkpoint.read(target).bytes
-    removed = checkpoint.clear(orders.folder, orders.job, orders.keep)
+    removed = checkpoint.clear(orders.folder, bytes.fromhex(orders.secret), orders.keep)
     return {"path": target, "bytes": size, "write_s": time.monotonic() - began_s, "removed": removed}
+
+
+def _check_free(target: str, secret: bytes) -> None:
+    """Raises Refused where somebody else's checkpoint is."""
+    try:
+        there = checkpoint.read(target)
+    except Refused:
+        return  # nothing, or nothing that anybody could go on from
+    if not checkpoint.is_made_with(there, secret):
+        raise Refused(f"{target} is a checkpoint of another job ({there.job}); give checkpoint.folder another place")
 
 
 def _state_of(orders: Orders) -> tuple[dict[str, Any], dict[str, str]]:

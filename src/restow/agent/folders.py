@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from restow import stripes
+from restow import stripes, vault
 from restow.errors import SetupError
 
 SOCKET_PATH_MAX = 107  # bytes in sockaddr_un less the closing zero
+VAULTS = "vaults"
 SLOTS = (".slots", ".replica")
 LEFT = (*SLOTS, stripes.SUFFIX)  # what is left of a rank that is lost
 _SHARED = re.compile(r"(?P<job>.+)\.g(?P<generation>\d+)\.r(?P<rank>\d+)\.\w+")
@@ -81,7 +83,7 @@ class Folders:
     @property
     def vaults(self) -> Path:
         """The states of suspended jobs, in memory; `vaults/JOB/g<generation>`."""
-        return self.shm / "vaults"
+        return self.shm / VAULTS
 
     @property
     def vaults_on_disk(self) -> Path:
@@ -120,8 +122,18 @@ class Folders:
                 raise SetupError(f"folder {folder} cannot be made: {error.strerror}; set {way_out} to one that can") from None
 
     def remove(self) -> None:
-        """Everything but the logs and the states of suspended jobs on disk."""
-        shutil.rmtree(self.shm, ignore_errors=True)
+        """Everything but the logs and the states of suspended jobs: those that are on disk leave memory."""
+        for path in self.vaults.glob("*/g*"):
+            if vault.names_in(path) <= vault.names_in(self.vaults_on_disk / path.parent.name / path.name):
+                shutil.rmtree(path, ignore_errors=True)
+        for path in self.vaults.glob("*"):
+            with contextlib.suppress(OSError):  # something is left in it
+                path.rmdir()
+        for path in [*self.shm.iterdir()] if self.shm.is_dir() else ():
+            if path != self.vaults or not any(self.vaults.iterdir()):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # as above
+            self.shm.rmdir()
         shutil.rmtree(self.run, ignore_errors=True)
         for path in (self.agent_socket, self.nursery_socket, self.nursery_pid, self.pulse, self.node / "node.json"):
             path.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from restow.agent.tasks import Tasks
 from restow.agent.vault_keeper import Orders
 from restow.agent.workers import now_s
 from restow.errors import RestowError
-from restow.messages import Discard, OpenVault, SwitchFailed
+from restow.messages import Discard, OpenVault, SwitchFailed, VaultNotOnDisk
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,8 @@ class Vaults:
                 await asyncio.to_thread(shutil.rmtree, source, True)
         except OSError as error:
             log.warning("the state of %s stays in memory only: %s: %s", job, target, error.strerror)
+            about: dict[str, Any] = {"job": job, "generation": generation, "node": self._node}
+            self._events.put(VaultNotOnDisk(time_s=now_s(), reason=f"{target}: {error.strerror}", **about))
         finally:
             self._copying.pop(source, None)
 

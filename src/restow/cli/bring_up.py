@@ -18,6 +18,7 @@ from typing import Any
 
 from restow import config
 from restow.agent.devices import find_devices
+from restow.agent.folders import VAULTS
 from restow.client import Client
 from restow.engine import processes, ray_node
 from restow.errors import Refused, RestowError, SetupError, Unreachable
@@ -122,7 +123,7 @@ def down(home: config.Home, *, say: Say, purge: bool = False) -> bool:
             if stragglers:
                 say(f"ending {len(stragglers)} {'process that was' if len(stragglers) == 1 else 'processes that were'} left")
                 left += processes.end(stragglers, grace_s=2.0)
-            _remove_files(cluster_id, names)
+            _remove_files(cluster_id, names, purge)
             if purge:
                 shutil.rmtree(config.run_folder(cluster_id), ignore_errors=True)
         home.socket.unlink(missing_ok=True)
@@ -138,19 +139,19 @@ def down(home: config.Home, *, say: Say, purge: bool = False) -> bool:
     return found
 
 
-def unfinished_jobs(home: config.Home) -> tuple[list[str], list[str]]:
-    """Ids of jobs that `down` would end, and of suspended ones. Where no controller answers (this machine has joined, or it was
-    killed), those that have a worker here."""
+def unfinished_jobs(home: config.Home) -> tuple[list[str], dict[str, list[str]]]:
+    """Ids of jobs that `down` would end; and suspended job → nodes that have its state in memory only. Where no controller answers
+    (this machine has joined, or it was killed), those that have a worker here."""
     try:
         about = Client(home).ping()
-        return list(about["unfinished"]), list(about["suspended"])
+        return list(about["unfinished"]), {job: list(about["in_memory"].get(job, ())) for job in about["suspended"]}
     except Unreachable:
         notes = [
             note
             for node in ray_node.recorded(home)
             for note in (config.run_folder(node.cluster_id) / node.name / "run").glob("*.json")
         ]
-        return sorted({job for note in notes if (job := _job_of(note))}), []
+        return sorted({job for note in notes if (job := _job_of(note))}), {}
 
 
 # ---------------------------------------------------------------- within
@@ -305,8 +306,9 @@ def _stop_controller(home: config.Home, say: Say) -> bool:
     return True
 
 
-def _remove_files(cluster_id: str, names: list[str] | None) -> None:
-    """Sockets, Ray's files and shared memory of this cluster (of the named nodes); logs stay."""
+def _remove_files(cluster_id: str, names: list[str] | None, purge: bool) -> None:
+    """Sockets, Ray's files and shared memory of this cluster (of the named nodes); logs stay, and, unless `purge`, states of
+    suspended jobs that the agents have left there."""
     run = config.run_folder(cluster_id)
     if names is None:
         shutil.rmtree(run / "ray", ignore_errors=True)
@@ -316,7 +318,11 @@ def _remove_files(cluster_id: str, names: list[str] | None) -> None:
     shm = config.shm_folder(cluster_id, "x").parent
     for folder in shm.glob(f"restow-{cluster_id}-*"):
         if names is None or folder.name in {f"restow-{cluster_id}-{name}" for name in names}:
-            shutil.rmtree(folder, ignore_errors=True)
+            left = set() if purge else {path.parent for path in folder.glob(f"{VAULTS}/*/*")}
+            for path in [path for path in folder.iterdir() if path.name != VAULTS or not left]:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            if not left:
+                folder.rmdir()
 
 
 def _known_cluster(home: config.Home) -> set[str]:

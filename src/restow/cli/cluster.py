@@ -107,7 +107,11 @@ def down(yes: bool, purge: bool, json_: bool) -> None:
     unfinished, suspended = bring_up.unfinished_jobs(home)
     if suspended and not purge:
         click.echo(f"{', '.join(suspended)}: suspended, there again after restow up", err=True)
-    unfinished += suspended if purge else []
+        for job, nodes in suspended.items():
+            if nodes:
+                names = " and ".join(nodes)
+                click.echo(f"{job}: its state is not on the disk of {names}, and lost if that machine restarts meanwhile", err=True)
+    unfinished += list(suspended) if purge else []
     if unfinished and not yes:
         what = f"{len(unfinished)} job{'s are' if len(unfinished) > 1 else ' is'} not finished ({', '.join(unfinished[:5])})"
         if json_ or not sys.stdin.isatty():

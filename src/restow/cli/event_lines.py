@@ -136,6 +136,7 @@ _SENTENCES: dict[str, Callable[[Wire], str]] = {
         f"{e['job']}: checkpoint of step {e['step']} in {e['path']}: {e['bytes'] / 1e6:.3g} MB, written in {e['write_s']:.2g} s,"
         f" training stood still for {1e3 * e['blocked_s']:.3g} ms"
     ),
+    "VaultNotOnDisk": lambda e: f"{e['node']}: the state of {e['job']} is in memory only: {e['reason']}",
     "CheckpointFailed": lambda e: f"{e['job']}: no checkpoint" + f" of step {e['step']}" * (e["step"] >= 0) + f": {e['reason']}",
     "ScaleAsked": lambda e: (
         f"{e['job']}: is to have {_count(e['devices'], 'device')}" if e["devices"]

@@ -163,7 +163,9 @@ def show(job: str, json_: bool) -> None:
             )
         )
     if found["kept"]:
-        lines.append(("kept", f"its state of step {found['kept']['step']}, on {' and '.join(found['kept']['nodes'])}"))
+        kept = found["kept"]
+        memory = f" (not on disk on {' and '.join(kept['in_memory'])})" if kept["in_memory"] else ""
+        lines.append(("kept", f"its state of step {kept['step']}, on {' and '.join(kept['nodes'])}{memory}"))
     for move in found["moves"]:
         lines.append(("moved", out.move_line(move) + (f"; {move['reason']}" if move["reason"] else "")))
     click.echo(click.style(found["id"], bold=True))

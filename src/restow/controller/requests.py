@@ -53,8 +53,9 @@ class Requests:
         alive = [node.name for node in nodes if node.is_alive]
         unfinished = [job.id for job in self._jobs() if not (job.state.is_final or job.is_suspended)]
         suspended = [job.id for job in self._jobs() if job.is_suspended]
-        joined = list(self._controller.agents.joined)
-        return {**self._about, "nodes": alive, "joined": joined, "unfinished": unfinished, "suspended": suspended}
+        in_memory = {job.id: list(job.kept.in_memory) for job in self._jobs() if job.kept and job.kept.in_memory}
+        about = {"unfinished": unfinished, "suspended": suspended, "in_memory": in_memory}
+        return {**self._about, "nodes": alive, "joined": list(self._controller.agents.joined), **about}
 
     async def ps(self, every: bool = True) -> list[dict[str, Any]]:
         return [self._view(job) for job in self._jobs() if every or not job.state.is_final]

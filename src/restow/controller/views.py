@@ -8,7 +8,7 @@ from typing import Any
 
 from restow.cluster import Node
 from restow.codec import to_json
-from restow.job import Job
+from restow.job import Job, Kept
 from restow.messages import MoveMeasured, Progressed
 from restow.perf import RESTART_PAUSE_S
 from restow.placement import Placement, nodes_of
@@ -32,7 +32,7 @@ def job_view(
         "paused": job.paused,
         "away": job.away,
         "checkpoint": {"step": job.saved[-1].step, "path": job.saved[-1].path} if job.saved else None,
-        "kept": {"step": job.kept.step, "nodes": list(nodes_of(job.kept.placement))} if job.kept else None,
+        "kept": _kept_view(job.kept) if job.kept else None,
         "step": max(job.steps_done, latest.step if latest else 0),
         "steps_total": job.steps_total if job.steps_total is not None else (latest.steps_total if latest else None),
         "step_s": step_s or job.profile.step_s or (latest.step_s if latest else 0.0),
@@ -47,6 +47,10 @@ def job_view(
         "exit_code": job.exit_code,
         "moves": [move_view(move) for move in moves],
     }
+
+
+def _kept_view(kept: Kept) -> dict[str, Any]:
+    return {"step": kept.step, "nodes": list(nodes_of(kept.placement)), "in_memory": list(kept.in_memory)}
 
 
 def job_details(job: Job, progress: dict[int, Progressed]) -> dict[str, Any]:

@@ -129,11 +129,15 @@ def is_elsewhere(job: Job) -> bool:
     return bool(job.saved) and job.spec.recover and (job.saved[-1].is_shared or job.saved[-1].node != job.away)
 
 
-def try_older(record: Record) -> None:
-    """The checkpoint that the job was to go on from is not there or damaged: the one before, if there is any."""
+def older(record: Record) -> Saved | None:
+    """The checkpoint before the one that the job was to go on from; None: there is no other, or that is no checkpoint."""
     job = record.job
     kept = job.kept
-    older = [saved for saved in job.saved if kept and kept.checkpoint and saved.step < kept.step]
-    if older and kept:
-        saved = older[-1]
-        record.change(kept=kept_of(saved, kept.generation), steps_done=saved.step)
+    return next((saved for saved in reversed(job.saved) if kept and kept.checkpoint and saved.step < kept.step), None)
+
+
+def go_back(record: Record, saved: Saved) -> None:
+    """It goes on from this one instead, at once."""
+    kept = record.job.kept
+    assert kept is not None
+    record.change(kept=kept_of(saved, kept.generation), steps_done=saved.step, failed_moves=0, not_before_s=0.0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from restow.core.config import LOSSES_MAX
-from restow.job import Job, JobState, Phase, changed
+from restow.job import Job, JobState, Kept, Phase, changed
 from restow.messages import Progressed, RankExited, RankHalted, RankHung
 from restow.placement import Placement, Slot, devices_held
 
@@ -48,6 +48,7 @@ class Rescue:
     reason: str
     gone: frozenset[str] = frozenset()  # nodes that were lost
     back: frozenset[str] = frozenset()  # those of them that are there again
+    suspended: Kept | None = None  # the job was being suspended; this holds if any rank left with its state kept
     waits: str = ""  # why those that are gone are waited for; empty: they are not
     halted: dict[int, RankHalted] = field(default_factory=dict)  # rank → where it stands, or what is left of it
     said: dict[int, RankHalted] = field(default_factory=dict)  # lost rank → the same, said before it was lost

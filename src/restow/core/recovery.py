@@ -6,6 +6,9 @@ or, where that node is lost, another one that has a replica. The step is the lat
 of a node in stripes, those of its lost ranks, too) and for which every rank's private state is there. It is kept, the survivors
 leave, and the job is pending with its state kept, as if it had been suspended (suspending.py).
 
+A loss while the job is being suspended is like any other, unless the ranks had agreed before it that their states are kept: of that
+any of them that leaves is proof.
+
 A rank that ended by its own error is not lost: that would happen again.
 """
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from restow.core import checkpoints, gang
+from restow.core import checkpoints, gang, suspending
 from restow.core.lifecycle import Cause, step
 from restow.core.record import Process, Record, Rescue
 from restow.job import Job, JobState, Kept
@@ -43,14 +46,15 @@ def may_save(job: Job) -> bool:
 
 
 def _may_go_on(record: Record) -> bool:
-    return may_save(record.job) and not record.is_committed
+    return may_save(record.job) and (not record.is_committed or suspending.is_suspending(record))
 
 
 def _start(record: Record, lost: frozenset[int], reason: str, gone: frozenset[str], time_s: float) -> None:
     job = record.job
+    suspended = suspending.kept_of(record) if record.is_committed else None
     gang.leave_switch(record, "a rank was lost" if lost else reason, time_s)
     record.torn = job.generations + 1  # those that leave are of an older generation than this
-    rescue = Rescue(vault=job.generations + 1, lost=lost, reason=reason, gone=gone)
+    rescue = Rescue(vault=job.generations + 1, lost=lost, reason=reason, gone=gone, suspended=suspended)
     signatures = tuple(record.signatures.get(rank, "") for rank in range(job.workers))
     record.rescue, record.ending, record.rescue_signatures = rescue, JobState.PENDING, signatures
     record.job = step(record.job, Cause.STOP)
@@ -178,6 +182,12 @@ def _copied(record: Record, rescue: Rescue) -> dict[int, tuple[str, ...]]:
 
 def rank_kept(record: Record, event: RankKept) -> None:
     rescue = record.rescue
+    if rescue and rescue.suspended and rescue.suspended.generation == event.generation:
+        # the ranks had agreed that all states are kept before one of them was lost: they leave
+        words = f"{rescue.reason}, after its state was kept"
+        record.change(kept=rescue.suspended, steps_done=rescue.suspended.step, reason=words, movable=False)
+        record.rescue = None
+        return
     if rescue is None or rescue.vault != event.generation or rescue.step is None:
         return
     record.rescue = rescue = replace(rescue, kept=rescue.kept | {event.rank})

@@ -86,6 +86,7 @@ from restow.messages import (
     VaultMoved,
     VaultMoveFailed,
     VaultMoveProposed,
+    VaultNotOnDisk,
     VaultOffered,
     WaitEnded,
 )
@@ -407,9 +408,8 @@ class ClusterState:
             record.before = None
         elif suspending.is_resuming(record, event.generation):
             who = f"rank {event.rank} on {event.node}: " if event.rank >= 0 else f"{event.node}: " if event.node else ""
-            suspending.fail(record, who + event.reason, event.time_s, self.config)
-            if event.node and event.rank < 0:
-                checkpoints.try_older(record)
+            is_source = bool(event.node) and event.rank < 0
+            suspending.fail(record, who + event.reason, event.time_s, self.config, is_source=is_source)
         elif record.job.switch and record.job.switch.generation == event.generation:
             who = f"rank {event.rank} on {event.node}: " if event.rank >= 0 else ""
             switching.fail(record, who + event.reason, event.time_s, self.config)
@@ -485,6 +485,7 @@ class ClusterState:
         SnapshotRefused: lambda self, record, event: checkpoints.refused(record, event),
         CheckpointWritten: lambda self, record, event: checkpoints.written(record, event),
         CheckpointFailed: lambda self, record, event: checkpoints.failed(record, event),
+        VaultNotOnDisk: lambda self, record, event: suspending.not_on_disk(record, event),
         VaultMoveProposed: lambda self, record, event: evacuating.proposed(record, event),
         VaultOffered: lambda self, record, event: evacuating.offered(record, event),
         VaultMoved: lambda self, record, event: evacuating.moved(record, event),

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from restow.core import gang, switching
+from restow.core import checkpoints, gang, switching
 from restow.core.config import CoreConfig
 from restow.core.lifecycle import Cause, Turn, step, turn
 from restow.core.record import Record
 from restow.job import JobState, Kept, Phase
-from restow.messages import Event, RankConnected, RankExited, RankKept, RankSwitched, TwinParked
+from restow.messages import Event, RankConnected, RankExited, RankKept, RankSwitched, TwinParked, VaultNotOnDisk
 from restow.placement import devices_of, nodes_of
 
 # ---------------------------------------------------------------- going
@@ -55,18 +55,33 @@ def _decide(record: Record, event: Event) -> None:
     assert switch is not None
     if len(switch.finished) < job.workers:
         return
-    assert switch.step is not None
-    signatures = tuple(record.signatures.get(rank, "") for rank in range(job.workers))
-    kept = Kept(generation=switch.generation, step=switch.step, placement=job.placement, signatures=signatures,
-                replicas=nodes_of(job.placement))
+    kept = kept_of(record)
     record.change(switch=turn(switch, Turn.ALL_SWITCHED, event.time_s))
     record.job = step(record.job, Cause.SUSPENDED)
     record.store, record.progress, record.abandoned, record.before = None, {}, {}, None
     record.change(
         generation=switch.generation, placement=(), alive=frozenset(), exited=frozenset(), movable=False, kept=kept,
-        steps_done=switch.step, failed_moves=0, not_before_s=0.0, moved_s=event.time_s, sharing=None,
+        steps_done=kept.step, failed_moves=0, not_before_s=0.0, moved_s=event.time_s, sharing=None,
         suspensions=job.suspensions + 1,
     )  # fmt: skip
+
+
+def kept_of(record: Record) -> Kept:
+    """The state that the ranks put into their vaults when the job is suspended."""
+    job, switch = record.job, record.job.switch
+    assert switch is not None
+    assert switch.step is not None
+    signatures = tuple(record.signatures.get(rank, "") for rank in range(job.workers))
+    return Kept(
+        generation=switch.generation, step=switch.step, placement=job.placement, signatures=signatures,
+        replicas=nodes_of(job.placement),
+    )  # fmt: skip
+
+
+def not_on_disk(record: Record, event: VaultNotOnDisk) -> None:
+    kept = record.job.kept
+    if kept and kept.generation == event.generation and not kept.checkpoint and event.node not in kept.in_memory:
+        record.change(kept=replace(kept, in_memory=(*kept.in_memory, event.node)))
 
 
 # ---------------------------------------------------------------- coming back
@@ -117,9 +132,10 @@ def rank_switched(record: Record, event: RankSwitched) -> None:
     record.change(kept=None, alive=frozenset(range(job.workers)), failed_moves=0, not_before_s=0.0, moved_s=event.time_s)
 
 
-def fail(record: Record, reason: str, time_s: float, config: CoreConfig) -> None:
+def fail(record: Record, reason: str, time_s: float, config: CoreConfig, *, is_source: bool = False) -> None:
     """This attempt is over; the state stays where it is, and the next attempt waits longer after each failure in a row. With
-    another number of workers than before there is none: it comes back as it was, at once."""
+    another number of workers than before there is none: it comes back as it was, at once. `is_source`: the state is not to be had;
+    if it was a checkpoint, the one before takes its place."""
     size = len(_kept(record).placement)
     if record.job.is_resizable and record.job.workers != size:
         record.change(workers_asked=size, pinned=(), failed_moves=0, not_before_s=0.0)
@@ -129,10 +145,19 @@ def fail(record: Record, reason: str, time_s: float, config: CoreConfig) -> None
         return
     failures = record.job.failed_moves + 1
     wait_s = min(config.back_off_s_max, config.back_off_s * 2 ** min(failures - 1, switching.DOUBLINGS_MAX))
-    words = f"could not go on from step {_kept(record).step}: {reason}; its state is kept, next try in {wait_s:g} s at the earliest"
+    older = checkpoints.older(record) if is_source else None
+    there = "its state is kept"
+    if is_source and _kept(record).checkpoint:
+        there = "there is no older checkpoint: bring that one back, or cancel the job"
+    then = f"{there}, next try in {wait_s:g} s at the earliest"
+    if older:
+        then = f"goes on from its checkpoint of step {older.step} instead"
+    words = f"could not go on from step {_kept(record).step}: {reason}; {then}"
     record.change(failed_moves=failures, not_before_s=time_s + wait_s)
     gang.end(record, JobState.PENDING, words, time_s)
     record.change(intended=())
+    if older:
+        checkpoints.go_back(record, older)
 
 
 def launched(record: Record) -> None:
