@@ -330,7 +330,8 @@ class Job:
     kept: Kept | None = None  # its state, while it is suspended
     is_rescued: bool = False  # it came back after a loss, perhaps with fewer devices than it should have
     saved: tuple[Saved, ...] = ()  # its checkpoints that are kept, oldest first
-    checkpoint_tried_s: float = 0.0  # when the last one was made, or could not be made
+    checkpoint_tried_s: float = 0.0  # when the last one was made, or could not be made ...
+    checkpoint_why: str = ""  # ... and why not; empty: it was made
     share_asked: ShareSpec | None = None  # what a person asked for since it was submitted
     sharing: Sharing | None = None  # with whom and how; None: its devices are its own
     tried: tuple[tuple[str, str, float], ...] = ()  # (partner, mode, sum of relative speeds that was measured), each pair once

@@ -342,3 +342,13 @@ def test_one_of_which_nothing_is_left_is_tried_again_where_its_spec_says_so():
             assert cluster.job("a").retried == 1
             cluster.train("a", 30)
             cluster.run()
+
+
+def test_checkpoints_every_so_many_steps_are_of_multiples_of_it():
+    cluster = Cluster("m1:2")
+    cluster.submit("a", workers=2, checkpoint=CheckpointSpec(every_steps=20, keep=0))
+    cluster.run()
+    for _ in range(30):
+        cluster.train("a", 3)
+        cluster.run()
+    assert [saved.step for saved in cluster.job("a").saved] == [20, 40, 60, 80]

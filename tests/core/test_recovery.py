@@ -5,8 +5,19 @@ from __future__ import annotations
 import pytest
 
 from restow.core.config import LOSSES_MAX, CoreConfig
-from restow.job import CheckpointSpec, JobState
-from restow.messages import CheckpointAsked, Halt, Keep, LeaseRanOut, RankHalted, RankKept, RankReady, Stop
+from restow.job import CheckpointSpec, JobState, Phase
+from restow.messages import (
+    CheckpointAsked,
+    Halt,
+    Keep,
+    LeaseRanOut,
+    Prepare,
+    RankExited,
+    RankHalted,
+    RankKept,
+    RankReady,
+    Stop,
+)
 from tests.core.obedient import Cluster
 from tests.core.test_suspending import running
 
@@ -383,3 +394,21 @@ def test_a_move_that_has_just_failed_does_not_delay_the_return():
     cluster.kill("a", 1)
     cluster.run()
     assert cluster.job("a").state is JobState.RUNNING
+
+
+def test_a_leaver_that_is_lost_while_its_twin_rehearses_is_not_waited_for():
+    cluster = running(nodes="m1:2 m2:1 m3:1")
+    step = cluster.agents.programs["a"].step
+    cluster.agents.deaf = {Prepare}
+    cluster.migrate("a", "m1:0 m1:1 m3:0")
+    cluster.run()
+    assert cluster.job("a").switch.phase is Phase.STANDBY
+    cluster.agents.deaf = set()
+    cluster.kill("a", 2)
+    cluster.run()
+    assert cluster.commands_of(Keep)
+    cluster.observe(RankExited(
+        time_s=1, job="a", generation=2, node="m3", rank=2, role="twin", code=-15, reason="not needed: the switch was given up"
+    ))  # fmt: skip
+    cluster.run()
+    assert (cluster.job("a").state, cluster.agents.programs["a"].step) == (JobState.RUNNING, step)

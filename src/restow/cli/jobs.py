@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,8 @@ def show(job: str, json_: bool) -> None:
         ("state size", f"{out.size(profile['state_bytes'])} per rank" if profile["state_bytes"] else "not known")
     )
     lines.append(("movable", _movable(found)))
+    if found["checkpoint"] or found["checkpoint_why"]:
+        lines.append(("checkpoint", _checkpoint(found)))
     if found["sharing"]:
         lines.append(("shares", f"{out.sharing(found['sharing'])}; restow explain {found['id']} says more"))
     if found["switch"]:
@@ -256,6 +259,14 @@ def pairs(env: Iterable[str]) -> dict[str, str] | None:
 
 def _state(job: dict[str, Any]) -> str:
     return f"{job['state']} (moving)" if job["switch"] else str(job["state"])
+
+
+def _checkpoint(found: dict[str, Any]) -> str:
+    """The last one, and whether it should have been another."""
+    last, why = found["checkpoint"], found["checkpoint_why"]
+    made = time.strftime("%H:%M:%S", time.localtime(last["time_s"])) if last else ""
+    there = f"step {last['step']} at {made}, {last['path']}" if last else "none"
+    return f"{there}; a later one could not be made: {why}" if why and last else f"{there}: {why}" if why else there
 
 
 def _movable(job: dict[str, Any]) -> str:

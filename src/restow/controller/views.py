@@ -8,7 +8,7 @@ from typing import Any
 
 from restow.cluster import Node
 from restow.codec import to_json
-from restow.job import Job, Kept
+from restow.job import Job, Kept, Saved
 from restow.messages import MoveMeasured, Progressed
 from restow.perf import RESTART_PAUSE_S
 from restow.placement import Placement, nodes_of
@@ -31,7 +31,8 @@ def job_view(
         "switch": _switch_view(job),
         "paused": job.paused,
         "away": job.away,
-        "checkpoint": {"step": job.saved[-1].step, "path": job.saved[-1].path} if job.saved else None,
+        "checkpoint": _saved_view(job.saved[-1]) if job.saved else None,
+        "checkpoint_why": job.checkpoint_why,
         "kept": _kept_view(job.kept) if job.kept else None,
         "step": max(job.steps_done, latest.step if latest else 0),
         "steps_total": job.steps_total if job.steps_total is not None else (latest.steps_total if latest else None),
@@ -47,6 +48,10 @@ def job_view(
         "exit_code": job.exit_code,
         "moves": [move_view(move) for move in moves],
     }
+
+
+def _saved_view(saved: Saved) -> dict[str, Any]:
+    return {"step": saved.step, "path": saved.path, "time_s": saved.time_s}
 
 
 def _kept_view(kept: Kept) -> dict[str, Any]:

@@ -58,14 +58,15 @@ def written(record: Record, event: CheckpointWritten) -> None:
     record.checkpointing = None
     others = tuple(other for other in record.job.saved if other.step != event.step)
     count = min(KEPT_MAX, record.job.spec.checkpoint.keep or KEPT_MAX)
-    record.change(saved=(*others, saved)[-count:], checkpoint_tried_s=event.time_s)
+    record.change(saved=(*others, saved)[-count:], checkpoint_tried_s=event.time_s, checkpoint_why="")
 
 
 def failed(record: Record, event: CheckpointFailed) -> None:
     doing = record.checkpointing
     if doing and event.step in (doing.step, -1):
         record.checkpointing = None
-        record.change(checkpoint_tried_s=event.time_s)
+        record.checkpoint_tried_step = max(record.checkpoint_tried_step, _upcoming(record))
+        record.change(checkpoint_tried_s=event.time_s, checkpoint_why=event.reason)
 
 
 def due(record: Record, now_s: float, config: CoreConfig) -> list[Event]:
@@ -74,11 +75,12 @@ def due(record: Record, now_s: float, config: CoreConfig) -> list[Event]:
     common = {"time_s": now_s, "job": job.id, "generation": job.generation, "node": ""}
     if job.state is not JobState.RUNNING or not job.movable or job.switch or job.exited:
         return []
+    upcoming = _upcoming(record)
     if doing is None:
         last = job.saved[-1] if job.saved else None
         since_s = max(job.checkpoint_tried_s, last.time_s if last else 0.0, job.started_s or 0.0)
         is_late = 0 < spec.every_s <= now_s - since_s
-        is_far = 0 < spec.every_steps <= record.known_step - max(last.step if last else 0, record.checkpoint_tried_step)
+        is_far = 0 < upcoming <= record.known_step + 2 * _ahead(record, 0, config)
         return [CheckpointAsked(time_s=now_s, job=job.id)] if is_late or is_far else []
     if doing.step is not None and doing.generation == job.generation:
         why = f"it was not written within {config.checkpoint_s:g} s; does its folder still answer?"
@@ -86,12 +88,27 @@ def due(record: Record, now_s: float, config: CoreConfig) -> list[Event]:
         return [CheckpointFailed(**common, rank=-1, step=doing.step, reason=why)] if is_stuck else []  # type: ignore[arg-type]
     if doing.tries >= config.proposals_max:
         return [CheckpointFailed(**common, rank=-1, step=-1, reason=f"{doing.tries} steps were refused")]  # type: ignore[arg-type]
-    step_s = job.profile.step_s
-    ahead = math.ceil((config.propose_ahead_s * 2**doing.tries + config.progress_age_s_max) / step_s) if step_s > 0 else 0
-    step = record.known_step + max(config.propose_ahead_steps, ahead)
+    ahead = _ahead(record, doing.tries, config)
+    step = record.known_step + ahead
+    if step <= upcoming <= step + ahead:
+        step = upcoming  # what the spec asks for is near
     if job.steps_total is not None and step >= job.steps_total:
         return [CheckpointFailed(**common, rank=-1, step=-1, reason="the job is over first")]  # type: ignore[arg-type]
     return [CheckpointProposed(**common, step=step)]  # type: ignore[arg-type]
+
+
+def _upcoming(record: Record) -> int:
+    """The next step after which its spec wants one: a multiple of `every_steps`; 0: it does not say."""
+    every, saved = record.job.spec.checkpoint.every_steps, record.job.saved
+    behind = max(saved[-1].step if saved else 0, record.checkpoint_tried_step)
+    return (behind // every + 1) * every if every else 0
+
+
+def _ahead(record: Record, tries: int, config: CoreConfig) -> int:
+    """A proposal reaches every rank before it has made so many steps, counted from the furthest that is known."""
+    step_s = record.job.profile.step_s
+    ahead = math.ceil((config.propose_ahead_s * 2**tries + config.progress_age_s_max) / step_s) if step_s > 0 else 0
+    return max(config.propose_ahead_steps, ahead)
 
 
 # ---------------------------------------------------------------- going on from one

@@ -175,7 +175,9 @@ def rank_exited(record: Record, event: RankExited, config: CoreConfig) -> None:
             switching.fail(record, why, event.time_s, config)
     elif key[0] == job.generation:
         lost_twin = event.code != 0 and switching.may_go_back(record, event.rank)
-        if lost_twin or switching.rescue(record, event):
+        rehearses = switch is not None and event.rank not in switch.parked
+        is_quicker = rehearses and recovery.may_save(job)  # to come back from what is left than to wait for the twin
+        if lost_twin or (not is_quicker and switching.rescue(record, event)):
             record.exits[key] = event
         else:
             gang_exited(record, event)

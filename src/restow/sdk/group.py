@@ -195,7 +195,8 @@ class SwitchGroup(dist.ProcessGroup):
         self._rank, self._size = rank, len(ranks)
         self.inner = inner
         self.bytes_given = 0  # payload of the collectives that were seen
-        self.last_launch_s = 0.0  # time.perf_counter() of the last collective
+        self.last_launch_s = 0.0  # time.perf_counter() of the last collective ...
+        self.waited_at_launch_s = 0.0  # ... and `waited_s` then
         self.trace: list[tuple[str, int, str]] | None = None  # (operation, elements, dtype) while recording
         self.rehearsed: list[tuple[str, int, str]] = []  # the trace of one typical step
         self.guard: Any = None  # while a switch is near: keeps what is given, see guard.py
@@ -248,7 +249,7 @@ class SwitchGroup(dist.ProcessGroup):
             self.bytes_given += tensor.numel() * tensor.element_size()
         if self.trace is not None:
             self.trace.extend((operation, t.numel(), str(t.dtype)) for t in tensors)
-        self.last_launch_s = time.perf_counter()
+        self.last_launch_s, self.waited_at_launch_s = time.perf_counter(), waited_s
         device_type = first.device.type if first is not None else "cpu"
 
         def start() -> dist.Work:
@@ -331,6 +332,9 @@ passage: Any = None
 
 link: Any = None
 """This process's way through the gate of the link, see link.py; None: nothing waits for it. Set by the worker."""
+
+waited_s = 0.0
+"""Seconds that this process has waited so far for collectives one by one (not for gradients: DDP waits for all of them at once)."""
 
 sentinel: Any = None
 """This process's watch over its collectives, see sentinel.py; None: a lost rank ends the job. Set by the worker."""

@@ -16,6 +16,7 @@ import json
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ import torch
 import torch.distributed as dist
 
 from restow import stripes, vault
+from restow.sdk import group as group_module
 from restow.sdk.boxes import StateTable
 from restow.sdk.channel import Channel
 from restow.sdk.copies import Copies
@@ -186,10 +188,13 @@ class WatchedWork(dist.Work):
         self._future: torch.futures.Future[Any] | None = None
 
     def wait(self, timeout: timedelta | None = None) -> bool:
+        began_s = time.perf_counter()
         try:
             return self._inner.wait(timeout) if timeout is not None else self._inner.wait()
         except RuntimeError as error:  # what gloo raises; time-outs are subclasses of it
             self._sentinel.failed(error)
+        finally:
+            group_module.waited_s += time.perf_counter() - began_s
 
     def is_completed(self) -> bool:
         return self._inner.is_completed()

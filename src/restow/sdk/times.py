@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from statistics import median
 
 from restow.page import Page
+from restow.sdk import group as group_module
 from restow.sdk.footprint import MemoryWatch
 from restow.sdk.group import groups
 from restow.sdk.passage import Passage
@@ -32,6 +33,7 @@ class StepTimes:
         self._recent: deque[tuple[float, ...]] = deque(maxlen=RECENT_STEPS)
         self._gate_before = (0.0, 0.0)  # seconds waited and held at the last save point
         self._exposed_s = 0.0
+        self._waited_before_s = 0.0  # for collectives one by one, until the step began
         self._given_before = self._seen = 0  # bytes, up to the page's last word; steps seen since then
         self._last_step = 0  # finished steps at `_last_s`
 
@@ -58,11 +60,14 @@ class StepTimes:
     def look(self, is_called: bool = False) -> None:
         """The next step is seen, and those before it were not; `is_called`: `after_step` is still told of the last of these."""
         self._given_before, self._seen = sum(group.bytes_given for group in groups), -1 if is_called else 0
+        self._waited_before_s = group_module.waited_s
 
     def before_update(self) -> None:
-        """The last collective was launched when the last gradient was there; since then we only waited for it."""
+        """The last collective was launched when the last gradient was there; since then we only waited for it. Before it we waited
+        for others one by one: DDP's broadcast of buffers, say."""
         if groups:
-            self._exposed_s = time.perf_counter() - groups[0].last_launch_s
+            waited_s = groups[0].waited_at_launch_s - self._waited_before_s
+            self._exposed_s = time.perf_counter() - groups[0].last_launch_s + max(0.0, waited_s)
 
     def after_step(self, step: int, passage: Passage | None, values: Mapping[str, float]) -> None:
         """A step that was seen has ended, `step` all in all; `values` is what the script reported last."""
@@ -70,6 +75,7 @@ class StepTimes:
         step_s, self._last_s = (now_s - self._last_s) / max(1, step - self._last_step), now_s
         self._last_step = step
         self._seen += 1
+        self._waited_before_s = group_module.waited_s
         if self.memory:
             self.memory.step()
         self._recent.append((step_s, self._exposed_s, *self._gate_times(passage)))
