@@ -108,13 +108,13 @@ class Head:
 
 class Stripe(Head):
     """The writer's end, with room for two copies of these tensors. What was at `path` before is gone, and says so to whoever has it
-    mapped. Raises OSError where there is no room."""
+    mapped. Raises OSError where there is no room, or would be none for `spare` bytes after it: a vault comes before copies."""
 
-    def __init__(self, path: Path, division: Division, rank: int, pieces: Sequence[Piece]):
+    def __init__(self, path: Path, division: Division, rank: int, pieces: Sequence[Piece], spare: int):
         size = size_of(pieces)
         about = json.dumps([asdict(piece) for piece in pieces]).encode()
         length = where(2, size) + len(about)
-        _check_room(path.parent, length)
+        _check_room(path.parent, length + spare)
         unfinished = path.with_name(f"{path.name}.unfinished")
         descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -179,7 +180,7 @@ def test_every_kind_of_tensor_comes_back(tmp_path):
     assert are_equal({name: held[f"model.{name}"] for name, _ in model.named_parameters()}, dict(model.named_parameters()))
 
 
-@pytest.mark.parametrize("why", ["more than any memory holds", "no such folder", "shared memory is full"])
+@pytest.mark.parametrize("why", ["more than any memory holds", "no such folder", "shared memory is full", "no room for a vault"])
 def test_where_there_is_no_room_the_copies_end_and_not_the_training(tmp_path, monkeypatch, why, capfd):
     class Table:
         def tensors(self):
@@ -187,6 +188,9 @@ def test_where_there_is_no_room_the_copies_end_and_not_the_training(tmp_path, mo
 
     if why == "shared memory is full":
         monkeypatch.setattr(stripes, "FREE_PART_MIN", 1.1)
+    if why == "no room for a vault":  # one page, two copies of it and a little more would fit into five, and not another page
+        monkeypatch.setattr(stripes.os, "statvfs", lambda _: SimpleNamespace(f_bavail=5, f_blocks=5, f_frsize=stripes.PAGE))
+        monkeypatch.setattr(Table, "tensors", lambda _: {"a": torch.empty(stripes.PAGE // 4)})
     folder = tmp_path / "none" if why == "no such folder" else tmp_path
     copies = Copies(Table(), 0, path(folder, 0), lambda rank: [], lambda: 0.0)
     copies.join(1, ("m1", "m1"))

@@ -255,7 +255,7 @@ class Ranks:
                 role=worker.role, code=child["code"], reason=_why(worker, child),
             )  # fmt: skip
             self._untaken[self._events.put(event)] = pid
-        if child["code"] == 0 or worker.role != "rank":
+        if worker.role != "rank":  # what a rank left may be needed, even if it ended by itself: others may have been lost just then
             self._folders.forget_rank(worker.job, worker.rank, worker.born)
         self.sweep(worker.job)
         self._gone.set()
@@ -297,7 +297,7 @@ class Ranks:
         keep = self.workers.keys() | self._bearing
         for path, owner, generation, rank in self._folders.shared():
             is_wanted = (owner, generation, rank) in keep or (path.suffix == ".private" and self._is_wanted(owner))
-            is_wanted |= path.suffix in LEFT  # until its rank ends by itself, or its job is forgotten
+            is_wanted |= path.suffix in LEFT  # until its job is forgotten
             if job in (None, owner) and not is_wanted:
                 path.unlink(missing_ok=True)
 

@@ -79,6 +79,10 @@ class Rescues:
     def _keep_lost(self, command: Keep, rank: int, blob: bytes) -> None:
         about: dict[str, Any] = {"time_s": now_s(), "node": self._node, "rank": rank}
         about |= {"job": command.job, "generation": command.vault}
+        if not blob:
+            why = f"nothing is left of rank {rank} for step {command.step}"
+            self._events.put(SwitchFailed(**about, reason=f"its state could not be kept: {why}"))
+            return
         try:
             self._ranks.vaults.write_for_lost(command.job, command.vault, rank, command.step, blob)
         except OSError as error:

@@ -23,6 +23,7 @@ from restow.messages import (
 )
 from restow.placement import Slot
 
+OVER_FIRST = "the job is over first"
 KEPT_MAX = 16  # checkpoints of a job that are remembered
 
 
@@ -66,7 +67,8 @@ def failed(record: Record, event: CheckpointFailed) -> None:
     if doing and event.step in (doing.step, -1):
         record.checkpointing = None
         record.checkpoint_tried_step = max(record.checkpoint_tried_step, _upcoming(record))
-        record.change(checkpoint_tried_s=event.time_s, checkpoint_why=event.reason)
+        why = event.reason if event.reason != OVER_FIRST else record.job.checkpoint_why
+        record.change(checkpoint_tried_s=event.time_s, checkpoint_why=why)
 
 
 def due(record: Record, now_s: float, config: CoreConfig) -> list[Event]:
@@ -93,7 +95,7 @@ def due(record: Record, now_s: float, config: CoreConfig) -> list[Event]:
     if step <= upcoming <= step + ahead:
         step = upcoming  # what the spec asks for is near
     if job.steps_total is not None and step >= job.steps_total:
-        return [CheckpointFailed(**common, rank=-1, step=-1, reason="the job is over first")]  # type: ignore[arg-type]
+        return [CheckpointFailed(**common, rank=-1, step=-1, reason=OVER_FIRST)]  # type: ignore[arg-type]
     return [CheckpointProposed(**common, step=step)]  # type: ignore[arg-type]
 
 

@@ -180,7 +180,7 @@ class Copies:
         if stripes.size_of(pieces) > COPY_BYTES_MAX:
             return
         try:
-            self._stripe = Stripe(self._own, division, self._rank, pieces)
+            self._stripe = Stripe(self._own, division, self._rank, pieces, spare=self._bytes)
         except OSError as error:  # none is made any more
             self._is_off = True
             print(f"restow: rank {self._rank} keeps no copy of the step before: {error.strerror}; a rank that is lost in its update"
